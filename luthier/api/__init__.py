@@ -1,0 +1,1 @@
+"""Dialects: each parses its wire, asks one service, shapes the answer."""

@@ -1,0 +1,41 @@
+"""An async iterator of frames → server-sent events, each flushed by itself; closing the connection closes the iterator."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+from starlette.responses import StreamingResponse
+
+from luthier.core import logs
+from luthier.core.errors import InternalError, LuthierError
+
+log = logs.get("streaming")
+
+
+def server_sent_events(frames: AsyncGenerator[dict[str, Any], None], error_body: Any) -> StreamingResponse:
+    """Send every frame as a `data:` event, then `[DONE]`.
+
+    What is raised in between becomes an `event: error` with `error_body(error)`, the form that OpenAI's and Zhipu's clients
+    both understand.
+    """
+
+    async def body() -> AsyncGenerator[bytes, None]:
+        async with aclosing(frames):
+            try:
+                async for frame in frames:
+                    yield _data(frame)
+                yield b"data: [DONE]\n\n"
+            except LuthierError as error:
+                yield b"event: error\n" + _data(error_body(error))
+            except Exception:
+                log.exception("a stream failed")
+                yield b"event: error\n" + _data(error_body(InternalError("The server made a mistake; its log has the rest.")))
+
+    return StreamingResponse(body(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+
+
+def _data(frame: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(frame, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"

@@ -1,0 +1,144 @@
+"""Composition: settings → parts → one FastAPI app."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from fastapi import FastAPI
+
+from luthier import __version__
+from luthier.api import edge
+from luthier.api.dialect import dialects
+from luthier.control.accounts.service import Accounts
+from luthier.control.accounts.vault import Vault
+from luthier.control.catalog.installing import Installer
+from luthier.control.catalog.service import Catalog
+from luthier.control.datasets.service import Datasets
+from luthier.control.db import Database
+from luthier.control.deployments.routing import Routing
+from luthier.control.inference.service import Inference
+from luthier.control.jobs.service import Jobs
+from luthier.control.scheduling.background import Inspector
+from luthier.control.scheduling.reconciler import Reconciler
+from luthier.control.scheduling.replicas import Pool, ReplicaReconciler
+from luthier.control.scheduling.training import Trainers, TrainingReconciler
+from luthier.core import logs
+from luthier.core.clock import Clock, SystemClock
+from luthier.core.errors import LuthierError
+from luthier.core.settings import Settings
+from luthier.executors.base import Executor, executors
+from luthier.services import Services
+from luthier.storage import Storage
+
+log = logs.get("app")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything that a running server consists of."""
+
+    db: Database
+    storage: Storage
+    installer: Installer
+    services: Services
+    inspector: Inspector
+    training: TrainingReconciler
+    replicas: ReplicaReconciler
+
+    @property
+    def reconcilers(self) -> list[Reconciler]:
+        return [self.inspector, self.training, self.replicas]
+
+
+def assemble(settings: Settings, clock: Clock | None = None, executor: Executor | None = None) -> Parts:
+    """Build the parts; nothing is started, nothing is written but the data folder and the server key."""
+    clock = clock or SystemClock()
+    data = settings.server.data.expanduser().absolute()
+    data.mkdir(parents=True, exist_ok=True)
+    db = Database(settings.database_url)
+    storage = Storage(settings.storage_url, cache=data / "cache")
+    executor = executor or executors.load(settings.executor.name)(data / "processes", settings.cores)  # pyright: ignore[reportCallIssue]
+    accounts = Accounts(db, Vault(data / "server.key"), clock)
+    catalog = Catalog(db, storage, clock)
+    datasets = Datasets(db, storage, clock)
+    jobs = Jobs(db, catalog, datasets, clock, cores=settings.cores)
+    routing = Routing(db, clock, ready_within_seconds=settings.serving.ready_within_seconds)
+    trainers = Trainers(
+        python=settings.training.python or sys.executable,
+        storage_url=settings.storage_url,
+        attempts=settings.training.attempts,
+    )
+    pool = Pool(
+        python=settings.serving.python or sys.executable,
+        storage_url=settings.storage_url,
+        backend=settings.serving.backend,
+        adapters=settings.serving.adapters_per_replica,
+        idle_after_seconds=settings.serving.idle_after_seconds,
+        folder=data / "replicas",
+    )
+    return Parts(
+        db=db,
+        storage=storage,
+        installer=Installer(storage, data / "scratch", trainers.python, clock),
+        services=Services(accounts, datasets, catalog, jobs, Inference(catalog, routing)),
+        inspector=Inspector(db, storage),
+        training=TrainingReconciler(db, jobs, storage, executor, trainers, clock),
+        replicas=ReplicaReconciler(db, executor, pool, clock),
+    )
+
+
+def build(settings: Settings, *, parts: Parts | None = None, announce: Callable[[str], None] = print) -> FastAPI:
+    """The app. At its start the schema is brought up, the first key made (`announce` gets it once) and the embedded model brought."""
+    parts = parts or assemble(settings)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await parts.db.migrate()
+        bootstrap = settings.bootstrap_key.get_secret_value() if settings.bootstrap_key else None
+        if (key := await parts.services.accounts.found(bootstrap)) is not None:
+            announce(key)
+        await _bring_embedded(parts.installer)
+        loops = [asyncio.create_task(one.run(), name=one.topic) for one in parts.reconcilers]
+        app.state.loops = loops
+        try:
+            yield
+        finally:
+            for loop in loops:
+                loop.cancel()
+            await asyncio.gather(*loops, return_exceptions=True)
+            await parts.replicas.stop_all()
+            await parts.db.close()
+
+    app = FastAPI(
+        title="Luthier", version=__version__, lifespan=lifespan, redirect_slashes=False, docs_url=None, redoc_url=None
+    )
+    app.state.services = parts.services
+    edge.install(
+        app,
+        [dialects.load(name)() for name in dialects.names()],
+        upload_limit_bytes=settings.server.upload_limit_bytes,
+    )
+
+    @app.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        """200 when requests will be served: the schema is there and the loops are running."""
+        stopped = [loop.get_name() for loop in app.state.loops if loop.done()]
+        if stopped:
+            raise RuntimeError(f"loops have stopped: {', '.join(stopped)}")
+        async with parts.db.read() as session:
+            await session.connection()
+        return {"status": "ok", "version": __version__}
+
+    return app
+
+
+async def _bring_embedded(installer: Installer) -> None:
+    """A server without the embedded model still serves others, so what is missing is said, not fatal."""
+    try:
+        await asyncio.to_thread(installer.embedded)
+    except LuthierError as missing:
+        log.warning("the embedded model is not there", why=missing.text)

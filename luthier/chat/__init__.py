@@ -1,0 +1,1 @@
+"""Messages into tokens and back: the one owner of the chat template."""

@@ -1,0 +1,63 @@
+"""luthier train: a whole job from its spec, with no server, no database and no network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic import ValidationError
+
+from luthier.cli.console import TrainingBar, out
+from luthier.cli.serve import Data, settings_with
+from luthier.core import logs
+from luthier.core.errors import InvalidParameter
+from luthier.storage import Storage
+from luthier.training import events
+from luthier.training.spec import TrainingSpec
+
+
+def train(
+    spec: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="The spec, as JSON.")],
+    storage: Annotated[str | None, typer.Option(help="Storage that its keys lie in; absent: the data folder's.")] = None,
+    attempt: Annotated[int, typer.Option(min=1, help="A higher number goes on from the last checkpoint of the ones before.")] = 1,
+    data: Data = None,
+) -> None:
+    """Run one training job in this process."""
+    from luthier.training.program import execute
+
+    settings = settings_with(data)
+    logs.configure("warning")
+    folder = settings.server.data.expanduser().absolute()
+    opened = Storage(storage or settings.storage_url, cache=folder / "cache")
+    with TrainingBar("training") as bar:
+        code = execute(_read(spec), opened, attempt, lambda event: _show(bar, event))
+    raise typer.Exit(code)
+
+
+def _read(path: Path) -> TrainingSpec:
+    """Every fault of a spec is told at once."""
+    try:
+        return TrainingSpec.model_validate_json(path.read_bytes())
+    except ValidationError as wrong:
+        faults = [(".".join(map(str, e["loc"])) or "spec", e["msg"]) for e in wrong.errors()]
+        told = "".join(f"\n  {field}: {message}" for field, message in faults)
+        raise InvalidParameter(str(path), f"{len(faults)} faults{told}") from wrong
+
+
+def _show(bar: TrainingBar, event: events.RunEvent) -> None:
+    match event:
+        case events.Started():
+            bar.note(f"{event.rows} rows, {len(event.dropped)} dropped, {event.trainable_parameters:,} trainable parameters")
+        case events.Progress():
+            bar.step(event.step, event.total_steps, event.loss, event.tokens_per_second, event.seconds_left)
+        case events.Evaluated():
+            bar.note(f"step {event.step}: validation loss {event.loss:.4f}, token accuracy {event.token_accuracy:.3f}")
+        case events.CheckpointSaved():
+            bar.note(f"checkpoint at step {event.step}: {event.key}")
+        case events.Succeeded():
+            out.print(f"The adapter lies in the storage at {event.artifact_key}")
+        case events.Failed():
+            out.print(f"[bold red]failed[/bold red] ({event.code}): {event.message}")
+        case events.Cancelled():
+            out.print(f"stopped after step {event.step}; the checkpoints stay")

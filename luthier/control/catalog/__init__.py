@@ -1,0 +1,1 @@
+"""Names that a client may put in "model": base models, fine-tuned models, saved checkpoints."""

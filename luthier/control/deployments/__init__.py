@@ -1,0 +1,1 @@
+"""Which models are offered on which replicas; so far the shared pool alone."""

@@ -1,0 +1,95 @@
+"""A model's name → a ready replica of its base in the shared pool, and the adapter to use on it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+
+from sqlalchemy.exc import IntegrityError
+
+from luthier.control.catalog.service import Servable
+from luthier.control.db import Database
+from luthier.control.deployments.queries import ReplicaQueries
+from luthier.control.deployments.tables import ReplicaRow
+from luthier.control.tenancy import SYSTEM
+from luthier.core import ids
+from luthier.core.clock import Clock
+from luthier.core.errors import ReplicaUnavailable
+from luthier.serving.client import ReplicaClient
+from luthier.serving.protocol import AdapterRef
+
+_NOTED_EVERY = timedelta(seconds=30)
+
+
+@dataclass(frozen=True)
+class Route:
+    replica: ReplicaClient
+    adapter: AdapterRef | None
+
+
+class Routing:
+    def __init__(self, db: Database, clock: Clock, *, ready_within_seconds: float) -> None:
+        self.db = db
+        self.clock = clock
+        self.ready_within_seconds = ready_within_seconds
+
+    async def choose(self, model: Servable) -> Route:
+        """A ready replica for the model, waiting while one starts.
+
+        Raises ReplicaUnavailable when none becomes ready in time, with the cause where it is known.
+        """
+        deadline = time.monotonic() + self.ready_within_seconds
+        wanted: str | None = None
+        while time.monotonic() < deadline:
+            row = await self._replica(model)
+            if row is not None and row.status == "ready" and row.socket:
+                return Route(ReplicaClient(row.socket), model.adapter)
+            if row is not None and row.status == "gone" and row.id == wanted:
+                raise ReplicaUnavailable(
+                    f"The model {model.base_model} could not be started: {row.fault or 'its process ended'}",
+                    hint="The replica's log is in the server's data folder.",
+                    retry_after=30,
+                )
+            if row is None or row.status == "gone":
+                wanted = await self._want(model)
+            elif row.status in ("wanted", "starting"):
+                wanted = row.id
+            await self.db.nudged("routes", within_seconds=0.25)
+        raise ReplicaUnavailable(f"The model {model.base_model} is still being loaded; try again.", retry_after=10)
+
+    async def lost(self, model: Servable) -> None:
+        """A replica that was ready does not answer: let the reconciler look at it at once."""
+        async with self.db.write("replicas") as session:
+            row = await ReplicaQueries(session, SYSTEM).of_weights(model.weights_sha256)
+            if row is not None and row.status == "ready":
+                row.status = "starting"
+
+    async def _replica(self, model: Servable) -> ReplicaRow | None:
+        async with self.db.read() as session:
+            row = await ReplicaQueries(session, SYSTEM).of_weights(model.weights_sha256)
+        if row is not None and row.status == "ready" and self.clock.now() - row.last_used_at > _NOTED_EVERY:
+            async with self.db.write() as session:
+                kept = await ReplicaQueries(session, SYSTEM).get(row.id)
+                if kept is not None:
+                    kept.last_used_at = self.clock.now()
+        return row
+
+    async def _want(self, model: Servable) -> str | None:
+        """Ask for a replica; when somebody else just did, theirs will do."""
+        row = ReplicaRow(
+            id=ids.new("rep"),
+            project_id=SYSTEM.project,
+            status="wanted",
+            base_model=model.base_model,
+            weights=model.weights,
+            weights_sha256=model.weights_sha256,
+            last_used_at=self.clock.now(),
+            created_at=self.clock.now(),
+        )
+        try:
+            async with self.db.write("replicas") as session:
+                session.add(row)
+        except IntegrityError:
+            return None
+        return row.id

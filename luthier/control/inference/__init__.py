@@ -1,0 +1,1 @@
+"""One completion: resolve, route, stream."""

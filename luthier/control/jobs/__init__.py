@@ -1,0 +1,1 @@
+"""Training jobs as customers see them."""

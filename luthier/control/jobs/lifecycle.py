@@ -1,0 +1,37 @@
+"""Statuses of a job, which ones end it, which may follow which, and transition(): the one place where a status changes."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from luthier.core.errors import InvalidTransition
+
+
+class Status(StrEnum):
+    CHECKING = "checking"  # its files are being read
+    QUEUED = "queued"  # waits for cores
+    STARTING = "starting"  # a process was started and has not told anything yet
+    RUNNING = "running"  # steps are being taken
+    CANCELLING = "cancelling"  # somebody asked to stop it; its process is ending
+    SUCCEEDED = "succeeded"  # the model can be called
+    FAILED = "failed"  # `error` says why
+    CANCELLED = "cancelled"  # stopped on request; its checkpoints stay
+
+
+TERMINAL = frozenset({Status.SUCCEEDED, Status.FAILED, Status.CANCELLED})
+ACTIVE = frozenset({Status.STARTING, Status.RUNNING, Status.CANCELLING})
+"""A process may exist."""
+
+_ALLOWED: dict[Status, frozenset[Status]] = {
+    Status.CHECKING: frozenset({Status.QUEUED, Status.FAILED, Status.CANCELLED}),
+    Status.QUEUED: frozenset({Status.STARTING, Status.FAILED, Status.CANCELLED}),
+    Status.STARTING: frozenset({Status.RUNNING, Status.QUEUED, Status.CANCELLING, Status.SUCCEEDED, Status.FAILED}),
+    Status.RUNNING: frozenset({Status.QUEUED, Status.CANCELLING, Status.SUCCEEDED, Status.FAILED}),
+    Status.CANCELLING: frozenset({Status.CANCELLED, Status.SUCCEEDED, Status.FAILED}),
+}
+
+
+def check(job: str, now: Status, then: Status) -> None:
+    """Raises InvalidTransition when a job cannot go from `now` to `then`."""
+    if then not in _ALLOWED.get(now, frozenset()):
+        raise InvalidTransition(f"The job {job} is {now}; it cannot become {then}.")

@@ -1,0 +1,356 @@
+"""Training jobs: submitted, made ready, followed through their events, cancelled."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from luthier.control import audit
+from luthier.control.catalog.service import Catalog, Trained, artifact_id
+from luthier.control.datasets.service import Datasets, File
+from luthier.control.db import Database
+from luthier.control.jobs.planning import plan
+from luthier.control.jobs.lifecycle import ACTIVE, TERMINAL, Status, check
+from luthier.control.jobs.queries import JobQueries
+from luthier.control.jobs.tables import CheckpointRow, EventRow, JobRow, RunRow
+from luthier.control.jobs.values import Checkpoint, Error, Job, JobEvent, JobRequest
+from luthier.control.tenancy import SYSTEM, Principal
+from luthier.core import ids
+from luthier.core.clock import Clock
+from luthier.core.errors import InvalidParameter, InvalidTransition, JobNotFound, LuthierError
+from luthier.core.pages import Page, PageRequest
+from luthier.serving.protocol import AdapterRef
+from luthier.training import events
+from luthier.training.methods.base import methods
+from luthier.training.objectives.base import objectives
+from luthier.training.spec import TrainingSpec
+
+_SUFFIX = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+
+
+class Jobs:
+    def __init__(self, db: Database, catalog: Catalog, datasets: Datasets, clock: Clock, *, cores: int) -> None:
+        self.db = db
+        self.catalog = catalog
+        self.datasets = datasets
+        self.clock = clock
+        self.cores = cores
+
+    # What customers ask for
+
+    async def submit(self, who: Principal, request: JobRequest) -> Job:
+        """Take a job. What is wrong with it is raised now; only files that were not read yet are judged later."""
+        _check_request(request)
+        card = await self.catalog.trainable(request.base_model, request.method.name)
+        spec_id = ids.new("ftjob")
+        name = "-".join(filter(None, (card.name, request.suffix and request.suffix.lower(), ids.short())))
+        spec = await self._spec(who, spec_id, request)
+        row = JobRow(
+            id=spec_id,
+            project_id=who.project,
+            status=Status.CHECKING,
+            request=request.model_dump(mode="json"),
+            spec=None,
+            base_model=card.name,
+            model_name=name,
+            created_at=self.clock.now(),
+        )
+        async with self.db.write("jobs") as session:
+            session.add(row)
+            await session.flush()
+            audit.note(session, who, "job.created", row.id, self.clock)
+            self._tell(session, row, "The job was created.")
+            if spec is None:
+                self._tell(session, row, "Its files are being read.")
+            else:
+                self._queue(session, row, spec)
+        return _job(row)
+
+    async def get(self, who: Principal, job_id: str) -> Job:
+        async with self.db.read() as session:
+            return _job(_found(await JobQueries(session, who).get(job_id), job_id))
+
+    async def list(self, who: Principal, page: PageRequest) -> Page[Job]:
+        async with self.db.read() as session:
+            rows = await JobQueries(session, who).page(page)
+        return Page([_job(row) for row in rows.items], rows.has_more)
+
+    async def events(self, who: Principal, job_id: str, page: PageRequest) -> Page[JobEvent]:
+        """Newest first. Steps that were taken again after a crash are listed once."""
+        async with self.db.read() as session:
+            queries = JobQueries(session, who)
+            _found(await queries.get(job_id), job_id)
+            rows = await queries.events(job_id, page)
+        return Page([_event(row) for row in rows.items], rows.has_more)
+
+    async def checkpoints(self, who: Principal, job_id: str, page: PageRequest) -> Page[Checkpoint]:
+        async with self.db.read() as session:
+            queries = JobQueries(session, who)
+            _found(await queries.get(job_id), job_id)
+            rows = await queries.checkpoints(job_id, page)
+        return Page([_checkpoint(row) for row in rows.items], rows.has_more)
+
+    async def cancel(self, who: Principal, job_id: str) -> Job:
+        """Stop a job. One that has no process is cancelled at once; a running one within seconds, keeping its checkpoints.
+
+        Raises InvalidTransition for a job that has ended otherwise.
+        """
+        async with self.db.write("jobs") as session:
+            row = _found(await JobQueries(session, who).get(job_id), job_id)
+            if row.status in (Status.CANCELLING, Status.CANCELLED):
+                return _job(row)
+            if row.status in TERMINAL:
+                raise InvalidTransition(f"The job {job_id} has {row.status} already; there is nothing to cancel.")
+            audit.note(session, who, "job.cancelled", job_id, self.clock)
+            self.move(session, row, Status.CANCELLING if row.status in ACTIVE else Status.CANCELLED)
+            return _job(row)
+
+    # What the scheduler does, under its lease, in its transaction
+
+    async def prepare(self, job: Job) -> TrainingSpec | None:
+        """The spec of a job whose files have been read; None while they have not. Raises what is wrong with them."""
+        return await self._spec(Principal(id="system", project=job.project), job.id, job.request)
+
+    def queue(self, session: AsyncSession, row: JobRow, spec: TrainingSpec) -> None:
+        self._queue(session, row, spec)
+
+    def move(self, session: AsyncSession, row: JobRow, status: Status, message: str | None = None) -> None:
+        """Change the status of a job and append the event that says so. The only place where a status changes."""
+        check(row.id, Status(row.status), status)
+        row.status = status
+        if status in TERMINAL:
+            row.finished_at = self.clock.now()
+            row.seconds_left = None
+        self._tell(session, row, message or _SENTENCES[status], level="error" if status is Status.FAILED else "info")
+
+    def fail(self, session: AsyncSession, row: JobRow, error: Error) -> None:
+        row.error_code, row.error_message, row.error_param = error.code, error.message, error.param
+        self.move(session, row, Status.FAILED, f"The job failed: {error.message}")
+
+    async def record(self, session: AsyncSession, row: JobRow, run: RunRow, event: events.RunEvent) -> None:
+        """Take over what a run told. The caller goes through a run's events in order, each once."""
+        if row.status in TERMINAL:
+            return
+        if row.status == Status.STARTING and not isinstance(event, events.Failed):
+            row.started_at = row.started_at or self.clock.now()
+            self.move(session, row, Status.RUNNING, "Training has started." if run.attempt == 1 else "Training goes on.")
+        match event:
+            case events.Started():
+                await self._started(session, row, run, event)
+            case events.Progress():
+                row.seconds_left, row.trained_tokens = event.seconds_left, event.trained_tokens
+                told = f"Step {event.step}/{event.total_steps}: training loss={event.loss:.2f}"
+                self._tell(session, row, told, kind="metrics", data=_metrics(event), run=run, event=event)
+            case events.Evaluated():
+                told = f"Step {event.step}: validation loss={event.loss:.2f}, token accuracy={event.token_accuracy:.2f}"
+                data = {
+                    "step": event.step,
+                    "full_valid_loss": event.loss,
+                    "full_valid_mean_token_accuracy": event.token_accuracy,
+                    "eval_loss": event.loss,
+                    "eval_acc": event.token_accuracy,
+                }
+                self._tell(session, row, told, kind="metrics", data=data, run=run, event=event)
+            case events.CheckpointSaved():
+                await self._checkpoint_saved(session, row, run, event)
+            case events.Succeeded():
+                spec = TrainingSpec.model_validate(row.spec)
+                artifact = AdapterRef(id=artifact_id(), key=event.artifact_key, sha256=event.artifact_sha256)
+                self.catalog.publish(
+                    session, row.project_id, row.model_name, "fine_tuned", _trained(spec), event.step, artifact
+                )
+                row.trained_tokens = event.trained_tokens
+                self._tell(session, row, f"New fine-tuned model created: {row.model_name}")
+                self.move(session, row, Status.SUCCEEDED)
+            case events.Failed():
+                self.fail(session, row, Error(code=event.code, message=event.message))
+            case events.Cancelled():
+                if row.status == Status.CANCELLING:  # else somebody else stopped the process: a lost run, which goes on
+                    self.move(session, row, Status.CANCELLED)
+
+    async def _started(self, session: AsyncSession, row: JobRow, run: RunRow, event: events.Started) -> None:
+        if run.attempt > 1:
+            queries = JobQueries(session, SYSTEM)
+            await queries.supersede(row.id, before_attempt=run.attempt, after_step=event.step)
+            self._tell(session, row, f"Resumed from the checkpoint of step {event.step}.", level="warn")
+            return
+        self._tell(
+            session,
+            row,
+            f"{event.rows} rows, {event.trained_tokens_per_epoch:,} trained tokens an epoch, {event.total_steps} steps, "
+            f"{event.trainable_parameters:,} trainable parameters.",
+            data=event.model_dump(include={"rows", "dropped", "total_steps", "trainable_parameters", "libraries"}),
+        )
+        if event.dropped:
+            lines = ", ".join(map(str, event.dropped[:10])) + (" ..." if len(event.dropped) > 10 else "")
+            self._tell(
+                session, row, f"{len(event.dropped)} rows are longer than the limit and are not trained: lines {lines}.", level="warn"
+            )
+
+    async def _checkpoint_saved(
+        self, session: AsyncSession, row: JobRow, run: RunRow, event: events.CheckpointSaved
+    ) -> None:
+        artifact = AdapterRef(id=artifact_id(), key=event.artifact_key, sha256=event.artifact_sha256)
+        name = f"{row.model_name}-step-{event.step}" + (f"-{run.attempt}" if run.attempt > 1 else "")
+        trained = _trained(TrainingSpec.model_validate(row.spec))
+        self.catalog.publish(session, row.project_id, name, "checkpoint", trained, event.step, artifact)
+        await session.flush()
+        session.add(
+            CheckpointRow(
+                id=ids.new("ftckpt"),
+                project_id=row.project_id,
+                job_id=row.id,
+                step=event.step,
+                attempt=run.attempt,
+                model_name=name,
+                artifact_id=artifact.id,
+                metrics={
+                    "step": event.step,
+                    "train_loss": event.train_loss,
+                    "train_mean_token_accuracy": event.train_token_accuracy,
+                    "full_valid_loss": event.valid_loss,
+                    "full_valid_mean_token_accuracy": event.valid_token_accuracy,
+                },
+                superseded=False,
+                created_at=self.clock.now(),
+            )
+        )
+        self._tell(session, row, f"Checkpoint created at step {event.step}: {name}", run=run, event=event)
+
+    async def _spec(self, who: Principal, job_id: str, request: JobRequest) -> TrainingSpec | None:
+        """Everything computed that was left to us; None while a file has not been read."""
+        card = await self.catalog.trainable(request.base_model, request.method.name)
+        wants = objectives.load(request.objective.name).wants
+        training = await self.datasets.ready(
+            who, request.training_file, param="training_file", wants=wants, at_least=request.least_rows
+        )
+        validation: File | None = None
+        if request.validation_file is not None:
+            validation = await self.datasets.ready(who, request.validation_file, param="validation_file", wants=wants)
+        if training is None or (request.validation_file is not None and validation is None):
+            return None
+        return plan(job_id, request, card, training, validation, cores=self.cores)
+
+    def _queue(self, session: AsyncSession, row: JobRow, spec: TrainingSpec) -> None:
+        row.spec = spec.model_dump(mode="json")
+        self.move(session, row, Status.QUEUED)
+
+    def _tell(
+        self,
+        session: AsyncSession,
+        row: JobRow,
+        message: str,
+        *,
+        level: str = "info",
+        kind: str = "message",
+        data: dict[str, Any] | None = None,
+        run: RunRow | None = None,
+        event: events.RunEvent | None = None,
+    ) -> None:
+        session.add(
+            EventRow(
+                id=ids.new("ftevent"),
+                project_id=row.project_id,
+                job_id=row.id,
+                level=level,
+                kind=kind,
+                message=message,
+                data=data,
+                attempt=run.attempt if run else 0,
+                step=event.step if event else None,
+                superseded=False,
+                created_at=event.at if event else self.clock.now(),
+            )
+        )
+
+
+_SENTENCES = {
+    Status.QUEUED: "The job is queued.",
+    Status.STARTING: "The trainer is being started.",
+    Status.RUNNING: "Training has started.",
+    Status.CANCELLING: "The job is being cancelled.",
+    Status.SUCCEEDED: "The job has successfully completed.",
+    Status.FAILED: "The job failed.",
+    Status.CANCELLED: "The job was cancelled.",
+}
+
+
+def _check_request(request: JobRequest) -> None:
+    if request.suffix is not None and not _SUFFIX.match(request.suffix):
+        raise InvalidParameter("suffix", "must be 1 to 64 letters, digits, '.', '_' or '-', and begin with a letter or digit")
+    if request.seed is not None and not 0 <= request.seed < 2**31:
+        raise InvalidParameter("seed", f"must be between 0 and {2**31 - 1}, got {request.seed}")
+    for choice, registry in ((request.method, methods), (request.objective, objectives)):
+        registry.load(choice.name)
+
+
+def _trained(spec: TrainingSpec) -> Trained:
+    return Trained(spec.job, spec.base_model, spec.weights, spec.weights_sha256)
+
+
+def _metrics(event: events.Progress) -> dict[str, Any]:
+    """What OpenAI's and Zhipu's clients read of a step, in one object."""
+    return {
+        "step": event.step,
+        "train_loss": event.loss,
+        "train_mean_token_accuracy": event.token_accuracy,
+        "epoch": event.epoch,
+        "current_steps": event.step,
+        "total_steps": event.total_steps,
+        "elapsed_time": str(timedelta(seconds=int(event.elapsed_seconds))),
+        "remaining_time": str(timedelta(seconds=int(event.seconds_left))),
+        "trained_tokens": event.trained_tokens,
+        "loss": event.loss,
+        "eval_loss": None,
+        "acc": event.token_accuracy,
+        "eval_acc": None,
+        "learning_rate": event.learning_rate,
+        "grad_norm": event.grad_norm,
+        "tokens_per_second": event.tokens_per_second,
+    }
+
+
+def _found(row: JobRow | None, job_id: str) -> JobRow:
+    if row is None:
+        raise JobNotFound(f"There is no job {job_id!r}.")
+    return row
+
+
+def _job(row: JobRow) -> Job:
+    error = None
+    if row.error_code is not None:
+        error = Error(code=row.error_code, message=row.error_message or "", param=row.error_param)
+    return Job(
+        id=row.id,
+        project=row.project_id,
+        status=Status(row.status),
+        request=JobRequest.model_validate(row.request),
+        spec=TrainingSpec.model_validate(row.spec) if row.spec else None,
+        model_name=row.model_name,
+        trained_tokens=row.trained_tokens,
+        seconds_left=row.seconds_left,
+        error=error,
+        created_at=row.created_at,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+    )
+
+
+def _event(row: EventRow) -> JobEvent:
+    return JobEvent(
+        id=row.id, job=row.job_id, level=row.level, kind=row.kind, message=row.message, data=row.data, created_at=row.created_at
+    )
+
+
+def _checkpoint(row: CheckpointRow) -> Checkpoint:
+    return Checkpoint(
+        id=row.id, job=row.job_id, step=row.step, model_name=row.model_name, metrics=row.metrics, created_at=row.created_at
+    )
+
+
+def described(error: LuthierError) -> Error:
+    """An error as it is kept with a job."""
+    return Error(code=error.code, message=error.text, param=error.param)

@@ -1,0 +1,75 @@
+"""Jobs as values: what is asked for, what is shown."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from luthier.control.jobs.lifecycle import Status
+from luthier.training.spec import PluginChoice, TrainingSpec
+
+
+class Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class JobRequest(Value):
+    """A job as a dialect asks for it, with that dialect's defaults filled in. None means "auto": computed, then written down."""
+
+    base_model: str
+    training_file: str
+    validation_file: str | None = None
+    suffix: str | None = None
+    seed: int | None = None
+    method: PluginChoice = PluginChoice(name="lora")
+    objective: PluginChoice = PluginChoice(name="sft")
+    epochs: int | None = None
+    batch_size: int | None = None
+    learning_rate_multiplier: float | None = None
+    least_rows: int = Field(1, description="Fewer rows than this are refused.")
+    metadata: dict[str, str] | None = None
+    shown: dict[str, Any] = Field(default_factory=dict, description="What the dialect wants to show again, as it was sent.")
+
+
+class Error(Value):
+    code: str
+    message: str
+    param: str | None = None
+
+
+class Job(Value):
+    id: str
+    project: str
+    status: Status
+    request: JobRequest
+    spec: TrainingSpec | None
+    model_name: str
+    trained_tokens: int | None
+    seconds_left: float | None
+    error: Error | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+
+class JobEvent(Value):
+    """`kind` is message or metrics; `level` info, warn or error."""
+
+    id: str
+    job: str
+    level: str
+    kind: str
+    message: str
+    data: dict[str, Any] | None
+    created_at: datetime
+
+
+class Checkpoint(Value):
+    id: str
+    job: str
+    step: int
+    model_name: str
+    metrics: dict[str, float | int | None]
+    created_at: datetime

@@ -1,0 +1,1 @@
+"""Makes the world agree with the rows."""

@@ -1,0 +1,87 @@
+"""Claims on rows: a worker takes a row for a while, with a token, and applies its work only while the token is still there.
+
+Work is done outside any transaction. If a worker is too slow or dies, its lease runs out, another one claims the row, and what
+the first one still brings is stale and dropped. Times are the database's own.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from sqlalchemy import ColumnElement, or_, update
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Mapped
+
+from luthier.control.db import Database, now
+from luthier.control.tenancy import SYSTEM, Queries
+
+
+class Claimable(Protocol):
+    id: Mapped[str]
+    lease_token: Mapped[str | None]
+    lease_until: Mapped[float | None]
+
+
+R = TypeVar("R", bound=Claimable)
+
+
+@dataclass(frozen=True)
+class Lease(Generic[R]):
+    table: type[R]
+    id: str
+    token: str
+
+
+class Stale(Exception):
+    """The lease ran out and somebody else has the row; what was done under it must be dropped."""
+
+
+async def claim(
+    db: Database, table: type[R], *due: ColumnElement[bool], limit: int = 50, seconds: float = 60
+) -> list[Lease[R]]:
+    """Take up to `limit` rows that are due and that nobody holds, oldest id first; each goes to exactly one worker."""
+    token = secrets.token_hex(16)
+    async with db.write() as session:
+        clock = now(session)
+        free = (
+            Queries(session, SYSTEM)
+            .visible(table)
+            .with_only_columns(table.id)
+            .where(*due, or_(table.lease_until.is_(None), table.lease_until < clock))
+            .order_by(table.id)
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+        )
+        taken = update(table).where(table.id.in_(free)).values(lease_token=token, lease_until=clock + seconds)
+        rows = await session.scalars(taken.returning(table.id), execution_options={"synchronize_session": False})
+        return [Lease(table, row, token) for row in sorted(rows)]
+
+
+@asynccontextmanager
+async def apply(db: Database, lease: Lease[R], *nudges: str) -> AsyncIterator[tuple[AsyncSession, R]]:
+    """A transaction on the row that was claimed, which also gives it back. Raises Stale when it is no longer ours."""
+    async with db.write(*nudges) as session:
+        row = await session.scalar(
+            Queries(session, SYSTEM)
+            .visible(lease.table)
+            .where(lease.table.id == lease.id, lease.table.lease_token == lease.token)
+            .with_for_update()
+        )
+        if row is None:
+            raise Stale(lease.id)
+        yield session, row
+        row.lease_token = row.lease_until = None
+
+
+async def release(db: Database, lease: Lease[R]) -> None:
+    """Give a row back without a change, if it is still ours."""
+    async with db.write() as session:
+        await session.execute(
+            update(lease.table)
+            .where(lease.table.id == lease.id, lease.table.lease_token == lease.token)
+            .values(lease_token=None, lease_until=None)
+        )

@@ -1,0 +1,54 @@
+"""The loop: claim → load → work → apply, again and again, woken by nudges."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Generic, TypeVar
+
+from luthier.control.db import Database
+from luthier.control.scheduling.leases import Claimable, Lease, Stale, claim, release
+from luthier.core import logs
+
+R = TypeVar("R", bound=Claimable)
+
+
+class Reconciler(ABC, Generic[R]):
+    """Looks after the rows of one table. A fault on one row is logged, the row is tried again, the others go on."""
+
+    topic: str
+    every_seconds = 1.0
+
+    def __init__(self, db: Database) -> None:
+        self.db = db
+        self.log = logs.get(self.topic)
+
+    @abstractmethod
+    def table(self) -> type[R]: ...
+
+    @abstractmethod
+    def due(self) -> list:
+        """Conditions on a row that needs work."""
+
+    @abstractmethod
+    async def work(self, lease: Lease[R]) -> None:
+        """Look at one claimed row, do what is to be done outside any transaction, and apply it under the lease."""
+
+    async def run(self) -> None:
+        """Go round until cancelled."""
+        while True:
+            try:
+                await self.once()
+            except Exception:
+                self.log.exception("a round failed; going on")
+            await self.db.nudged(self.topic, within_seconds=self.every_seconds)
+
+    async def once(self) -> None:
+        for lease in await claim(self.db, self.table(), *self.due()):
+            with logs.bind(row=lease.id):
+                try:
+                    await self.work(lease)
+                except Stale:
+                    self.log.warning("somebody else has this row now; what was done is dropped")
+                except Exception:
+                    self.log.exception("work on a row failed; it will be tried again")
+                    await release(self.db, lease)

@@ -1,0 +1,162 @@
+"""Jobs → runs: makes jobs ready, starts their trainers, follows what they tell, starts lost ones again."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from luthier.control.db import Database
+from luthier.control.jobs.lifecycle import ACTIVE, TERMINAL, Status
+from luthier.control.jobs.queries import JobQueries
+from luthier.control.jobs.service import Jobs, described
+from luthier.control.jobs.tables import JobRow, RunRow
+from luthier.control.jobs.values import Error, Job
+from luthier.control.scheduling.leases import Lease, apply, release
+from luthier.control.scheduling.placement import fits
+from luthier.control.scheduling.reconciler import Reconciler
+from luthier.control.tenancy import SYSTEM
+from luthier.core import ids
+from luthier.core.clock import Clock
+from luthier.core.errors import AlreadyExists, LuthierError, RunLost
+from luthier.executors.base import Executor, Handle, Launch, State
+from luthier.storage import Storage
+from luthier.training.events import read_events
+from luthier.training.spec import TrainingSpec
+
+GRACE_SECONDS = 6.0
+"""How long a trainer that was asked to stop may take; then it is killed. A cancelled job ends within ten seconds."""
+
+
+@dataclass(frozen=True)
+class Trainers:
+    """How a trainer is started: the interpreter that has the engine, the storage it shares with us, tries in all."""
+
+    python: str
+    storage_url: str
+    attempts: int
+
+
+class TrainingReconciler(Reconciler[JobRow]):
+    topic = "jobs"
+    every_seconds = 0.5
+
+    def __init__(
+        self, db: Database, jobs: Jobs, storage: Storage, executor: Executor, trainers: Trainers, clock: Clock
+    ) -> None:
+        super().__init__(db)
+        self.jobs = jobs
+        self.storage = storage
+        self.executor = executor
+        self.trainers = trainers
+        self.clock = clock
+
+    def table(self) -> type[JobRow]:
+        return JobRow
+
+    def due(self) -> list:
+        return [JobRow.status.not_in(TERMINAL)]
+
+    async def work(self, lease: Lease[JobRow]) -> None:
+        job = await self.jobs.get(SYSTEM, lease.id)
+        if job.status is Status.CHECKING:
+            await self._prepare(lease, job)
+        elif job.status is Status.QUEUED:
+            await self._place(lease, job)
+        else:
+            await self._follow(lease, job)
+
+    async def _prepare(self, lease: Lease[JobRow], job: Job) -> None:
+        try:
+            spec = await self.jobs.prepare(job)
+        except LuthierError as refused:
+            async with apply(self.db, lease) as (session, row):
+                if row.status == Status.CHECKING:
+                    self.jobs.fail(session, row, described(refused))
+            return
+        if spec is None:
+            await release(self.db, lease)
+            return
+        async with apply(self.db, lease, "jobs") as (session, row):
+            if row.status == Status.CHECKING:
+                self.jobs.queue(session, row, spec)
+
+    async def _place(self, lease: Lease[JobRow], job: Job) -> None:
+        """Start the oldest queued job when its cores are free. The run's row is written before the process is started."""
+        assert job.spec is not None
+        async with self.db.read() as session:
+            others = await JobQueries(session, SYSTEM).in_status(ACTIVE | {Status.QUEUED})
+        active = [TrainingSpec.model_validate(row.spec).threads for row in others if row.status in ACTIVE]
+        oldest = min(row.id for row in others if row.status == Status.QUEUED)
+        if oldest != job.id or not fits(job.spec.threads, self.executor.cores, active):
+            await release(self.db, lease)
+            return
+        async with apply(self.db, lease, "jobs") as (session, row):
+            if row.status != Status.QUEUED:
+                return
+            last = await JobQueries(session, SYSTEM).last_run(job.id)
+            session.add(
+                RunRow(
+                    id=ids.new("run"),
+                    project_id=row.project_id,
+                    job_id=row.id,
+                    attempt=last.attempt + 1 if last else 1,
+                    handle={},
+                    last_event=-1,
+                    started_at=self.clock.now(),
+                    ended_at=None,
+                )
+            )
+            self.jobs.move(session, row, Status.STARTING)
+
+    async def _follow(self, lease: Lease[JobRow], job: Job) -> None:
+        async with self.db.read() as session:
+            run = await JobQueries(session, SYSTEM).last_run(job.id)
+        assert run is not None and job.spec is not None
+        handle = run.handle or await asyncio.to_thread(self._start, job.spec, run.attempt)
+        seen = await asyncio.to_thread(self.executor.observe, handle)  # first: what a process told before it ended is there then
+        told = await asyncio.to_thread(read_events, self.storage, job.spec.run_key, run.attempt, run.last_event)
+        if job.status is Status.CANCELLING and seen.state is State.RUNNING:
+            await asyncio.to_thread(lambda: self.executor.stop(handle, grace_seconds=GRACE_SECONDS))
+        async with apply(self.db, lease) as (session, row):
+            run = await JobQueries(session, SYSTEM).last_run(job.id)
+            assert run is not None
+            run.handle = handle
+            for event in told:
+                await self.jobs.record(session, row, run, event)
+                run.last_event = event.number
+            if row.status not in TERMINAL and seen.state is State.ENDED:
+                self._ended(session, row, run, seen.exit_code)
+            if row.status in TERMINAL:
+                run.ended_at = self.clock.now()
+
+    def _start(self, spec: TrainingSpec, attempt: int) -> Handle:
+        """Start the trainer of an attempt; again is harmless."""
+        key = f"{spec.run_key}/spec.json"
+        self.storage.write(key, spec.model_dump_json(indent=2).encode())
+        try:  # what tells an older attempt, should it still live, that it is not wanted any more
+            self.storage.create(f"{spec.run_key}/attempts/{attempt:04d}", b"{}\n")
+        except AlreadyExists:
+            self.log.debug("this attempt was begun before", job=spec.job, attempt=attempt)
+        program = [self.trainers.python, "-m", "luthier.training.program", key]
+        return self.executor.start(
+            Launch(
+                name=f"{spec.job}-{attempt}",
+                command=[*program, "--storage", self.trainers.storage_url, "--attempt", str(attempt)],
+                cores=spec.threads,
+            )
+        )
+
+    def _ended(self, session, row: JobRow, run: RunRow, exit_code: int | None) -> None:
+        """The process is gone and its last event is not a last word."""
+        run.ended_at = self.clock.now()
+        how = f"exit code {exit_code}" if exit_code is not None else "no exit code"
+        if row.status == Status.CANCELLING:
+            self.jobs.move(session, row, Status.CANCELLED)
+        elif run.attempt < self.trainers.attempts:
+            told = f"The trainer was lost ({how}); the job goes on from its last checkpoint."
+            self.jobs.move(session, row, Status.QUEUED, told)
+        else:
+            logs = self.executor.logs(f"{row.id}-{run.attempt}", last_bytes=400).strip().splitlines()
+            last = f" Its last line: {logs[-1]}" if logs else ""
+            told = f"The trainer was lost {run.attempt} times ({how})."
+            self.jobs.fail(session, row, Error(code=RunLost.code, message=told + last))

@@ -1,0 +1,21 @@
+"""Every table in one place, for what needs to know them all: migrations, and the test of their owners."""
+
+from luthier.control.accounts.tables import KeyRow, ProjectRow
+from luthier.control.audit import AuditRow
+from luthier.control.catalog.tables import ModelRow
+from luthier.control.datasets.tables import FileRow
+from luthier.control.deployments.tables import ReplicaRow
+from luthier.control.jobs.tables import CheckpointRow, EventRow, JobRow, RunRow
+
+__all__ = [
+    "AuditRow",
+    "CheckpointRow",
+    "EventRow",
+    "FileRow",
+    "JobRow",
+    "KeyRow",
+    "ModelRow",
+    "ProjectRow",
+    "ReplicaRow",
+    "RunRow",
+]

@@ -1,0 +1,118 @@
+"""The one settings tree, read once at start: `luthier.toml`, then `LUTHIER_SECTION__NAME` variables.
+
+Defaults make `luthier serve` work on an empty machine. Parts of the house receive their own section, never the tree.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from luthier.core.errors import InvalidParameter
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ServerSection(Section):
+    host: str = Field("127.0.0.1", description="Address to listen on; loopback unless told otherwise.")
+    port: int = Field(8321, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    data: Path = Field(
+        default_factory=lambda: Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "luthier",
+        description="Folder of everything Luthier keeps on this machine.",
+    )
+    upload_limit_bytes: int = Field(512 * 1024 * 1024, ge=1, description="Largest file that one request may upload.")
+
+
+class DatabaseSection(Section):
+    url: str | None = Field(None, description="SQLAlchemy URL; absent: an SQLite file in the data folder.")
+
+
+class StorageSection(Section):
+    url: str | None = Field(None, description="file://, s3://, gs:// or az:// URL; absent: a folder in the data folder.")
+
+
+class ExecutorSection(Section):
+    name: str = Field("local", description="Where processes are started: a plugin of luthier.executors.")
+    cores: int | None = Field(None, ge=1, description="Cores to hand out; absent: all that this process may use.")
+
+
+class TrainingSection(Section):
+    python: str | None = Field(None, description="Interpreter that runs the trainer; absent: the one that runs Luthier.")
+    attempts: int = Field(3, ge=1, description="How often a run that was lost is started again from its last checkpoint.")
+
+
+class ServingSection(Section):
+    python: str | None = Field(None, description="Interpreter that runs replicas; absent: the one that runs Luthier.")
+    backend: str = Field("builtin", description="How tokens are made: a plugin of luthier.serving.backends.")
+    adapters_per_replica: int = Field(8, ge=1, description="Adapters kept on a replica; the coldest goes first.")
+    idle_after_seconds: float = Field(1800, gt=0, description="A replica unused for so long is stopped.")
+    ready_within_seconds: float = Field(120, gt=0, description="How long a request waits for a replica that starts.")
+
+
+class LogSection(Section):
+    level: str = "info"
+    json_lines: bool = False
+
+
+class Settings(BaseSettings):
+    """The whole tree. `Settings.read()` is the one way to get it from files and the environment."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="LUTHIER_", env_nested_delimiter="__", toml_file="luthier.toml", extra="forbid", frozen=True
+    )
+
+    server: ServerSection = Field(default_factory=ServerSection)
+    database: DatabaseSection = Field(default_factory=DatabaseSection)
+    storage: StorageSection = Field(default_factory=StorageSection)
+    executor: ExecutorSection = Field(default_factory=ExecutorSection)
+    training: TrainingSection = Field(default_factory=TrainingSection)
+    serving: ServingSection = Field(default_factory=ServingSection)
+    logs: LogSection = Field(default_factory=LogSection)
+    bootstrap_key: SecretStr | None = Field(
+        None, description="The first API key, as <id>.<secret>; absent: one is made and printed once."
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+    @classmethod
+    def read(cls, **flags: Any) -> Settings:
+        """Read the tree; `flags` (nested dictionaries, e.g. server={"port": 1}) win over everything.
+
+        Raises InvalidParameter that names every wrong setting.
+        """
+        try:
+            return cls(**flags)
+        except ValidationError as wrong:
+            faults = [(".".join(str(part) for part in e["loc"]) or "settings", e["msg"]) for e in wrong.errors()]
+            raise InvalidParameter(
+                faults[0][0],
+                "; ".join(f"{message}" if n == 0 else f"{name}: {message}" for n, (name, message) in enumerate(faults)),
+                hint="See `luthier config` for every setting and where its value comes from.",
+            ) from wrong
+
+    @property
+    def database_url(self) -> str:
+        return self.database.url or f"sqlite+aiosqlite:///{self.server.data.absolute() / 'luthier.db'}"
+
+    @property
+    def storage_url(self) -> str:
+        return self.storage.url or (self.server.data.absolute() / "objects").as_uri()
+
+    @property
+    def cores(self) -> int:
+        return self.executor.cores or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))

@@ -1,0 +1,1 @@
+"""The bundled data set of `luthier demo`, and how its answers are scored."""

@@ -1,0 +1,1 @@
+"""Run a command with cores, somewhere, and watch it; one file a place."""

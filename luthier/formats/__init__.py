@@ -1,0 +1,1 @@
+"""Bytes of a file into examples; one file a shape of row."""

@@ -1,0 +1,41 @@
+"""Weights onto this machine's processor or GPU, in a precision."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from luthier.core.errors import InvalidRequest
+from luthier.storage import digest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Precision = Literal["bf16", "fp32"]
+_DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def load_model(folder: Path, *, precision: Precision, expected_sha256: str | None = None) -> PreTrainedModel:
+    """The causal language model in `folder`, in evaluation mode, on a GPU where there is one, else on the CPU.
+
+    Only safetensors are read, and never code from the folder. Raises InvalidRequest when the weights are not those of
+    `expected_sha256` (`luthier.storage.digest` over the safetensors files).
+    """
+    from transformers import AutoModelForCausalLM
+
+    if expected_sha256 is not None and (found := weights_sha256(folder)) != expected_sha256:
+        raise InvalidRequest(
+            f"The weights in {folder} are not the ones this was made for (sha256 {found[:12]}…, expected {expected_sha256[:12]}…).",
+            hint="Install the model again, or start a new job on the weights that are there now.",
+        )
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=_DTYPES[precision], local_files_only=True, use_safetensors=True, trust_remote_code=False
+    )
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
+def weights_sha256(folder: Path) -> str:
+    """The identity of a base model: sha256 over its safetensors files."""
+    return digest(folder, "*.safetensors")

@@ -1,0 +1,20 @@
+"""The bundle of services that an edge may ask for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from luthier.control.accounts.service import Accounts
+from luthier.control.catalog.service import Catalog
+from luthier.control.datasets.service import Datasets
+from luthier.control.inference.service import Inference
+from luthier.control.jobs.service import Jobs
+
+
+@dataclass(frozen=True)
+class Services:
+    accounts: Accounts
+    datasets: Datasets
+    catalog: Catalog
+    jobs: Jobs
+    inference: Inference

@@ -1,0 +1,1 @@
+"""The serving engine: a ReplicaSpec in, tokens out. It knows tensors and files, never a database."""

@@ -1,0 +1,147 @@
+"""transformers and PEFT: one base model, several LoRA adapters beside it, one of them at work in each step."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from luthier.core.errors import InternalError
+from luthier.serving.backends.base import AdapterUnreadable, Backend, adapter_folder
+from luthier.serving.protocol import AdapterRef, Sampling
+from luthier.serving.spec import ReplicaSpec
+from luthier.storage import Storage
+
+if TYPE_CHECKING:
+    import torch
+    from peft import LoraConfig
+    from peft.tuners.lora import LoraLayer
+    from transformers import PreTrainedModel
+
+
+_PLAIN = {"peft_type": "LORA", "bias": "none", "modules_to_save": None, "trainable_token_indices": None}
+"""What of an adapter's settings must be so: only then does it change nothing but what it adds."""
+
+
+class Builtin(Backend):
+    def __init__(self, model: PreTrainedModel, storage: Storage) -> None:
+        self._model = model
+        self._storage = storage
+        self._layers: list[LoraLayer] = []  # the model's layers that hold adapters
+        self._adapters: set[str] = set()
+        self._active: str | None = None
+
+    @classmethod
+    def open(cls, spec: ReplicaSpec, storage: Storage) -> Builtin:
+        from luthier.nets.loading import load_model
+
+        folder = storage.folder(spec.weights)
+        model = load_model(folder, precision=spec.precision, expected_sha256=spec.weights_sha256)
+        return cls(model.requires_grad_(False), storage)
+
+    def load_adapter(self, ref: AdapterRef) -> None:
+        """Only plain LoRA is taken; every tensor of the file must have its place, and every place its tensor."""
+        config, tensors = _read(adapter_folder(self._storage, ref), ref)
+        try:
+            self._insert(ref, config, tensors)
+        except BaseException:
+            self._remove(ref.id)
+            raise
+        self._adapters.add(ref.id)
+
+    def unload_adapter(self, adapter: str) -> None:
+        self._adapters.remove(adapter)
+        self._remove(adapter)
+
+    def generate(
+        self, prompt: list[int], *, adapter: str | None, sampling: Sampling, stops: Collection[int]
+    ) -> Iterator[int]:
+        from luthier.nets.generate import Sampler, decode
+
+        sampler = Sampler(**sampling.model_dump(exclude={"max_tokens", "stop"}))
+        steps = decode(self._model, prompt, sampler, stops=stops, max_tokens=sampling.max_tokens)
+        while True:
+            self._activate(adapter)  # before every step: another answer may have had the last one
+            if (token := next(steps, None)) is None:
+                return
+            yield token
+
+    def _insert(self, ref: AdapterRef, config: LoraConfig, tensors: dict[str, torch.Tensor]) -> None:
+        from peft.functional import (
+            cast_adapter_dtype,
+            get_peft_model_state_dict,
+            inject_adapter_in_model,
+            set_peft_model_state_dict,
+        )
+
+        try:
+            with warnings.catch_warnings(action="ignore", category=UserWarning):  # that there is an adapter already
+                inject_adapter_in_model(config, self._model, ref.id)
+        except ValueError as unfit:
+            raise AdapterUnreadable(f"Adapter {ref.id} does not fit the base model: {unfit}") from unfit
+        cast_adapter_dtype(self._model, ref.id)  # fp32, as it was trained
+        places = get_peft_model_state_dict(self._model, adapter_name=ref.id)
+        if problems := _differences(places, tensors):
+            raise AdapterUnreadable(f"Adapter {ref.id} does not fit the base model: {'; '.join(problems)}.")
+        set_peft_model_state_dict(self._model, tensors, adapter_name=ref.id)
+        self._settle()
+
+    def _remove(self, adapter: str) -> None:
+        from peft.functional import delete_adapter
+
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # that another one becomes active
+            delete_adapter(self._model, adapter, "lora_")
+        self._model.peft_config.pop(adapter, None)
+        self._settle()
+
+    def _settle(self) -> None:
+        """After PEFT changed the model: no dropout, nothing to train, no adapter at work."""
+        from peft.tuners.lora import LoraLayer
+
+        self._model.eval().requires_grad_(False)
+        self._layers = [module for module in self._model.modules() if isinstance(module, LoraLayer)]
+        self._use(None)
+
+    def _activate(self, adapter: str | None) -> None:
+        if adapter is not None and adapter not in self._adapters:
+            raise InternalError(f"Adapter {adapter} is not loaded.")  # PEFT would let the base model answer
+        if adapter != self._active:
+            self._use(adapter)
+
+    def _use(self, adapter: str | None) -> None:
+        for layer in self._layers:
+            layer.set_adapter([] if adapter is None else [adapter], inference_mode=True)
+        self._active = adapter
+
+
+def _read(folder: Path, ref: AdapterRef) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
+    from peft import LoraConfig
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        settings = json.loads((folder / "adapter_config.json").read_text())
+        tensors = load_file(folder / "adapter_model.safetensors")
+    except (OSError, ValueError, SafetensorError) as broken:
+        raise AdapterUnreadable(f"The files of adapter {ref.id} cannot be read: {broken}") from broken
+    beyond = [name for name, plain in _PLAIN.items() if settings.get(name, plain) not in (plain, None)]
+    if beyond:
+        raise AdapterUnreadable(f"Adapter {ref.id} is not a plain LoRA: it has {', '.join(beyond)}.")
+    config = LoraConfig.from_pretrained(str(folder))
+    config.inference_mode = True
+    config.init_lora_weights = False  # all of them are read
+    return config, tensors
+
+
+def _differences(places: dict[str, torch.Tensor], tensors: dict[str, torch.Tensor]) -> list[str]:
+    """What keeps the tensors of a file from filling the places of the model, said for people; empty when they fit."""
+    missing, extra = sorted(places.keys() - tensors.keys()), sorted(tensors.keys() - places.keys())
+    shapes = {name: (tuple(tensors[name].shape), tuple(places[name].shape)) for name in places.keys() & tensors.keys()}
+    wrong = [f"{name} has shape {is_} instead of {should}" for name, (is_, should) in sorted(shapes.items()) if is_ != should]
+    return [
+        *([f"{len(missing)} tensors are missing, {missing[0]} first"] if missing else []),
+        *([f"{len(extra)} tensors have no place, {extra[0]} first"] if extra else []),
+        *wrong[:1],
+    ]

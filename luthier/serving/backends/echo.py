@@ -1,0 +1,58 @@
+"""Says the last user message back, with any tokenizer and no weights: the twin for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from os.path import commonprefix
+
+from luthier.chat.messages import Conversation, Message
+from luthier.chat.renderers.base import Renderer, renderer_for
+from luthier.chat.tokenizer import Tokenizer
+from luthier.core.errors import InternalError
+from luthier.serving.backends.base import Backend, adapter_folder
+from luthier.serving.protocol import AdapterRef, Sampling
+from luthier.serving.spec import ReplicaSpec
+from luthier.storage import Storage
+
+
+class Echo(Backend):
+    """Adapters are checked and remembered; they change nothing in what is said."""
+
+    def __init__(self, renderer: Renderer, storage: Storage) -> None:
+        self._storage = storage
+        self._adapters: set[str] = set()
+        self._before, self._after = _frame(renderer)
+        self._stop = min(renderer.stops)
+
+    @classmethod
+    def open(cls, spec: ReplicaSpec, storage: Storage) -> Echo:
+        return cls(renderer_for(Tokenizer(storage.folder(spec.weights))), storage)
+
+    def load_adapter(self, ref: AdapterRef) -> None:
+        adapter_folder(self._storage, ref)
+        self._adapters.add(ref.id)
+
+    def unload_adapter(self, adapter: str) -> None:
+        self._adapters.remove(adapter)
+
+    def generate(
+        self, prompt: list[int], *, adapter: str | None, sampling: Sampling, stops: Collection[int]
+    ) -> Iterator[int]:
+        said = prompt[: len(prompt) - len(self._after)]
+        width = len(self._before)
+        start = next(n for n in range(len(said), width - 1, -1) if said[n - width : n] == self._before)
+        for token in [*said[start:], self._stop][: sampling.max_tokens]:
+            if adapter is not None and adapter not in self._adapters:
+                raise InternalError(f"Adapter {adapter} is not loaded.")
+            yield token
+            if token in stops:
+                return
+
+
+def _frame(renderer: Renderer) -> tuple[list[int], list[int]]:
+    """The tokens that open a user's turn, and those between its text and the answer."""
+    earlier = (Message("user", "x"), Message("assistant", "y"))
+    one, two = (renderer.prompt(Conversation((*earlier, Message("user", text)))) for text in "ab")
+    opened = commonprefix([one, two])
+    closed = commonprefix([one[::-1], two[::-1]])[::-1]
+    return opened[len(renderer.example(Conversation(earlier)).tokens) :], closed

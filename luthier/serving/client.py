@@ -1,0 +1,92 @@
+"""Talks to one replica: generate, health."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
+
+from pydantic import BaseModel, ValidationError
+
+from luthier.core.errors import (
+    ContextTooLong,
+    InternalError,
+    InvalidParameter,
+    InvalidRequest,
+    LuthierError,
+    NoCapacity,
+    ReplicaUnavailable,
+    StorageUnavailable,
+)
+from luthier.serving.backends.base import AdapterUnreadable
+from luthier.serving.protocol import (
+    LONGEST_LINE,
+    Answer,
+    Fault,
+    Finish,
+    GenerateRequest,
+    Health,
+    HealthRequest,
+    TokenChunk,
+    answers,
+)
+
+_BY_CODE: dict[str, type[LuthierError]] = {
+    error.code: error
+    for error in (AdapterUnreadable, ContextTooLong, InvalidParameter, InvalidRequest, NoCapacity, StorageUnavailable)
+}
+
+
+class ReplicaClient:
+    """A replica by the path of its socket. Both calls raise ReplicaUnavailable when nobody answers there or it breaks off."""
+
+    def __init__(self, socket: str | Path) -> None:
+        self._socket = socket
+
+    async def generate(self, request: GenerateRequest) -> AsyncIterator[TokenChunk | Finish]:
+        """Yield text as it is made, then a Finish; closing this cancels the call.
+
+        Raises the error that the replica reports, InternalError for one whose code is not known here.
+        """
+        async with aclosing(self._call(request)) as received:
+            async for answer in received:
+                assert isinstance(answer, TokenChunk | Finish)
+                yield answer
+
+    async def health(self, *, timeout: float) -> Health:
+        """What the replica says of itself. `timeout` is in seconds; after it ReplicaUnavailable is raised."""
+        try:
+            async with asyncio.timeout(timeout):
+                [answer] = [answer async for answer in self._call(HealthRequest())]
+        except TimeoutError as late:
+            raise ReplicaUnavailable(f"The replica at {self._socket} did not answer in {timeout} s.") from late
+        assert isinstance(answer, Health)
+        return answer
+
+    async def _call(self, call: BaseModel) -> AsyncIterator[Answer]:
+        """Send a call, yield its answers up to the final one."""
+        try:
+            reader, writer = await asyncio.open_unix_connection(self._socket, limit=LONGEST_LINE)
+            try:
+                writer.write(call.model_dump_json().encode() + b"\n")
+                await writer.drain()
+                while line := await reader.readline():
+                    answer = answers.validate_json(line)
+                    if isinstance(answer, Fault):
+                        raise _error(answer)
+                    yield answer
+                    if not isinstance(answer, TokenChunk):
+                        return
+            finally:
+                writer.close()
+        except (OSError, ValidationError) as broken:
+            raise ReplicaUnavailable(f"The replica at {self._socket} cannot be reached.", retry_after=1) from broken
+        raise ReplicaUnavailable(f"The replica at {self._socket} broke off its answer.", retry_after=1)
+
+
+def _error(fault: Fault) -> LuthierError:
+    kind = _BY_CODE.get(fault.code, InternalError)
+    error = kind.__new__(kind)  # the message is whole already; a class's own constructor would add to it
+    LuthierError.__init__(error, fault.message, param=fault.param)
+    return error

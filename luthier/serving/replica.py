@@ -1,0 +1,208 @@
+"""The replica process: the protocol in front, a backend behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from pathlib import Path
+
+from pydantic import BaseModel, ValidationError
+
+from luthier.chat.messages import Conversation, Message
+from luthier.chat.renderers.base import Renderer, renderer_for
+from luthier.chat.tokenizer import Tokenizer
+from luthier.core import logs
+from luthier.core.errors import InvalidParameter, InvalidRequest, LuthierError
+from luthier.serving.backends.base import Backend, backends
+from luthier.serving.engine import Engine
+from luthier.serving.protocol import (
+    LONGEST_LINE,
+    AdapterRef,
+    Fault,
+    Finish,
+    GenerateRequest,
+    Health,
+    Sampling,
+    TokenChunk,
+    calls,
+)
+from luthier.serving.residency import Residency
+from luthier.serving.spec import ReplicaSpec
+from luthier.serving.text import AnswerText
+from luthier.storage import Storage
+
+LONGEST_PATH = 100  # bytes; systems allow 104 to 108 in the address of a Unix socket
+GRACE_SECONDS = 5.0  # for answers that are running when the replica is asked to stop
+
+log = logs.get("replica")
+Send = Callable[[BaseModel], Awaitable[None]]
+
+
+async def serve(spec: ReplicaSpec, storage: Storage) -> None:
+    """Answer calls on the spec's socket until SIGTERM or SIGINT; the socket is there once a first token was made.
+
+    Answers that are running then get a few seconds. Raises InvalidParameter for a path too long for a socket, and what
+    the backend raises when it cannot open the base model.
+    """
+    socket = _socket(spec.socket)
+    stopping = asyncio.Event()
+    for asked in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(asked, stopping.set)
+    engine = Engine()
+    renderer = renderer_for(Tokenizer(storage.folder(spec.weights)))
+    backend = await engine.call(lambda: backends.load(spec.backend).open(spec, storage))
+    replica = Replica(spec, storage, engine, backend, renderer)
+    await replica.warm_up()
+    server = await asyncio.start_unix_server(replica.answer, socket, limit=LONGEST_LINE)  # takes a stale socket's place
+    log.info("ready", replica=spec.replica, base_model=spec.base_model)
+    try:
+        await stopping.wait()
+    finally:
+        server.close()
+        socket.unlink(missing_ok=True)
+        await replica.drain(GRACE_SECONDS)
+        engine.close()
+
+
+class Replica:
+    """Answers connections; an `Engine`'s thread is the only one that touches the backend."""
+
+    def __init__(
+        self, spec: ReplicaSpec, storage: Storage, engine: Engine, backend: Backend, renderer: Renderer
+    ) -> None:
+        self._spec = spec
+        self._storage = storage
+        self._engine = engine
+        self._backend = backend
+        self._renderer = renderer
+        self._fingerprint = renderer.fingerprint()
+        self._residency = Residency(spec.adapters, self._load, self._unload)
+        self._connections: set[asyncio.Task[None]] = set()
+        self._active = 0
+
+    async def warm_up(self) -> None:
+        """Make one real token."""
+        prompt = self._renderer.prompt(Conversation((Message("user", "Hello"),)))
+        steps = self._backend.generate(
+            prompt, adapter=None, sampling=Sampling(temperature=0, max_tokens=1), stops=self._renderer.stops
+        )
+        await self._engine.call(lambda: list(steps))
+
+    async def drain(self, seconds: float) -> None:
+        """Let running answers end, for so long at most, then cancel them."""
+        if self._connections:
+            _, late = await asyncio.wait(self._connections, timeout=seconds)
+            for connection in late:
+                connection.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One connection: read a call, send its answers; when the caller closes first, the call is cancelled."""
+        connection = asyncio.current_task()
+        assert connection is not None
+        self._connections.add(connection)
+        try:
+            await self._converse(reader, writer)
+        except (ConnectionError, TimeoutError, asyncio.CancelledError):
+            pass  # the caller has gone, or we go
+        finally:
+            self._connections.discard(connection)
+            writer.close()
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async def send(answer: BaseModel) -> None:
+            writer.write(answer.model_dump_json().encode() + b"\n")
+            await writer.drain()
+
+        try:
+            line = await reader.readline()
+        except ValueError:
+            await send(Fault(code=InvalidRequest.code, message=f"A call may be {LONGEST_LINE} bytes long, this one is longer."))
+            async with asyncio.timeout(GRACE_SECONDS):
+                while await reader.read(1 << 20):  # what was not read would keep the fault from the caller
+                    pass
+            return
+        answering = asyncio.ensure_future(self._answer(line, send))
+        closed = asyncio.ensure_future(reader.read())
+        try:
+            await asyncio.wait({answering, closed}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            answering.cancel()
+            closed.cancel()
+            await asyncio.gather(answering, closed, return_exceptions=True)
+
+    async def _answer(self, line: bytes, send: Send) -> None:
+        try:
+            call = calls.validate_json(line)
+            if isinstance(call, GenerateRequest):
+                await self._generate(call, send)
+            else:
+                await send(self._health())
+        except ValidationError as wrong:
+            await send(Fault(code=InvalidRequest.code, message=f"Not a call: {wrong}"))
+        except LuthierError as error:
+            await send(Fault(code=error.code, message=error.text, param=error.param))
+        except ConnectionError:
+            raise
+        except Exception:
+            log.exception("a call failed")
+            await send(Fault(code="internal_error", message="The replica failed on this request; its log says more."))
+
+    async def _generate(self, request: GenerateRequest, send: Send) -> None:
+        self._active += 1
+        try:
+            finish = await self._stream(request, send)
+        finally:
+            self._active -= 1
+        await send(finish)
+
+    async def _stream(self, request: GenerateRequest, send: Send) -> Finish:
+        stops = self._renderer.stops
+        prompt = self._renderer.prompt(Conversation(tuple(Message(t.role, t.content) for t in request.messages)))
+        text = AnswerText(self._renderer.tokenizer, request.sampling.stop)
+        reason, count = "length", 0
+        async with self._residency.hold(request.adapter) as adapter:
+            steps = self._backend.generate(prompt, adapter=adapter, sampling=request.sampling, stops=stops)
+            async with aclosing(self._engine.stream(steps)) as tokens:
+                async for token in tokens:
+                    count += 1
+                    if token in stops:
+                        reason = "stop"
+                        break
+                    if piece := text.add(token):
+                        await send(TokenChunk(text=piece))
+                    if text.is_stopped:
+                        break
+        if rest := text.rest():
+            await send(TokenChunk(text=rest))
+        if text.is_stopped:
+            reason = "stop"
+        return Finish(reason=reason, prompt_tokens=len(prompt), completion_tokens=count)
+
+    def _health(self) -> Health:
+        return Health(
+            replica=self._spec.replica,
+            base_model=self._spec.base_model,
+            renderer_sha256=self._fingerprint,
+            adapters=self._residency.ids,
+            active=self._active,
+        )
+
+    async def _load(self, ref: AdapterRef) -> None:
+        # A distant store's files are fetched here, so that running answers need not wait for them.
+        await asyncio.to_thread(self._fetch, ref.key)
+        await self._engine.call(lambda: self._backend.load_adapter(ref))
+
+    async def _unload(self, adapter: str) -> None:
+        await self._engine.call(lambda: self._backend.unload_adapter(adapter))
+
+
+def _socket(path: str) -> Path:
+    if (length := len(os.fsencode(path))) > LONGEST_PATH:
+        raise InvalidParameter("socket", f"may be {LONGEST_PATH} bytes long, got {length}: {path}", hint="Use a shorter folder.")
+    socket = Path(path)
+    socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return socket

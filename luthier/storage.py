@@ -1,0 +1,188 @@
+"""Bytes by key, one thin typed layer over obstore: file://, memory://, s3://, gs:// and az:// by one URL.
+
+Keys are relative, with `/` between their parts. A written object is whole or absent, never half.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlparse
+from urllib.request import url2pathname
+
+import obstore
+from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError
+from obstore.store import LocalStore, MemoryStore, from_url
+
+from luthier.core.errors import AlreadyExists, NotFound, StorageUnavailable
+
+_PART = 8 * 1024 * 1024  # bytes read from or sent to the store at a time
+
+
+class ObjectNotFound(NotFound):
+    code = "object_not_found"
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    key: str
+    size: int
+    sha256: str
+
+
+class Storage:
+    """One store. Every method raises ObjectNotFound for a missing key and StorageUnavailable when the store fails."""
+
+    def __init__(self, url: str, *, cache: Path | None = None) -> None:
+        """Open the store at `url`; `cache` is where `folder` puts what does not lie on this machine already."""
+        self.url = url
+        self._cache = cache
+        self._root: Path | None = None
+        if url.startswith("file://"):
+            self._root = Path(url2pathname(urlparse(url).path))
+            self._root.mkdir(parents=True, exist_ok=True)
+            self._store = LocalStore(self._root)
+        elif url.startswith("memory://"):
+            self._store = MemoryStore()
+        else:
+            self._store = from_url(url)
+
+    def read(self, key: str) -> bytes:
+        with _translated(key):
+            return bytes(obstore.get(self._store, key).bytes())
+
+    def write(self, key: str, data: bytes) -> StoredObject:
+        """Write or replace an object."""
+        with _translated(key):
+            obstore.put(self._store, key, data)
+        return StoredObject(key, len(data), hashlib.sha256(data).hexdigest())
+
+    def create(self, key: str, data: bytes) -> None:
+        """Write an object that must not exist yet. Raises AlreadyExists; of several writers exactly one succeeds."""
+        with _translated(key):
+            obstore.put(self._store, key, data, mode="create", use_multipart=False)
+
+    def exists(self, key: str) -> bool:
+        try:
+            with _translated(key):
+                obstore.head(self._store, key)
+        except ObjectNotFound:
+            return False
+        return True
+
+    def list(self, prefix: str, *, after: str | None = None) -> list[str]:
+        """Keys below the folder `prefix`, sorted; only those that sort after the key `after` where it is given."""
+        with _translated(prefix):
+            pages = obstore.list(self._store, prefix=prefix)
+            keys = sorted(item["path"] for page in pages for item in page)
+        return [key for key in keys if after is None or key > after]
+
+    def delete(self, prefix: str) -> None:
+        """Remove every object below the folder `prefix`, and the object of that name; absent ones are no error."""
+        with _translated(prefix):
+            keys = [key for key in [*self.list(prefix), prefix] if self.exists(key)]
+            if keys:
+                obstore.delete(self._store, keys)
+
+    def upload(self, source: Path, key: str) -> StoredObject:
+        """Copy a file of this machine into the store, streamed."""
+        with _translated(key):
+            obstore.put(self._store, key, source)
+        with source.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return StoredObject(key, source.stat().st_size, digest)
+
+    def download(self, key: str, target: Path) -> None:
+        """Copy an object to a file of this machine, streamed; the file appears whole."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}.{os.getpid()}")
+        with _translated(key), partial.open("wb") as out:
+            for chunk in obstore.get(self._store, key).stream(min_chunk_size=_PART):
+                out.write(chunk)
+        partial.replace(target)
+
+    def folder(self, prefix: str) -> Path:
+        """The objects below `prefix` as a folder of this machine, for libraries that open files by path; read only.
+
+        In a local store it is the folder itself; otherwise it is copied into the cache once, so such objects must
+        never change. Raises ObjectNotFound when there is none.
+        """
+        keys = self.list(prefix)
+        if not keys:
+            raise ObjectNotFound(f"Nothing is stored under {prefix!r}.")
+        if self._root is not None:
+            return self._root / prefix
+        if self._cache is None:
+            raise StorageUnavailable(f"No cache folder was given to copy {prefix!r} to.")
+        target = self._cache / prefix
+        if not target.exists():
+            partial = target.with_name(f".{target.name}.{os.getpid()}")
+            for key in keys:
+                self.download(key, partial / key.removeprefix(prefix).lstrip("/"))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                partial.rename(target)
+            except OSError:  # another process was first; its copy is as good
+                shutil.rmtree(partial)
+        return target
+
+    def lines(self, key: str) -> Iterator[bytes]:
+        """The lines of an object without their line feeds, streamed."""
+        rest = b""
+        with _translated(key):
+            for chunk in obstore.get(self._store, key).stream(min_chunk_size=_PART):
+                *whole, rest = (rest + bytes(chunk)).split(b"\n")
+                yield from whole
+        if rest:
+            yield rest
+
+    async def read_async(self, key: str) -> bytes:
+        with _translated(key):
+            return bytes(await (await obstore.get_async(self._store, key)).bytes_async())
+
+    async def stream_async(self, key: str) -> AsyncIterator[bytes]:
+        with _translated(key):
+            async for chunk in (await obstore.get_async(self._store, key)).stream(min_chunk_size=_PART):
+                yield bytes(chunk)
+
+    async def write_stream(self, key: str, chunks: AsyncIterator[bytes]) -> StoredObject:
+        """Write an object from a stream, counting and hashing on the way. When the stream fails nothing is left behind."""
+        digest, size = hashlib.sha256(), 0
+
+        async def counted() -> AsyncIterator[bytes]:
+            nonlocal size
+            async for chunk in chunks:
+                digest.update(chunk)
+                size += len(chunk)
+                yield chunk
+
+        with _translated(key):
+            await obstore.put_async(self._store, key, counted())
+        return StoredObject(key, size, digest.hexdigest())
+
+
+@contextmanager
+def _translated(key: str) -> Iterator[None]:
+    """Turn the client library's errors into ours."""
+    try:
+        yield
+    except (NotFoundError, FileNotFoundError) as missing:
+        raise ObjectNotFound(f"Nothing is stored under {key!r}.") from missing
+    except (AlreadyExistsError, FileExistsError) as exists:
+        raise AlreadyExists(f"{key!r} is stored already.") from exists
+    except BaseError as failed:
+        raise StorageUnavailable(f"The storage failed on {key!r}: {failed}") from failed
+
+
+def digest(folder: Path, pattern: str = "*") -> str:
+    """sha256 over names and contents of the files in a folder that match, whatever their order on the disk."""
+    whole = hashlib.sha256()
+    for path in sorted(folder.glob(pattern)):
+        with path.open("rb") as file:
+            whole.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return whole.hexdigest()

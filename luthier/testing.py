@@ -1,0 +1,127 @@
+"""Twins and factories for our tests and for plugin authors: a toy model that trains in a second, its rows and spec."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from luthier.storage import Storage
+from luthier.training.spec import DataFile, TrainingSpec
+
+_CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def toy_model(folder: Path, *, seed: int = 0) -> Path:
+    """Write a Llama of two layers with a byte tokenizer and a ChatML template into `folder`, and return it.
+
+    27,000 parameters, 512 tokens of context, fp32 safetensors; the same seed gives the same weights.
+    """
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = toy_tokenizer(folder)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        initializer_range=0.2,  # wide enough that its logits can come to say something
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        LlamaForCausalLM(config).save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+def toy_tokenizer(folder: Path) -> Any:
+    """Write only the toy's tokenizer into `folder`: one token a byte, and the markers of ChatML. Needs no torch."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    bare = Tokenizer(models.BPE(vocab={letter: place for place, letter in enumerate(letters)}, merges=[]))
+    bare.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    bare.decoder = decoders.ByteLevel()
+    markers = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+    bare.add_special_tokens([AddedToken(marker, special=True, normalized=False) for marker in markers])
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bare,
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        chat_template=_CHATML,
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def toy_rows(count: int = 12, *, seed: int = 0) -> list[dict[str, Any]]:
+    """Rows of the messages format, of different lengths, with a rule that can be learned: say the word back, twice."""
+    dice = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        word = "".join(dice.choice("abcd") for _ in range(dice.randint(1, 6)))
+        turns = [("user", word), ("assistant", f"{word} {word}")]
+        rows.append({"messages": [{"role": role, "content": content} for role, content in turns]})
+    return rows
+
+
+def jsonl(rows: list[dict[str, Any]]) -> bytes:
+    """Rows as the bytes of a file, one a line."""
+    return b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
+
+
+def toy_spec(
+    storage: Storage,
+    *,
+    rows: list[dict[str, Any]] | None = None,
+    validation: list[dict[str, Any]] | None = None,
+    **changes: Any,
+) -> TrainingSpec:
+    """Store a toy model and its data, and return a spec that trains it in 9 steps; `changes` replace its fields."""
+    from luthier.nets.loading import weights_sha256
+
+    with TemporaryDirectory() as name:
+        folder = toy_model(Path(name))
+        for path in folder.iterdir():
+            storage.upload(path, f"models/toy/{path.name}")
+        weights = weights_sha256(folder)
+
+    def stored(key: str, data: list[dict[str, Any]]) -> DataFile:
+        return DataFile(key=key, sha256=storage.write(key, jsonl(data)).sha256)
+
+    settled: dict[str, Any] = {
+        "job": "ftjob-toy",
+        "base_model": "toy",
+        "weights": "models/toy",
+        "weights_sha256": weights,
+        "training": stored("files/train", toy_rows() if rows is None else rows),
+        "validation": None if validation is None else stored("files/valid", validation),
+        "max_length": 64,
+        "epochs": 3,
+        "batch_size": 4,
+        "micro_batch_tokens": 96,
+        "learning_rate": 0.01,
+        "seed": 1,
+        "precision": "fp32",
+        "threads": 1,
+        "evaluate_every_steps": 3,
+        "save_every_steps": 3,
+    }
+    return TrainingSpec(**settled | changes)

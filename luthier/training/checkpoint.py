@@ -1,0 +1,170 @@
+"""Checkpoints: saved whole or not at all, resumed bit for bit, their artifact servable as it lies.
+
+    runs/<job>/checkpoints/<attempt>-<step>/
+        adapter/                  the artifact, in its method's own format
+        optimizer.safetensors     both moments and the count of every parameter
+        state.json                where the run was, and of which spec, data and renderer
+        manifest.json             sha256 of every object above; written last, so without it there is no checkpoint
+
+Nothing is pickled. Each attempt has folders of its own, so an older one that is still alive overwrites nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from luthier.core import logs
+from luthier.core.errors import CheckpointUnreadable, LuthierError, Unavailable
+from luthier.storage import Storage, digest
+from luthier.training.methods.base import Method
+from luthier.training.optim import Optimizer
+from luthier.training.spec import TrainingSpec, Value
+
+ARTIFACT = "adapter"
+_FOLDER = re.compile(r"(\d{4,})-(\d{8,})")
+_log = logs.get("training")
+
+
+class Metrics(Value):
+    """What a checkpoint is worth: the last step's means, and the validation's where one ended at this step."""
+
+    train_loss: float
+    train_token_accuracy: float
+    valid_loss: float | None = None
+    valid_token_accuracy: float | None = None
+
+
+class State(Value):
+    """Where the run was. Order of rows and random numbers follow from the spec and the step, so they need no state."""
+
+    version: int = 1
+    step: int
+    trained_tokens: int
+    metrics: Metrics
+    spec_sha256: str
+    data_sha256: str
+    renderer_sha256: str
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint in the storage."""
+
+    key: str
+    attempt: int
+    artifact_sha256: str
+    state: State
+
+    @property
+    def artifact_key(self) -> str:
+        return f"{self.key}/{ARTIFACT}"
+
+
+class Checkpoints:
+    """The checkpoints of one job, as one attempt at it sees them."""
+
+    def __init__(
+        self, storage: Storage, spec: TrainingSpec, attempt: int, method: Method, *, renderer_sha256: str
+    ) -> None:
+        self._storage = storage
+        self._spec = spec
+        self._attempt = attempt
+        self._method = method
+        self._renderer_sha256 = renderer_sha256
+
+    def save(
+        self, model: nn.Module, optimizer: Optimizer, *, step: int, trained_tokens: int, metrics: Metrics
+    ) -> Checkpoint:
+        """Write a checkpoint; it exists when this returns, and not before."""
+        key = f"{self._spec.run_key}/checkpoints/{self._attempt:04d}-{step:08d}"
+        state = State(
+            step=step,
+            trained_tokens=trained_tokens,
+            metrics=metrics,
+            spec_sha256=_sha256_of(self._spec),
+            data_sha256=self._spec.training.sha256,
+            renderer_sha256=self._renderer_sha256,
+        )
+        with TemporaryDirectory() as name:
+            folder = Path(name)
+            (folder / ARTIFACT).mkdir()
+            self._method.export(model, folder / ARTIFACT, base_model=self._spec.base_model)
+            save_file(optimizer.tensors(), folder / "optimizer.safetensors")
+            (folder / "state.json").write_text(state.model_dump_json(indent=2) + "\n")
+            files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+            objects = {part: self._storage.upload(path, f"{key}/{part}").sha256 for part, path in sorted(files.items())}
+            artifact_sha256 = digest(folder / ARTIFACT)
+        manifest = {"version": 1, "artifact_sha256": artifact_sha256, "objects": objects}
+        self._storage.write(f"{key}/manifest.json", json.dumps(manifest, indent=2).encode() + b"\n")
+        return Checkpoint(key, self._attempt, artifact_sha256, state)
+
+    def resume(self, model: nn.Module, optimizer: Optimizer) -> Checkpoint | None:
+        """Put the newest complete checkpoint of this or an older attempt into model and optimizer; None: there is none.
+
+        One that is damaged is passed over for the one before. Raises CheckpointUnreadable when a whole one does not
+        belong to this spec.
+        """
+        for key, attempt in self._newest_first():
+            with self._opened(key) as opened:
+                if opened is None:
+                    continue
+                folder, artifact_sha256, state = opened
+                self._check(key, state)
+                self._method.restore(model, folder / ARTIFACT)
+                optimizer.restore(load_file(folder / "optimizer.safetensors"))
+                return Checkpoint(key, attempt, artifact_sha256, state)
+        return None
+
+    def _newest_first(self) -> list[tuple[str, int]]:
+        """Folders with a manifest and their attempts, by step, then attempt."""
+        root = f"{self._spec.run_key}/checkpoints"
+        found: list[tuple[int, int, str]] = []
+        for key in self._storage.list(root):
+            folder = key.removeprefix(f"{root}/").removesuffix("/manifest.json")
+            if key.endswith("/manifest.json") and (named := _FOLDER.fullmatch(folder)):
+                found.append((int(named[2]), int(named[1]), f"{root}/{folder}"))
+        return [(key, attempt) for _, attempt, key in sorted(found, reverse=True) if attempt <= self._attempt]
+
+    @contextmanager
+    def _opened(self, key: str) -> Iterator[tuple[Path, str, State] | None]:
+        """A verified copy on this machine, the artifact's sha256 and the state; None when the checkpoint is damaged."""
+        with TemporaryDirectory() as name:
+            folder = Path(name)
+            try:
+                manifest = json.loads(self._storage.read(f"{key}/manifest.json"))
+                for part, sha256 in manifest["objects"].items():
+                    self._storage.download(f"{key}/{part}", folder / part)
+                    with (folder / part).open("rb") as file:
+                        if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+                            raise CheckpointUnreadable(f"{part} is damaged.")
+                state = State.model_validate_json((folder / "state.json").read_bytes())
+                opened = folder, str(manifest["artifact_sha256"]), state
+            except Unavailable:
+                raise  # a storage that does not answer says nothing about the checkpoint
+            except (LuthierError, ValidationError, ValueError, KeyError, TypeError, AttributeError) as damage:
+                _log.warning("checkpoint passed over", key=key, why=str(damage))
+                opened = None
+            yield opened
+
+    def _check(self, key: str, state: State) -> None:
+        if (state.spec_sha256, state.renderer_sha256) != (_sha256_of(self._spec), self._renderer_sha256):
+            raise CheckpointUnreadable(
+                f"The checkpoint {key} was made by another spec or renderer than this job's.",
+                hint="A job keeps its spec: start a new job for a new one.",
+            )
+
+
+def _sha256_of(spec: TrainingSpec) -> str:
+    """Fields at their defaults are left out, so that a field added later does not orphan running jobs."""
+    return hashlib.sha256(spec.model_dump_json(exclude_defaults=True).encode()).hexdigest()

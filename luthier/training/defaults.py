@@ -1,0 +1,90 @@
+"""Turns "auto" into numbers, from the model's size and the number of rows. What comes out is written into the spec."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+from typing import Literal
+
+from luthier.training.spec import Value
+
+_TUNED_ON = 135e6  # parameters of the model for which the rate below was found
+_TUNED_RATE = 5e-4
+_VISITS = 400  # how often a small file's rows are seen in all
+_LONGEST = 4096  # tokens
+
+
+class Resolved(Value):
+    """The fields of a TrainingSpec that may be left to us; named as there."""
+
+    max_length: int
+    epochs: int
+    batch_size: int
+    micro_batch_tokens: int
+    learning_rate: float
+    seed: int
+    precision: Literal["bf16", "fp32"]
+    threads: int
+    evaluate_every_steps: int
+    save_every_steps: int
+
+
+def resolve(
+    *,
+    parameters: int,
+    context_length: int,
+    rows: int,
+    cores: int,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+    learning_rate_multiplier: float | None = None,
+    seed: int | None = None,
+) -> Resolved:
+    """Numbers for what is None; what is given is kept.
+
+    - epochs: 2; more for under 200 rows, up to 10, so that rows are seen about 400 times in all; 1 from 10,000 rows on.
+    - batch_size: the power of two at or below a 32nd of the rows, from 4 to 64, and never more than the rows.
+    - learning_rate: 5e-4 at 135 million parameters, falling with the fourth root of the size (a model 16 times as large
+      takes half), to two digits, at most 5e-3. `learning_rate_multiplier` multiplies it, given or not.
+    - max_length: the model's context, at most 4,096.
+    - evaluation and checkpoints: four times a run, the end included.
+    """
+    epochs = epochs or (1 if rows >= 10_000 else min(max(-(-_VISITS // rows), 2), 10))
+    batch_size = batch_size or min(max(_power_of_two(rows // 32), 4), 64, rows)
+    rate = learning_rate or float(f"{min(_TUNED_RATE * (_TUNED_ON / parameters) ** 0.25, 5e-3):.1e}")
+    steps = epochs * -(-rows // batch_size)
+    is_gpu = _has_gpu()
+    return Resolved(
+        max_length=min(context_length, _LONGEST),
+        epochs=epochs,
+        batch_size=batch_size,
+        micro_batch_tokens=8192 if is_gpu else 512,
+        learning_rate=rate * (learning_rate_multiplier or 1.0),
+        seed=secrets.randbelow(2**31) if seed is None else seed,
+        precision=precision(),
+        threads=cores,
+        evaluate_every_steps=-(-steps // 4),
+        save_every_steps=-(-steps // 4),
+    )
+
+
+def precision() -> Literal["bf16", "fp32"]:
+    """What this machine computes fastest in: bf16 where its GPU or processor multiplies it itself."""
+    return "bf16" if _has_gpu() or _computes_in_bf16() else "fp32"
+
+
+def _power_of_two(number: int) -> int:
+    """The largest power of two that is not above `number`; 1 for less."""
+    return 1 << max(number.bit_length() - 1, 0)
+
+
+def _has_gpu() -> bool:
+    return Path("/dev/nvidia0").exists()
+
+
+def _computes_in_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether the processor multiplies bf16 itself; elsewhere it is emulated and slower than fp32."""
+    if not cpuinfo.is_file():
+        return False
+    return bool({"avx512_bf16", "amx_bf16"} & set(cpuinfo.read_text().split()))

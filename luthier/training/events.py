@@ -1,0 +1,129 @@
+"""RunEvent: what a run tells, in order; and the numbered segment objects in which events travel.
+
+A segment is `runs/<job>/events/<attempt>/<number of its first event>.jsonl`, one event a line, written with conditional
+create, so that local disks, object stores and clusters carry events alike (object stores have no append).
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter
+
+from luthier.core.errors import AlreadyExists
+from luthier.storage import Storage
+from luthier.training.spec import Value
+
+
+class Told(Value):
+    """What every event has: its number within the attempt (from 0), the time in UTC, the step it belongs to."""
+
+    number: int = 0
+    at: datetime
+    step: int
+
+
+class Started(Told):
+    """The loop begins, after step `step` (0 unless the run was resumed)."""
+
+    type: Literal["started"] = "started"
+    total_steps: int
+    rows: int
+    dropped: list[int] = Field(description="Line numbers of rows longer than the limit, which are not trained.")
+    trained_tokens_per_epoch: int
+    tokens_per_epoch: int
+    trainable_parameters: int
+    libraries: dict[str, str]
+
+
+class Progress(Told):
+    """An optimizer step was taken. `loss` and `token_accuracy` are means over its trained tokens, before the update."""
+
+    type: Literal["progress"] = "progress"
+    total_steps: int
+    epoch: float
+    loss: float
+    token_accuracy: float
+    learning_rate: float
+    grad_norm: float
+    tokens_per_second: float
+    seconds_left: float
+    elapsed_seconds: float
+    trained_tokens: int = Field(description="Tokens of all rows seen so far, prompts included: what one pays for.")
+
+
+class Evaluated(Told):
+    """Mean loss and token accuracy over the whole validation file, with the weights as they are after `step`."""
+
+    type: Literal["evaluated"] = "evaluated"
+    loss: float
+    token_accuracy: float
+
+
+class CheckpointSaved(Told):
+    """The checkpoint under `key` is complete; its `adapter/` folder can be served, the whole of it resumed from."""
+
+    type: Literal["checkpoint_saved"] = "checkpoint_saved"
+    key: str
+    artifact_key: str
+    artifact_sha256: str
+    train_loss: float
+    train_token_accuracy: float
+    valid_loss: float | None = None
+    valid_token_accuracy: float | None = None
+
+
+class Succeeded(Told):
+    """The last step was taken; the artifact is the last checkpoint's."""
+
+    type: Literal["succeeded"] = "succeeded"
+    artifact_kind: Literal["adapter"] = "adapter"
+    artifact_key: str
+    artifact_sha256: str
+    trained_tokens: int
+
+
+class Failed(Told):
+    """The run ended by a fault; `code` is that of the error tree."""
+
+    type: Literal["failed"] = "failed"
+    code: str
+    message: str
+
+
+class Cancelled(Told):
+    """The run was asked to stop, and did; its checkpoints stay."""
+
+    type: Literal["cancelled"] = "cancelled"
+
+
+RunEvent = Annotated[
+    Started | Progress | Evaluated | CheckpointSaved | Succeeded | Failed | Cancelled, Field(discriminator="type")
+]
+_adapter: TypeAdapter[RunEvent] = TypeAdapter(RunEvent)
+
+
+def segment_key(run_key: str, attempt: int, first: int) -> str:
+    return f"{run_key}/events/{attempt:04d}/{first:09d}.jsonl"
+
+
+def write_segment(storage: Storage, run_key: str, attempt: int, events: list[RunEvent]) -> None:
+    """Write events that follow each other as one object. Writing the same segment again is harmless."""
+    data = b"".join(_adapter.dump_json(event) + b"\n" for event in events)
+    try:
+        storage.create(segment_key(run_key, attempt, events[0].number), data)
+    except AlreadyExists:
+        if storage.read(segment_key(run_key, attempt, events[0].number)) != data:
+            raise  # somebody else writes as this attempt
+
+
+def read_events(storage: Storage, run_key: str, attempt: int, after: int) -> list[RunEvent]:
+    """Events of an attempt numbered above `after` (-1 for all), in order."""
+    folder = f"{run_key}/events/{attempt:04d}"
+    keys = storage.list(folder)
+    begun = [key for key in keys if int(key.rsplit("/", 1)[1].removesuffix(".jsonl")) <= after]
+    found: list[RunEvent] = []
+    for key in keys[max(len(begun) - 1, 0) :]:
+        found += [_adapter.validate_json(line) for line in storage.read(key).splitlines() if line]
+    return [event for event in found if event.number > after]

@@ -1,0 +1,168 @@
+"""The loop: steps, accumulation, clipping, evaluation, checkpoints, stop requests; for any method and objective."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from luthier.core.errors import LossDiverged
+from luthier.training.checkpoint import Checkpoint, Checkpoints, Metrics
+from luthier.training.data import BatchPlan, Rows, micro_batches
+from luthier.training.emitter import Emitter
+from luthier.training.events import CheckpointSaved, Evaluated, Progress
+from luthier.training.meter import Mean, Pace
+from luthier.training.objectives.base import Encoded, Objective
+from luthier.training.optim import Optimizer, learning_rate
+from luthier.training.spec import TrainingSpec
+
+
+class Stopped(Exception):
+    """The stop request was obeyed; nothing of the step under way was applied."""
+
+
+class Loop:
+    """Trains `parameters` of `model`. The same spec on the same machine gives the same numbers, resumed or not."""
+
+    def __init__(
+        self,
+        spec: TrainingSpec,
+        plan: BatchPlan,
+        training: Rows,
+        validation: Rows | None,
+        objective: Objective,
+        model: nn.Module,
+        parameters: dict[str, nn.Parameter],
+        optimizer: Optimizer,
+        checkpoints: Checkpoints,
+        emitter: Emitter,
+        stop: threading.Event,
+    ) -> None:
+        self._spec = spec
+        self._plan = plan
+        self._training = training
+        self._validation = validation
+        self._objective = objective
+        self._model = model
+        self._device = next(model.parameters()).device
+        self._parameters = list(parameters.values())
+        self._optimizer = optimizer
+        self._checkpoints = checkpoints
+        self._emitter = emitter
+        self._stop = stop
+        self._trained_tokens = 0
+
+    def play(self, resumed: Checkpoint | None) -> Checkpoint:
+        """Take every step after the checkpoint, or all of them, and return the last step's checkpoint.
+
+        Raises Stopped, LossDiverged, and what the emitter raises.
+        """
+        spec, total = self._spec, self._plan.total_steps
+        saved = [resumed] if resumed else []
+        done = resumed.state.step if resumed else 0
+        self._trained_tokens = resumed.state.trained_tokens if resumed else 0
+        pace = Pace()
+        if not resumed:
+            self._evaluate(step=0)
+        for step in range(done + 1, total + 1):
+            trained = self._take(step, pace)
+            is_end = step == total
+            valid = self._evaluate(step) if is_end or step % spec.evaluate_every_steps == 0 else None
+            if is_end or step % spec.save_every_steps == 0:
+                saved.append(self._save(step, trained, valid))
+        return saved[-1]  # a plan has at least one step, and the last one is saved
+
+    def _take(self, step: int, pace: Pace) -> Mean:
+        """One optimizer step, whose gradient is the sum of token losses over the tokens trained in the whole step."""
+        spec, total = self._spec, self._plan.total_steps
+        pace.begin_step()
+        torch.manual_seed(spec.seed * 1_000_003 + step)  # dropout follows from the step, resumed or not
+        self._model.train()
+        self._optimizer.forget()
+        rows = [self._training.rows[place] for place in self._plan.rows_of(step)]
+        trained_in_step = sum(row.trained for row in rows)
+        mean = Mean()
+        for batch in self._batches(rows):
+            losses = self._objective.loss(self._model, batch)
+            (losses.total / trained_in_step).backward()
+            mean.add(losses)
+        _refuse_unless_finite(mean.loss, "loss", step)
+        grad_norm = nn.utils.clip_grad_norm_(self._parameters, spec.clip_norm).item()
+        _refuse_unless_finite(grad_norm, "gradient norm", step)
+        rate = learning_rate(spec, step, total)
+        self._optimizer.step(rate)
+        tokens = sum(row.length for row in rows)
+        self._trained_tokens += tokens
+        pace.end_step(tokens)
+        self._emitter.emit(
+            Progress,
+            step=step,
+            total_steps=total,
+            epoch=step / self._plan.steps_per_epoch,
+            loss=mean.loss,
+            token_accuracy=mean.token_accuracy,
+            learning_rate=rate,
+            grad_norm=grad_norm,
+            tokens_per_second=pace.tokens_per_second,
+            seconds_left=pace.seconds_left(self._training.tokens * spec.epochs - self._trained_tokens),
+            elapsed_seconds=pace.elapsed_seconds,
+            trained_tokens=self._trained_tokens,
+        )
+        return mean
+
+    def _evaluate(self, step: int) -> Mean | None:
+        """Mean over the validation file, told as an event; None when there is no such file."""
+        if self._validation is None:
+            return None
+        self._model.eval()
+        mean = Mean()
+        with torch.no_grad():
+            for batch in self._batches(self._validation.rows):
+                mean.add(self._objective.loss(self._model, batch))
+        _refuse_unless_finite(mean.loss, "validation loss", step)
+        self._emitter.emit(Evaluated, step=step, loss=mean.loss, token_accuracy=mean.token_accuracy)
+        return mean
+
+    def _save(self, step: int, trained: Mean, valid: Mean | None) -> Checkpoint:
+        self._emitter.flush()  # what led to a checkpoint is stored before it: a resumed run does not tell it again
+        metrics = Metrics(
+            train_loss=trained.loss,
+            train_token_accuracy=trained.token_accuracy,
+            valid_loss=valid.loss if valid else None,
+            valid_token_accuracy=valid.token_accuracy if valid else None,
+        )
+        saved = self._checkpoints.save(
+            self._model, self._optimizer, step=step, trained_tokens=self._trained_tokens, metrics=metrics
+        )
+        tell_saved(self._emitter, saved)
+        return saved
+
+    def _batches(self, rows: list[Encoded]) -> Iterator[Any]:
+        """Micro-batches with something to learn. Raises Stopped between two of them when that was asked for."""
+        for group in micro_batches(rows, self._spec.micro_batch_tokens):
+            self._emitter.check()
+            if self._stop.is_set():
+                raise Stopped
+            if any(row.trained for row in group):
+                yield self._objective.collate(group, self._device)
+
+
+def tell_saved(emitter: Emitter, saved: Checkpoint) -> None:
+    emitter.emit(
+        CheckpointSaved,
+        step=saved.state.step,
+        key=saved.key,
+        artifact_key=saved.artifact_key,
+        artifact_sha256=saved.artifact_sha256,
+        **saved.state.metrics.model_dump(),
+    )
+
+
+def _refuse_unless_finite(value: float, what: str, step: int) -> None:
+    if not math.isfinite(value):
+        hint = "Use a smaller learning rate, or look for faulty rows."
+        raise LossDiverged(f"The {what} became {value} at step {step}.", hint=hint)

@@ -1,0 +1,49 @@
+"""The Method contract: which numbers learn, and in what form they leave."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from luthier.core.registry import Registry
+from luthier.training import options as plugin
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class Method(ABC):
+    """One way to train a model. Importing a method's file must not import torch.
+
+    Promises, held by tests/contract: what `trainable` does not name stays bit-identical; the same seed attaches the
+    same numbers; an export that is restored onto a freshly attached model gives the same logits.
+    """
+
+    Options: ClassVar[type[plugin.Options]]
+    artifact_kind: ClassVar[Literal["adapter"]]
+
+    def __init__(self, options: plugin.Options) -> None:
+        self.options = options
+
+    @abstractmethod
+    def attach(self, model: nn.Module, *, seed: int) -> nn.Module:
+        """Make the model ready to train and return it; new numbers are drawn from `seed`.
+
+        Raises InvalidRequest when the model cannot be trained so.
+        """
+
+    @abstractmethod
+    def export(self, model: nn.Module, folder: Path, *, base_model: str) -> None:
+        """Write the artifact of an attached model into `folder`, which is empty. Equal numbers give equal bytes."""
+
+    @abstractmethod
+    def restore(self, model: nn.Module, folder: Path) -> None:
+        """Put an artifact's numbers back into an attached model. Raises CheckpointUnreadable when they do not fit."""
+
+    def trainable(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        """The parameters that learn, by name, always in the same order."""
+        return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+methods: Registry[Method] = Registry("luthier.training.methods", Method, kind="method")

@@ -1,0 +1,88 @@
+"""LoRA: two thin matrices beside each chosen weight; everything else stays as it was."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from pydantic import Field
+
+from luthier.core.errors import CheckpointUnreadable, InvalidRequest
+from luthier.training.methods.base import Method
+from luthier.training.options import Options
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class LoraOptions(Options):
+    rank: int = Field(16, ge=1, le=512, description="Width of the added matrices; more learns more and costs more.")
+    alpha: float | None = Field(None, gt=0, description="Scale of what was learned; twice the rank when absent.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Share of inputs that the added matrices do not see in a step.")
+    targets: Literal["all-linear", "attention"] = Field(
+        "all-linear", description="Which weights get them: all linear layers but the output, or those of attention."
+    )
+
+
+class Lora(Method):
+    """The artifact is a folder as PEFT writes it, in fp32."""
+
+    Options = LoraOptions
+    artifact_kind = "adapter"
+    options: LoraOptions
+
+    def attach(self, model: nn.Module, *, seed: int) -> nn.Module:
+        import torch
+        from peft import LoraConfig, get_peft_model
+
+        chosen = self.options
+        config = LoraConfig(
+            r=chosen.rank,
+            lora_alpha=2 * chosen.rank if chosen.alpha is None else chosen.alpha,
+            lora_dropout=chosen.dropout,
+            target_modules=_targets(model, chosen.targets),
+            task_type="CAUSAL_LM",
+        )
+        torch.manual_seed(seed)
+        return get_peft_model(model, config)  # type: ignore[arg-type]  # a language model of transformers
+
+    def export(self, model: nn.Module, folder: Path, *, base_model: str) -> None:
+        import torch
+        from peft import get_peft_model_state_dict
+        from safetensors.torch import save_file
+
+        tensors = get_peft_model_state_dict(model)
+        save_file(
+            {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in tensors.items()},
+            folder / "adapter_model.safetensors",
+            metadata={"format": "pt"},
+        )
+        config = cast(Any, model).peft_config["default"].to_dict()
+        config |= {"base_model_name_or_path": base_model, "inference_mode": True}
+        plain = {name: sorted(value) if isinstance(value, set) else value for name, value in config.items()}
+        (folder / "adapter_config.json").write_text(json.dumps(plain, indent=2, sort_keys=True) + "\n")
+
+    def restore(self, model: nn.Module, folder: Path) -> None:
+        from peft import get_peft_model_state_dict, set_peft_model_state_dict
+        from safetensors.torch import load_file
+
+        saved, present = load_file(folder / "adapter_model.safetensors"), get_peft_model_state_dict(model)
+        if {name: t.shape for name, t in saved.items()} != {name: t.shape for name, t in present.items()}:
+            raise CheckpointUnreadable("The checkpoint's adapter does not fit this model and these options.")
+        set_peft_model_state_dict(model, saved)
+
+
+def _targets(model: nn.Module, wanted: str) -> list[str]:
+    """The linear layers that get matrices, by the last two parts of their names: `self_attn.q_proj` and kin."""
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    output = cast(Any, model).get_output_embeddings()
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
+    linear = [name for name, layer in layers.items() if layer is not output]
+    if wanted == "attention":
+        linear = [name for name in linear if "attn" in name or "attention" in name]
+    if not linear:
+        raise InvalidRequest(f"This model has no layers of the kind {wanted!r}.", param="targets")
+    return sorted({".".join(name.split(".")[-2:]) for name in linear})

@@ -1,0 +1,87 @@
+"""The trainer as a process: `python -m luthier.training.program SPEC --storage URL --attempt N`.
+
+Exit codes: 0 the run succeeded or was cancelled, 1 it failed, 3 a newer attempt has taken over.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from luthier.core import logs
+from luthier.storage import Storage
+from luthier.training.events import Failed, RunEvent
+from luthier.training.spec import TrainingSpec
+
+SUPERSEDED = 3
+_log = logs.get("training")
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m luthier.training.program", description="Run one training job.")
+    parser.add_argument("spec", help="a file with the spec as JSON, or its storage key")
+    parser.add_argument("--storage", required=True, help="URL of the storage")
+    parser.add_argument("--attempt", type=int, default=1, help="number of this attempt at the job, from 1")
+    parser.add_argument("--cache", type=Path, help="folder for weights of a storage that is not on this machine")
+    parser.add_argument("--log-level", default="info")
+    wanted = parser.parse_args(argv)
+    logs.configure(wanted.log_level)
+    storage = Storage(wanted.storage, cache=wanted.cache or Path.home() / ".cache" / "luthier")
+    path = Path(wanted.spec)
+    spec = TrainingSpec.model_validate_json(path.read_bytes() if path.is_file() else storage.read(wanted.spec))
+    return execute(spec, storage, wanted.attempt)
+
+
+def execute(
+    spec: TrainingSpec, storage: Storage, attempt: int = 1, on_event: Callable[[RunEvent], None] | None = None
+) -> int:
+    """Run a job in this process and return its exit code; SIGTERM and SIGINT cancel it.
+
+    Call it before anything imports torch: thread counts are read from the environment then. Nothing is downloaded.
+    """
+    os.environ.update(
+        OMP_NUM_THREADS=str(spec.threads),
+        MKL_NUM_THREADS=str(spec.threads),
+        HF_HUB_OFFLINE="1",
+        HF_HUB_DISABLE_TELEMETRY="1",
+        TOKENIZERS_PARALLELISM="false",
+    )
+    from transformers.utils import logging
+
+    from luthier.training.emitter import Superseded
+    from luthier.training.run import run
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    with logs.bind(job=spec.job, attempt=attempt), _stop_by_signal() as stop:
+        try:
+            last = run(spec, storage, attempt=attempt, emit=on_event, stop=stop)
+        except Superseded as newer:
+            _log.warning("stopped", why=str(newer))
+            return SUPERSEDED
+    return 1 if isinstance(last, Failed) else 0
+
+
+@contextmanager
+def _stop_by_signal() -> Iterator[threading.Event]:
+    """An event that SIGTERM and SIGINT set, where this is the main thread."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,150 @@
+"""run(spec, storage): opens the parts of a training run and plays them in order."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from importlib.metadata import version
+
+import torch
+
+from luthier.chat.renderers.base import Renderer, renderer_for
+from luthier.chat.tokenizer import Tokenizer
+from luthier.core import logs
+from luthier.core.errors import InternalError, InvalidRequest, LuthierError, OutOfMemory
+from luthier.nets.loading import load_model
+from luthier.storage import Storage
+from luthier.training.checkpoint import Checkpoint, Checkpoints
+from luthier.training.data import BatchPlan, Rows, read_rows
+from luthier.training.emitter import Emitter, Superseded
+from luthier.training.events import Cancelled, CheckpointSaved, Failed, RunEvent, Started, Succeeded, read_events
+from luthier.training.loop import Loop, Stopped, tell_saved
+from luthier.training.methods.base import methods
+from luthier.training.objectives.base import objectives
+from luthier.training.optim import Optimizer
+from luthier.training.spec import TrainingSpec
+
+_LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "safetensors")
+_log = logs.get("training")
+
+
+def run(
+    spec: TrainingSpec,
+    storage: Storage,
+    *,
+    attempt: int = 1,
+    emit: Callable[[RunEvent], None] | None = None,
+    stop: threading.Event | None = None,
+) -> Succeeded | Failed | Cancelled:
+    """Train what the spec says, from the job's newest checkpoint where there is one, and return the last event.
+
+    Events go to the storage and to `emit`. Once `stop` is set the run ends with `cancelled` after the micro-batch under
+    way. What ends it otherwise becomes a `failed` event; only Superseded is raised: a newer attempt exists, and this
+    one has stopped writing. An attempt is run once: its number is not used again after a crash.
+    """
+    torch.set_num_threads(spec.threads)
+    stop = stop or threading.Event()
+    with Emitter(storage, spec.run_key, attempt, also=emit) as emitter:
+        try:
+            return _play(spec, storage, attempt, emitter, stop)
+        except Superseded:
+            raise
+        except Stopped:
+            return emitter.emit(Cancelled, step=emitter.step)
+        except Exception as fault:
+            _log.error("run failed", job=spec.job, attempt=attempt, exc_info=fault)
+            return _fail(emitter, _told(fault))
+
+
+def _play(spec: TrainingSpec, storage: Storage, attempt: int, emitter: Emitter, stop: threading.Event) -> Succeeded:
+    method_class, objective_class = methods.load(spec.method.name), objectives.load(spec.objective.name)
+    method = method_class(method_class.Options.read(spec.method.options, param="method.options"))
+    objective = objective_class(objective_class.Options.read(spec.objective.options, param="objective.options"))
+    weights = storage.folder(spec.weights)
+    renderer = renderer_for(Tokenizer(weights))
+    renderer_sha256 = _check_renderer(spec, renderer)
+    training = read_rows(storage, spec.training, objective, renderer, max_length=spec.max_length)
+    validation = None
+    if spec.validation is not None:
+        validation = read_rows(storage, spec.validation, objective, renderer, max_length=spec.max_length)
+        if validation.dropped:
+            _log.warning("validation rows are too long", lines=validation.dropped)
+    if stop.is_set():
+        raise Stopped
+
+    base = load_model(weights, precision=spec.precision, expected_sha256=spec.weights_sha256)
+    model = method.attach(base.requires_grad_(False), seed=spec.seed)
+    parameters = method.trainable(model)
+    optimizer = Optimizer(parameters, weight_decay=spec.weight_decay)
+    checkpoints = Checkpoints(storage, spec, attempt, method, renderer_sha256=renderer_sha256)
+    resumed = checkpoints.resume(model, optimizer)
+    plan = BatchPlan(len(training.rows), spec.seed, spec.batch_size, spec.epochs)
+    _tell_started(emitter, spec, plan, training, sum(p.numel() for p in parameters.values()), resumed)
+    if resumed is not None and not _is_told(storage, spec, resumed):
+        tell_saved(emitter, resumed)
+
+    loop = Loop(spec, plan, training, validation, objective, model, parameters, optimizer, checkpoints, emitter, stop)
+    last = loop.play(resumed)
+    return emitter.emit(
+        Succeeded,
+        step=plan.total_steps,
+        artifact_kind=method.artifact_kind,
+        artifact_key=last.artifact_key,
+        artifact_sha256=last.artifact_sha256,
+        trained_tokens=last.state.trained_tokens,
+    )
+
+
+def _check_renderer(spec: TrainingSpec, renderer: Renderer) -> str:
+    found = renderer.fingerprint()
+    if spec.renderer_sha256 not in (None, found):
+        raise InvalidRequest(
+            f"This model's conversations are written otherwise than when the data was checked (now {found[:12]}…).",
+            hint="Start a new job: its data is checked anew.",
+        )
+    return found
+
+
+def _tell_started(
+    emitter: Emitter, spec: TrainingSpec, plan: BatchPlan, training: Rows, trainable: int, resumed: Checkpoint | None
+) -> None:
+    emitter.emit(
+        Started,
+        step=resumed.state.step if resumed else 0,
+        total_steps=plan.total_steps,
+        rows=len(training.rows),
+        dropped=training.dropped,
+        trained_tokens_per_epoch=training.trained,
+        tokens_per_epoch=training.tokens,
+        trainable_parameters=trainable,
+        libraries={name: version(name) for name in _LIBRARIES},
+    )
+
+
+def _is_told(storage: Storage, spec: TrainingSpec, saved: Checkpoint) -> bool:
+    """Whether the attempt that saved a checkpoint lived long enough to tell of it."""
+    events = read_events(storage, spec.run_key, saved.attempt, -1)
+    return any(isinstance(event, CheckpointSaved) and event.key == saved.key for event in events)
+
+
+def _told(fault: Exception) -> LuthierError:
+    """What ended a run, as the error tree says it."""
+    if isinstance(fault, LuthierError):
+        return fault
+    if isinstance(fault, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(fault):
+        return OutOfMemory(
+            "The memory did not suffice for a micro-batch.",
+            hint="Use a smaller micro_batch_tokens or max_length, or a smaller model.",
+        )
+    return InternalError("The run met a fault of ours; the trainer's log has the details.")
+
+
+def _fail(emitter: Emitter, fault: LuthierError) -> Failed:
+    """Tell of the end; a storage or a callback that fails now cannot be told of, so the log has to do."""
+    try:
+        return emitter.emit(Failed, step=emitter.step, code=fault.code, message=fault.text)
+    except Superseded:
+        raise
+    except Exception as second:
+        _log.error("the end of the run could not be told", exc_info=second)
+        return Failed(at=emitter.now(), step=emitter.step, code=fault.code, message=fault.text)

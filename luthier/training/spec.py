@@ -1,0 +1,63 @@
+"""TrainingSpec: a whole job as one frozen, serialisable value.
+
+It holds storage keys, not paths, and no secrets, so that it can be shown, shared and replayed on another machine. It is
+the same for every attempt at a job: which attempt it is comes with the launch.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PluginChoice(Value):
+    """A plugin by name, with options that its own `Options` class validates."""
+
+    name: str
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class DataFile(Value):
+    """A file of examples: storage key, sha256 of its bytes, name of its format."""
+
+    key: str
+    sha256: str
+    format: str = "messages"
+
+
+class TrainingSpec(Value):
+    version: Literal[1] = 1
+    job: str = Field(description="Id of the job; everything the run writes lies under runs/<job>/.")
+    base_model: str = Field(description="Name of the base model.")
+    weights: str = Field(description="Storage key of the folder with its weights and tokenizer.")
+    weights_sha256: str = Field(description="Hash of those weights; a run refuses others.")
+    renderer_sha256: str | None = Field(
+        None, description="Fingerprint of the renderer the data was checked with; a run refuses another."
+    )
+    training: DataFile
+    validation: DataFile | None = None
+    method: PluginChoice = PluginChoice(name="lora")
+    objective: PluginChoice = PluginChoice(name="sft")
+    max_length: int = Field(ge=8, description="Tokens; a longer row is dropped and counted.")
+    epochs: int = Field(ge=1, le=100)
+    batch_size: int = Field(ge=1, le=4096, description="Rows per optimizer step.")
+    micro_batch_tokens: int = Field(ge=8, description="Tokens, padding included, that one forward pass takes at most.")
+    learning_rate: float = Field(gt=0, le=1, description="Peak, reached after the warm-up.")
+    warmup_ratio: float = Field(0.05, ge=0, lt=1, description="Share of all steps in which the rate rises.")
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    weight_decay: float = Field(0.0, ge=0)
+    clip_norm: float = Field(1.0, gt=0, description="Largest global gradient norm.")
+    seed: int = Field(ge=0, lt=2**31)
+    precision: Literal["bf16", "fp32"] = Field(description="Of the frozen base model; what is trained is fp32.")
+    threads: int = Field(ge=1, description="CPU threads: part of the spec because sums depend on it.")
+    evaluate_every_steps: int = Field(ge=1)
+    save_every_steps: int = Field(ge=1)
+
+    @property
+    def run_key(self) -> str:
+        return f"runs/{self.job}"
