@@ -20,7 +20,7 @@ endif
 .PHONY: help install demo test lint format check base-install constraints clean
 
 help: ## List these targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{ printf "  make %-13s %s\n", $$1, $$2 }'
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## Make the environment in .venv; again only when what it should hold has changed
 	@echo "The environment is ready in $(VENV)."
@@ -60,7 +60,7 @@ format: install ## Put the code into the one format
 
 check: lint test ## What CI checks: lint, then all tests
 
-base-install: install ## Install without the engine on the other Pythons found here, and import it
+base-install: install ## Install without the engine on each Python found here, and import it
 	.ci/base-install $(BIN)/uv
 
 constraints: install ## Pin again what pyproject.toml asks for; ARGS=--upgrade takes newer versions

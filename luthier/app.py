@@ -101,7 +101,8 @@ def build(settings: Settings, *, parts: Parts | None = None, announce: Callable[
         bootstrap = settings.bootstrap_key.get_secret_value() if settings.bootstrap_key else None
         if (key := await parts.services.accounts.found(bootstrap)) is not None:
             announce(key)
-        await _bring_embedded(parts.installer)
+        if settings.models.embedded:
+            await _bring_embedded(parts.installer)
         loops = [asyncio.create_task(one.run(), name=one.topic) for one in parts.reconcilers]
         app.state.loops = loops
         try:

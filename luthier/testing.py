@@ -1,15 +1,27 @@
-"""Twins and factories for our tests and for plugin authors: a toy model that trains in a second, its rows and spec."""
+"""Twins and factories for our tests and for plugin authors: a toy model that trains in a second, its rows and spec,
+an executor whose processes are functions, and a whole server in a folder."""
 
 from __future__ import annotations
 
 import json
 import random
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from luthier.core.clock import Clock
+from luthier.core.settings import ExecutorSection, Section, ServerSection, Settings
+from luthier.executors.base import Executor, Handle, Launch, Observation, State
 from luthier.storage import Storage
 from luthier.training.spec import DataFile, TrainingSpec
+
+if TYPE_CHECKING:
+    from luthier.app import Parts
 
 _CHATML = (
     "{% for message in messages %}"
@@ -125,3 +137,97 @@ def toy_spec(
         "save_every_steps": 3,
     }
     return TrainingSpec(**settled | changes)
+
+
+@dataclass
+class InlineProcess:
+    """A launch that is a function in a thread. `stopping` is set when it is asked to end; what it prints is its log."""
+
+    launch: Launch
+    stopping: threading.Event = field(default_factory=threading.Event)
+    output: list[str] = field(default_factory=list)
+    exit_code: int | None = None
+    is_killed: bool = False
+    asked_at: float | None = None
+    thread: threading.Thread | None = None
+
+    def print(self, line: str) -> None:
+        self.output.append(line + "\n")
+
+
+class InlineExecutor(Executor):
+    """Runs `script(process)` in a thread of its own instead of a process; what it returns is the exit code.
+
+    A script that raises ends with 1 and its traceback in the log. A stop sets `process.stopping`; the force after it
+    cannot end a thread, so it only stops counting as running. `started` has every launch, in order.
+    """
+
+    def __init__(self, script: Callable[[InlineProcess], int], *, cores: int = 2) -> None:
+        self.script = script
+        self.started: list[Launch] = []
+        self._cores = cores
+        self._processes: dict[str, InlineProcess] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def cores(self) -> int:
+        return self._cores
+
+    def start(self, launch: Launch) -> Handle:
+        with self._lock:
+            if launch.name not in self._processes:
+                self.started.append(launch)
+                process = self._processes[launch.name] = InlineProcess(launch)
+                process.thread = threading.Thread(target=self._run, args=(process,), name=launch.name, daemon=True)
+                process.thread.start()
+        return {"name": launch.name}
+
+    def observe(self, handle: Handle) -> Observation:
+        process = self._processes.get(handle.get("name", ""))
+        if process is None:
+            return Observation(State.UNKNOWN)
+        if process.is_killed:
+            return Observation(State.ENDED)
+        assert process.thread is not None
+        if process.thread.is_alive():
+            return Observation(State.RUNNING)
+        return Observation(State.ENDED, process.exit_code)
+
+    def stop(self, handle: Handle, *, grace_seconds: float) -> None:
+        process = self._processes[handle["name"]]
+        if process.asked_at is None:
+            process.asked_at = time.monotonic()
+            process.stopping.set()
+        elif time.monotonic() >= process.asked_at + grace_seconds and self.observe(handle).state is State.RUNNING:
+            process.is_killed = True
+
+    def logs(self, name: str, *, last_bytes: int = 20_000) -> str:
+        process = self._processes.get(name)
+        whole = "".join(process.output).encode() if process else b""
+        return whole[max(0, len(whole) - last_bytes) :].decode(errors="replace")
+
+    def join(self, name: str, *, within_seconds: float = 60) -> Observation:
+        """Wait until the process of that launch has ended, and say how."""
+        thread = self._processes[name].thread
+        assert thread is not None
+        thread.join(within_seconds)
+        return self.observe({"name": name})
+
+    def _run(self, process: InlineProcess) -> None:
+        try:
+            process.exit_code = self.script(process)
+        except Exception:
+            process.print(traceback.format_exc())
+            process.exit_code = 1
+
+
+def toy_server(folder: Path, executor: Executor, clock: Clock | None = None, **sections: Section) -> Parts:
+    """The parts of a server that keeps everything in `folder` and starts its processes by `executor`; nothing runs yet.
+
+    `sections` replace those of the settings; neither the environment nor a luthier.toml is read.
+    """
+    from luthier.app import assemble
+
+    server = ServerSection.model_validate({"data": folder})
+    settled: dict[str, Any] = {"server": server, "executor": ExecutorSection(name="local", cores=executor.cores)}
+    return assemble(Settings.model_construct(None, **settled | sections), clock, executor)

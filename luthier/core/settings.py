@@ -42,6 +42,10 @@ class ExecutorSection(Section):
     cores: int | None = Field(None, ge=1, description="Cores to hand out; absent: all that this process may use.")
 
 
+class ModelsSection(Section):
+    embedded: bool = Field(True, description="Bring the embedded model when the server starts and has not got it yet.")
+
+
 class TrainingSection(Section):
     python: str | None = Field(None, description="Interpreter that runs the trainer; absent: the one that runs Luthier.")
     attempts: int = Field(3, ge=1, description="How often a run that was lost is started again from its last checkpoint.")
@@ -71,6 +75,7 @@ class Settings(BaseSettings):
     database: DatabaseSection = Field(default_factory=DatabaseSection)
     storage: StorageSection = Field(default_factory=StorageSection)
     executor: ExecutorSection = Field(default_factory=ExecutorSection)
+    models: ModelsSection = Field(default_factory=ModelsSection)
     training: TrainingSection = Field(default_factory=TrainingSection)
     serving: ServingSection = Field(default_factory=ServingSection)
     logs: LogSection = Field(default_factory=LogSection)

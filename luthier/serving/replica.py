@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
@@ -15,7 +15,7 @@ from luthier.chat.messages import Conversation, Message
 from luthier.chat.renderers.base import Renderer, renderer_for
 from luthier.chat.tokenizer import Tokenizer
 from luthier.core import logs
-from luthier.core.errors import InvalidParameter, InvalidRequest, LuthierError
+from luthier.core.errors import InvalidParameter, InvalidRequest, LuthierError, NotFound
 from luthier.serving.backends.base import Backend, backends
 from luthier.serving.engine import Engine
 from luthier.serving.protocol import (
@@ -192,8 +192,9 @@ class Replica:
         )
 
     async def _load(self, ref: AdapterRef) -> None:
-        # A distant store's files are fetched here, so that running answers need not wait for them.
-        await asyncio.to_thread(self._fetch, ref.key)
+        with suppress(NotFound):  # the backend says so in its own words
+            # A distant store's files come now, so that running answers need not wait for them.
+            await asyncio.to_thread(self._storage.folder, ref.key)
         await self._engine.call(lambda: self._backend.load_adapter(ref))
 
     async def _unload(self, adapter: str) -> None:

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from sqlalchemy import ColumnElement, or_, update
+from sqlalchemy import ColumnElement, Select, or_, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped
 
@@ -44,19 +44,19 @@ async def claim(
     db: Database, table: type[R], *due: ColumnElement[bool], limit: int = 50, seconds: float = 60
 ) -> list[Lease[R]]:
     """Take up to `limit` rows that are due and that nobody holds, oldest id first; each goes to exactly one worker."""
+
+    def free(session: AsyncSession) -> Select[tuple[str]]:
+        rows = Queries(session, SYSTEM).visible(table).with_only_columns(table.id)
+        unheld = or_(table.lease_until.is_(None), table.lease_until < now(session))
+        return rows.where(*due, unheld).order_by(table.id).limit(limit)
+
+    async with db.read() as session:  # most looks find nothing, and should not take the write lock for it
+        if await session.scalar(free(session)) is None:
+            return []
     token = secrets.token_hex(16)
     async with db.write() as session:
-        clock = now(session)
-        free = (
-            Queries(session, SYSTEM)
-            .visible(table)
-            .with_only_columns(table.id)
-            .where(*due, or_(table.lease_until.is_(None), table.lease_until < clock))
-            .order_by(table.id)
-            .limit(limit)
-            .with_for_update(skip_locked=True)
-        )
-        taken = update(table).where(table.id.in_(free)).values(lease_token=token, lease_until=clock + seconds)
+        rows = free(session).with_for_update(skip_locked=True)
+        taken = update(table).where(table.id.in_(rows)).values(lease_token=token, lease_until=now(session) + seconds)
         rows = await session.scalars(taken.returning(table.id), execution_options={"synchronize_session": False})
         return [Lease(table, row, token) for row in sorted(rows)]
 

@@ -82,7 +82,8 @@ class Builtin(Backend):
         except ValueError as unfit:
             raise AdapterUnreadable(f"Adapter {ref.id} does not fit the base model: {unfit}") from unfit
         cast_adapter_dtype(self._model, ref.id)  # fp32, as it was trained
-        places = get_peft_model_state_dict(self._model, adapter_name=ref.id)
+        state = get_peft_model_state_dict(self._model, adapter_name=ref.id)
+        places = {f"base_model.model.{name}": tensor for name, tensor in state.items()}  # as files name them
         if problems := _differences(places, tensors):
             raise AdapterUnreadable(f"Adapter {ref.id} does not fit the base model: {'; '.join(problems)}.")
         set_peft_model_state_dict(self._model, tensors, adapter_name=ref.id)
@@ -141,7 +142,7 @@ def _differences(places: dict[str, torch.Tensor], tensors: dict[str, torch.Tenso
     shapes = {name: (tuple(tensors[name].shape), tuple(places[name].shape)) for name in places.keys() & tensors.keys()}
     wrong = [f"{name} has shape {is_} instead of {should}" for name, (is_, should) in sorted(shapes.items()) if is_ != should]
     return [
-        *([f"{len(missing)} tensors are missing, {missing[0]} first"] if missing else []),
-        *([f"{len(extra)} tensors have no place, {extra[0]} first"] if extra else []),
+        *([f"missing: {missing[0]} ({len(missing)} in all)"] if missing else []),
+        *([f"without a place: {extra[0]} ({len(extra)} in all)"] if extra else []),
         *wrong[:1],
     ]

@@ -1,0 +1,120 @@
+"""Every serving backend keeps the promises of the contract."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from luthier.chat.messages import Conversation, Message
+from luthier.chat.renderers.base import Renderer, renderer_for
+from luthier.chat.tokenizer import Tokenizer
+from luthier.core.errors import InternalError
+from luthier.nets.loading import weights_sha256
+from luthier.serving.backends.base import AdapterUnreadable, Backend, backends
+from luthier.serving.protocol import AdapterRef, Sampling
+from luthier.serving.spec import ReplicaSpec
+from luthier.storage import Storage
+from luthier.testing import toy_model
+from tests.unit.serving.toys import toy_adapter
+
+GREEDY = Sampling(temperature=0, max_tokens=20)
+
+
+class House:
+    """A storage with a toy model and two adapters, and one backend open over it."""
+
+    def __init__(self, folder: Path, backend: str) -> None:
+        self.storage = Storage(folder.as_uri())
+        model = toy_model(folder / "models/toy")
+        self.refs = [toy_adapter(folder, f"ckpt-{n}", seed=n) for n in (1, 2)]
+        self.renderer: Renderer = renderer_for(Tokenizer(model))
+        spec = ReplicaSpec(
+            replica="rep-1", base_model="toy", weights="models/toy", weights_sha256=weights_sha256(model), backend=backend,
+            precision="fp32", threads=1, adapters=2, socket="",
+        )  # fmt: skip
+        self.backend: Backend = backends.load(backend).open(spec, self.storage)
+
+    def steps(self, said: str = "hello", adapter: str | None = None, sampling: Sampling = GREEDY):
+        prompt = self.renderer.prompt(Conversation((Message("user", said),)))
+        return self.backend.generate(prompt, adapter=adapter, sampling=sampling, stops=self.renderer.stops)
+
+
+@pytest.fixture(scope="module", params=backends.names())
+def house(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> House:
+    return House(tmp_path_factory.mktemp("house"), request.param)
+
+
+@pytest.fixture
+def adapters(house: House):
+    for ref in house.refs:
+        house.backend.load_adapter(ref)
+    yield [ref.id for ref in house.refs]
+    for ref in house.refs:
+        house.backend.unload_adapter(ref.id)
+
+
+def test_the_same_request_gives_the_same_tokens(house: House) -> None:
+    sampling = Sampling(temperature=1.5, top_p=0.9, seed=3, max_tokens=20)
+    assert list(house.steps(sampling=sampling)) == list(house.steps(sampling=sampling)) != []
+
+
+def test_an_answer_is_as_long_as_asked_at_most(house: House) -> None:
+    assert len(list(house.steps(sampling=Sampling(temperature=0, max_tokens=2)))) == 2
+
+
+def test_a_stop_ends_an_answer_and_is_its_last_token(house: House) -> None:
+    free = list(house.steps())
+    prompt = house.renderer.prompt(Conversation((Message("user", "hello"),)))
+    stopped = list(house.backend.generate(prompt, adapter=None, sampling=GREEDY, stops={free[2]}))
+    assert stopped == free[: free.index(free[2]) + 1]
+
+
+def test_adapters_that_take_turns_do_not_mix(house: House, adapters: list[str]) -> None:
+    asked = [None, *adapters]
+    alone = [list(house.steps(adapter=adapter)) for adapter in asked]
+    together = [house.steps(adapter=adapter) for adapter in asked]
+    mixed: list[list[int]] = [[] for _ in asked]
+    for _ in range(21):
+        for steps, tokens in zip(together, mixed, strict=True):
+            tokens.extend(token for token in [next(steps, None)] if token is not None)
+    assert mixed == alone
+
+
+def test_an_adapter_leaves_no_trace(house: House) -> None:
+    before = list(house.steps())
+    house.backend.load_adapter(house.refs[0])
+    list(house.steps(adapter="ckpt-1"))
+    house.backend.unload_adapter("ckpt-1")
+    assert list(house.steps()) == before
+
+
+def test_what_is_not_loaded_is_not_answered_by_something_else(house: House) -> None:
+    with pytest.raises(InternalError, match="ckpt-1"):
+        next(house.steps(adapter="ckpt-1"))
+    house.backend.load_adapter(house.refs[0])
+    steps = house.steps(adapter="ckpt-1")
+    next(steps)
+    house.backend.unload_adapter("ckpt-1")
+    with pytest.raises(InternalError, match="ckpt-1"):
+        next(steps)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"sha256": "0" * 64}, "not the ones"), ({"key": "adapters/absent"}, "not stored")],
+)
+def test_altered_or_absent_files_are_refused(house: House, change: dict[str, str], said: str) -> None:
+    with pytest.raises(AdapterUnreadable, match=said):
+        house.backend.load_adapter(AdapterRef(**(house.refs[0].model_dump() | change)))
+    house.backend.load_adapter(house.refs[0])  # nothing of the first try stands in the way
+    house.backend.unload_adapter("ckpt-1")
+
+
+def test_a_half_read_answer_may_be_dropped(house: House, adapters: list[str]) -> None:
+    expected = list(house.steps(adapter=adapters[0]))
+    dropped: Callable[[], None] = house.steps(adapter=adapters[1])
+    next(dropped)
+    dropped.close()
+    assert list(house.steps(adapter=adapters[0])) == expected

@@ -1,0 +1,85 @@
+"""Rows read and refused, batches planned."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from luthier.chat.renderers.base import renderer_for
+from luthier.chat.tokenizer import Tokenizer
+from luthier.core.errors import DatasetInvalid, InvalidRequest
+from luthier.testing import jsonl, toy_rows, toy_tokenizer
+from luthier.training.data import BatchPlan, micro_batches, read_rows
+from luthier.training.objectives.base import Encoded
+from luthier.training.objectives.sft import Sft, SftOptions
+from luthier.training.spec import DataFile
+
+
+@pytest.fixture
+def renderer(tmp_path):
+    toy_tokenizer(tmp_path / "toy")
+    return renderer_for(Tokenizer(tmp_path / "toy"))
+
+
+def row(user: str, assistant: str) -> dict:
+    return {"messages": [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]}
+
+
+def stored(storage, data: bytes) -> DataFile:
+    return DataFile(key="files/x", sha256=storage.write("files/x", data).sha256)
+
+
+def test_rows_that_are_too_long_are_dropped_by_their_line(storage, renderer):
+    file = stored(storage, jsonl([row("a", "b"), row("a", "b" * 50), row("c", "d"), row("e" * 50, "f")]))
+    read = read_rows(storage, file, Sft(SftOptions()), renderer, max_length=50)
+    assert (len(read.rows), read.dropped) == (2, [2, 4])
+
+
+def test_the_first_token_and_what_the_user_says_are_not_trained(storage, renderer):
+    file = stored(storage, jsonl([row("ab", "cde")]))
+    read = read_rows(storage, file, Sft(SftOptions()), renderer, max_length=99)
+    assert read.trained == 4  # three letters and the end of the turn
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (jsonl([row("a", "b" * 90)]), "1 rows are longer than 50 tokens"),
+        (b"", "can be trained"),
+        (jsonl([row("a", "b")]) + b"{", "1 faults, the first in line 2: not JSON"),
+    ],
+)
+def test_a_file_without_anything_to_train_says_why(storage, renderer, data, words):
+    with pytest.raises(DatasetInvalid, match=words):
+        read_rows(storage, stored(storage, data), Sft(SftOptions()), renderer, max_length=50)
+
+
+def test_a_file_that_changed_is_refused(storage, renderer):
+    file = stored(storage, jsonl(toy_rows()))
+    storage.write(file.key, jsonl(toy_rows(13)))
+    with pytest.raises(InvalidRequest, match="not the file this job was made for"):
+        read_rows(storage, file, Sft(SftOptions()), renderer, max_length=50)
+
+
+@given(rows=st.integers(1, 60), batch_size=st.integers(1, 20), epochs=st.integers(1, 4), seed=st.integers(0, 9))
+def test_every_epoch_takes_every_row_once(rows, batch_size, epochs, seed):
+    plan = BatchPlan(rows, seed, batch_size, epochs)
+    steps = [plan.rows_of(step) for step in range(1, plan.total_steps + 1)]
+    for epoch in range(epochs):
+        taken = steps[epoch * plan.steps_per_epoch : (epoch + 1) * plan.steps_per_epoch]
+        assert sorted(row for step in taken for row in step) == list(range(rows))
+    assert all(0 < len(step) <= batch_size for step in steps)
+
+
+def test_the_plan_depends_on_seed_and_epoch_alone():
+    plan = BatchPlan(20, 1, 20, 2)
+    assert plan.rows_of(1) == BatchPlan(20, 1, 20, 5).rows_of(1)
+    assert plan.rows_of(1) != plan.rows_of(2)
+    assert plan.rows_of(1) != BatchPlan(20, 2, 20, 2).rows_of(1)
+
+
+@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=30), limit=st.integers(8, 100))
+def test_micro_batches_hold_every_row_within_the_limit(lengths, limit):
+    rows = [Encoded([0] * length, [1.0] * length) for length in lengths]
+    groups = micro_batches(rows, limit)
+    assert sorted(row.length for group in groups for row in group) == sorted(lengths)
+    assert all(len(group) == 1 or len(group) * max(row.length for row in group) <= limit for group in groups)

@@ -1,0 +1,169 @@
+"""Whole runs of a toy: they learn, repeat themselves, stop, give way and fail as they promise."""
+
+import threading
+
+import pytest
+import torch
+
+from luthier.core.errors import StorageUnavailable
+from luthier.nets import losses
+from luthier.nets.loading import load_model, weights_sha256
+from luthier.storage import Storage
+from luthier.testing import jsonl, toy_rows, toy_spec
+from luthier.training.emitter import Superseded
+from luthier.training.run import run
+from luthier.training.spec import PluginChoice
+
+
+def test_the_loss_falls_and_every_event_comes_in_its_order(storage, told):
+    spec = toy_spec(storage, validation=toy_rows(4, seed=9), epochs=8)
+    shown = []
+    last = run(spec, storage, emit=shown.append)
+    events = told(spec)
+    assert [event.number for event in events] == list(range(len(events)))
+    assert events == shown
+    assert events[-1] == last
+    steps = [event for event in events if event.type == "progress"]
+    assert steps[-1].loss < 0.7 * steps[0].loss
+    kinds = ["started", "evaluated", "progress", "progress", "progress", "evaluated", "checkpoint_saved", "progress"]
+    assert [event.type for event in events[:8]] == kinds
+    assert [event.step for event in events if event.type == "checkpoint_saved"] == [3, 6, 9, 12, 15, 18, 21, 24]
+
+
+def test_what_is_told_adds_up(storage, told):
+    rows = toy_rows(13)
+    rows[12]["messages"][0]["content"] = "x" * 99
+    spec = toy_spec(storage, rows=rows, validation=toy_rows(3))
+    last = run(spec, storage)
+    events = told(spec)
+    started, saved = events[0], events[-2]
+    assert (started.rows, started.dropped, started.total_steps) == (12, [13], 9)
+    assert last.trained_tokens == 3 * started.tokens_per_epoch
+    assert started.trainable_parameters == 16 * 2 * (32 + 32 + 2 * (32 + 16) + 32 + 32 + 3 * (32 + 64))
+    assert (last.artifact_key, last.artifact_sha256) == (saved.artifact_key, saved.artifact_sha256)
+    assert saved.valid_loss == events[-3].loss
+    assert saved.train_loss == events[-4].loss
+    assert events[-4].epoch == 3.0
+    assert events[-4].seconds_left == 0.0
+
+
+def test_the_same_spec_gives_the_same_series_and_the_same_bytes(storage, series):
+    changes = {"validation": toy_rows(4, seed=9), "method": PluginChoice(name="lora", options={"dropout": 0.1})}
+    one, two = toy_spec(storage, job="ftjob-1", **changes), toy_spec(storage, job="ftjob-2", **changes)
+    assert run(one, storage).artifact_sha256 == run(two, storage).artifact_sha256
+    assert series(one) == series(two)
+    other = toy_spec(storage, job="ftjob-3", **changes | {"seed": 2})
+    run(other, storage)
+    assert series(one) != series(other)
+
+
+def test_micro_batches_do_not_change_the_losses(storage, series):
+    one, many = toy_spec(storage, micro_batch_tokens=8), toy_spec(storage, job="ftjob-many", micro_batch_tokens=4096)
+    run(one, storage)
+    run(many, storage)
+    flat = [[value for pair in series(spec).values() for value in pair] for spec in (one, many)]
+    assert flat[0] == pytest.approx(flat[1], rel=1e-4)
+
+
+def test_a_stop_is_obeyed_between_micro_batches(storage, told):
+    stop = threading.Event()
+    spec = toy_spec(storage, epochs=50)
+    last = run(spec, storage, stop=stop, emit=lambda event: stop.set() if event.step == 4 else None)
+    assert (last.type, last.step) == ("cancelled", 4)
+    assert told(spec)[-1] == last
+    assert storage.exists(f"{spec.run_key}/checkpoints/0001-00000003/manifest.json")
+
+
+def test_a_stop_before_the_start_cancels(storage):
+    stop = threading.Event()
+    stop.set()
+    assert run(toy_spec(storage), storage, stop=stop).type == "cancelled"
+
+
+def test_an_attempt_that_was_overtaken_writes_nothing_more(storage, told):
+    spec = toy_spec(storage)
+
+    def overtake(event):
+        if event.step == 4:
+            storage.write(f"{spec.run_key}/attempts/0002", b"{}")
+
+    with pytest.raises(Superseded):
+        run(spec, storage, emit=overtake)
+    assert told(spec)[-1].step == 3
+    assert not storage.list(f"{spec.run_key}/checkpoints/0001-00000006")
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "words"),
+    [
+        ({"max_length": 8}, "invalid_training_file", "12 rows are longer than 8 tokens"),
+        ({"weights_sha256": "0" * 64}, "invalid_request", "not the ones this was made for"),
+        ({"renderer_sha256": "0" * 64}, "invalid_request", "written otherwise"),
+        ({"weights": "models/none"}, "object_not_found", "models/none"),
+        ({"method": PluginChoice(name="lorra")}, "invalid_parameter", "Did you mean 'lora'?"),
+        ({"method": PluginChoice(name="lora", options={"rank": 0})}, "invalid_parameter", "method.options.rank"),
+    ],
+)
+def test_a_run_that_cannot_begin_says_why(storage, told, changes, code, words):
+    spec = toy_spec(storage, **changes)
+    last = run(spec, storage)
+    assert (last.type, last.code) == ("failed", code)
+    assert words in last.message
+    assert told(spec) == [last]
+
+
+@pytest.mark.parametrize(
+    ("fault", "code"),
+    [
+        (torch.OutOfMemoryError("no"), "out_of_memory"),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"), "out_of_memory"),
+        (StorageUnavailable("away"), "storage_unavailable"),
+        (ZeroDivisionError("secret detail"), "internal_error"),
+    ],
+)
+def test_what_ends_a_run_is_told_with_its_code(storage, told, monkeypatch, fault, code):
+    def fail(*_):
+        raise fault
+
+    monkeypatch.setattr(losses, "token_losses", fail)
+    spec = toy_spec(storage)
+    last = run(spec, storage)
+    assert (last.type, last.code, told(spec)[-1]) == ("failed", code, last)
+    assert "secret" not in last.message
+
+
+def test_a_loss_that_is_no_number_ends_the_run(storage):
+    spec = toy_spec(storage)
+    model = load_model(storage.folder(spec.weights), precision="fp32")
+    model.model.norm.weight.data.fill_(float("nan"))
+    model.save_pretrained(storage.folder(spec.weights))
+    spec = spec.model_copy(update={"weights_sha256": weights_sha256(storage.folder(spec.weights))})
+    last = run(spec, storage)
+    assert (last.code, last.step) == ("loss_diverged", 0)
+    assert "at step 1" in last.message
+
+
+def test_rows_that_teach_nothing_are_harmless_beside_others(storage):
+    quiet = toy_rows(4)
+    for row in quiet:
+        row["messages"][1]["weight"] = 0
+    spec = toy_spec(storage, rows=quiet + toy_rows(4), batch_size=1, epochs=1)
+    assert run(spec, storage).type == "succeeded"
+    only = toy_spec(storage, job="ftjob-only", rows=quiet)
+    assert "4 have nothing to learn" in run(only, storage).message
+
+
+def test_a_storage_that_fails_at_the_end_still_gives_the_end(storage, monkeypatch):
+    spec = toy_spec(storage)
+
+    def fail(self, key, data):
+        raise StorageUnavailable("away")
+
+    monkeypatch.setattr(Storage, "create", fail)
+    assert run(spec, storage).code == "storage_unavailable"
+
+
+def test_a_changed_file_is_refused(storage):
+    spec = toy_spec(storage)
+    storage.write(spec.training.key, jsonl(toy_rows(5)))
+    assert "not the file this job was made for" in run(spec, storage).message
