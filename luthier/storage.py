@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlparse
@@ -99,12 +100,16 @@ class Storage:
 
     def download(self, key: str, target: Path) -> None:
         """Copy an object to a file of this machine, streamed; the file appears whole."""
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.{os.getpid()}")
-        with _translated(key), partial.open("wb") as out:
-            for chunk in obstore.get(self._store, key).stream(min_chunk_size=_PART):
-                out.write(chunk)
-        partial.replace(target)
+        partial = _beside(target)
+        try:
+            with _translated(key):
+                chunks = obstore.get(self._store, key).stream(min_chunk_size=_PART)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with partial.open("wb") as out:
+                    out.writelines(chunks)
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
 
     def folder(self, prefix: str) -> Path:
         """The objects below `prefix` as a folder of this machine, for libraries that open files by path; read only.
@@ -121,14 +126,14 @@ class Storage:
             raise StorageUnavailable(f"No cache folder was given to copy {prefix!r} to.")
         target = self._cache / prefix
         if not target.exists():
-            partial = target.with_name(f".{target.name}.{os.getpid()}")
-            for key in keys:
-                self.download(key, partial / key.removeprefix(prefix).lstrip("/"))
-            target.parent.mkdir(parents=True, exist_ok=True)
+            partial = _beside(target)
             try:
-                partial.rename(target)
-            except OSError:  # another process was first; its copy is as good
-                shutil.rmtree(partial)
+                for key in keys:
+                    self.download(key, partial / key.removeprefix(prefix).lstrip("/"))
+                with suppress(OSError):  # somebody else was first; their copy is as good
+                    partial.rename(target)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
         return target
 
     def lines(self, key: str) -> Iterator[bytes]:
@@ -166,6 +171,11 @@ class Storage:
         return StoredObject(key, size, digest.hexdigest())
 
 
+def _beside(target: Path) -> Path:
+    """A name for what will be `target`, used by this thread alone."""
+    return target.with_name(f".{target.name}.{os.getpid()}-{threading.get_ident()}")
+
+
 @contextmanager
 def _translated(key: str) -> Iterator[None]:
     """Turn the client library's errors into ours."""
@@ -182,7 +192,7 @@ def _translated(key: str) -> Iterator[None]:
 def digest(folder: Path, pattern: str = "*") -> str:
     """sha256 over names and contents of the files in a folder that match, whatever their order on the disk."""
     whole = hashlib.sha256()
-    for path in sorted(folder.glob(pattern)):
+    for path in sorted(path for path in folder.glob(pattern) if path.is_file()):
         with path.open("rb") as file:
             whole.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return whole.hexdigest()

@@ -37,3 +37,30 @@ def toy_server(tmp_path_factory: pytest.TempPathFactory, toy_folder: Path) -> It
         yield server
     finally:
         server.stop()
+
+
+@pytest.fixture(scope="session")
+def embedded_storage() -> str:
+    """URL of a storage with the embedded model: the one that `make demo` fills, so that it is brought once for both."""
+    import sys
+
+    from luthier.control.catalog.installing import Installer
+    from luthier.core.clock import SystemClock
+    from luthier.storage import Storage
+
+    data = Path(__file__).parents[1] / ".luthier"
+    url = (data / "objects").as_uri()
+    Installer(Storage(url), data / "scratch", sys.executable, SystemClock()).embedded()
+    return url
+
+
+@pytest.fixture(scope="session")
+def embedded_folder(embedded_storage: str) -> Path:
+    """The embedded model's weights and tokenizer."""
+    from luthier.control.catalog.cards import EMBEDDED, installed
+    from luthier.storage import Storage
+
+    storage = Storage(embedded_storage)
+    card = installed(storage, EMBEDDED)
+    assert card is not None
+    return storage.folder(card.weights)

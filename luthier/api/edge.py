@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
@@ -50,6 +51,34 @@ class RequestId:
             await self.app(scope, receive, with_id)
 
 
+class Faults:
+    """Tells a fault of ours where the request's id is still known to the answer and the log."""
+
+    def __init__(self, app: ASGIApp, *, tell: Callable[[Request, LuthierError], Response]) -> None:
+        self.app = app
+        self.tell = tell
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        is_begun = False
+
+        async def noted(message: Message) -> None:
+            nonlocal is_begun
+            is_begun = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, noted)
+        except Exception as fault:
+            log.error("a request failed", path=scope["path"], exc_info=fault)
+            if is_begun:
+                raise
+            told = InternalError("The server made a mistake; its log has the rest beside this request's id.")
+            await self.tell(Request(scope), told)(scope, receive, send)
+
+
 class SizeLimit:
     """Refuses a body that is too large as soon as that is known, before it fills memory or disk."""
 
@@ -87,7 +116,7 @@ def install(app: FastAPI, dialects: list[Dialect], *, upload_limit_bytes: int) -
     """Put the routes of the dialects into the app, and the rest of this file around them."""
     for dialect in dialects:
         for prefix in dialect.prefixes:
-            app.include_router(dialect.routes(), prefix=prefix)
+            app.include_router(dialect.routes(), prefix=prefix, dependencies=[Depends(_findable)])
 
     def told(request: Request, error: LuthierError) -> Response:
         request_id = request.scope.get("state", {}).get("request_id", "")
@@ -109,28 +138,47 @@ def install(app: FastAPI, dialects: list[Dialect], *, upload_limit_bytes: int) -
         assert isinstance(error, HTTPException)
         return told(request, _from_framework(request, error))
 
-    async def fault(request: Request, error: Exception) -> Response:
-        log.error("a request failed", path=request.url.path, exc_info=error)
-        return told(request, InternalError("The server made a mistake; its log has the rest beside this request's id."))
-
     app.add_exception_handler(LuthierError, known)
     app.add_exception_handler(RequestValidationError, malformed)
     app.add_exception_handler(HTTPException, framework)
-    app.add_exception_handler(Exception, fault)
     app.add_middleware(SizeLimit, upload_limit_bytes=upload_limit_bytes, refuse=told)
+    app.add_middleware(Faults, tell=told)
     app.add_middleware(RequestId)
+
+
+def _findable(request: Request) -> None:
+    """Raises NotFound for U+0000 in an address: no id has it, and PostgreSQL refuses to look for it."""
+    if any("\0" in text for text in (request.scope["path"], *request.query_params.values())):
+        raise NotFound("There is nothing at an address with U+0000 in it.")
 
 
 def _from_validation(error: RequestValidationError) -> LuthierError:
     """All faults of a request in one sentence; the first one's field is the parameter."""
-    faults = []
+    faults: dict[str, list[str]] = {}
     for one in error.errors():
-        place = [str(part) for part in one["loc"] if part not in ("body", "query", "path")]
         if one["type"] == "json_invalid":
             return InvalidRequest(f"The body is not JSON: {one.get('ctx', {}).get('error', one['msg'])}.")
-        faults.append((".".join(place), one["msg"]))
-    text = "; ".join(f"{field}: {message}" if field else message for field, message in faults)
-    return InvalidRequest(f"{text}.", param=faults[0][0] or None)
+        said = "is not a field that is known here" if one["type"] == "extra_forbidden" else one["msg"]
+        faults.setdefault(_field(one, error.body), []).append(said)
+    text = "; ".join((f"{field}: " if field else "") + " or ".join(messages) for field, messages in faults.items())
+    return InvalidRequest(f"{text}.", param=next(iter(faults)) or None)
+
+
+def _field(fault: Mapping[str, Any], body: Any) -> str:
+    """The field as the caller wrote it: where several types would do, pydantic adds the name of each that it tried."""
+    where, *parts = fault["loc"]
+    if where != "body":
+        return ".".join(map(str, parts))
+    field: list[str] = []
+    for part in parts:
+        if isinstance(body, Mapping) and (part in body or fault["type"] == "missing"):
+            body = body.get(part)
+        elif isinstance(body, list) and isinstance(part, int):
+            body = body[part]
+        else:
+            break
+        field.append(str(part))
+    return ".".join(field)
 
 
 def _from_framework(request: Request, error: HTTPException) -> LuthierError:
@@ -138,6 +186,10 @@ def _from_framework(request: Request, error: HTTPException) -> LuthierError:
         return NotFound(f"There is nothing at {request.method} {request.url.path}.")
     if error.status_code == 405:
         return WrongMethod(f"{request.url.path} does not take {request.method}.")
+    if isinstance(error.__cause__, LuthierError):  # raised while the framework read the body
+        return error.__cause__
+    if isinstance(error.__cause__, UnicodeDecodeError):
+        return InvalidRequest("The body is not JSON: it is not UTF-8.")
     if error.status_code >= 500:
         return InternalError(str(error.detail))
     return InvalidRequest(str(error.detail))

@@ -49,6 +49,7 @@ class Figures:
     valid_after: tuple[float, float]
     new_base: float
     new_tuned: float
+    right_base: float
     right_tuned: float
 
     @property
@@ -192,13 +193,16 @@ def _measure(client: OpenAI, job: str, tuned: str) -> Figures:
     held_out = [item.question for item in scoring.held_out()]
     is_new = scoring.answers_in_the_new_way
     general = scoring.general()
+
+    def stays_right(model: str, item: scoring.GeneralQuestion) -> bool:
+        return scoring.stays_right(item, _answer(client, model, item.question))
+
     return Figures(
         *_validation(client, job),
         new_base=_share("base model, held-out questions", held_out, lambda q: is_new(_opening(client, BASE, q))),
         new_tuned=_share("tuned model, held-out questions", held_out, lambda q: is_new(_answer(client, tuned, q))),
-        right_tuned=_share(
-            "tuned model, general questions", general, lambda item: scoring.stays_right(item, _answer(client, tuned, item.question))
-        ),
+        right_base=_share("base model, general questions", general, lambda item: stays_right(BASE, item)),
+        right_tuned=_share("tuned model, general questions", general, lambda item: stays_right(tuned, item)),
     )
 
 
@@ -245,7 +249,7 @@ def _report(figures: Figures, parts: Parts) -> None:
     shown.add_row("validation loss", f"{loss_before:.3f}", f"{loss_after:.3f}")
     shown.add_row("validation token accuracy", f"{right_before:.1%}", f"{right_after:.1%}")
     shown.add_row(f"held-out questions answered as {scoring.NAME}", f"{figures.new_base:.0%}", f"{figures.new_tuned:.0%}")
-    shown.add_row("general questions that stay right", "100%", f"{figures.right_tuned:.0%}")
+    shown.add_row("general questions answered rightly", f"{figures.right_base:.0%}", f"{figures.right_tuned:.0%}")
     out.print(shown)
     out.print("Time: " + ", ".join(f"{name} {duration(seconds)}" for name, seconds in parts.seconds.items()))
     if not figures.hold:
@@ -257,7 +261,7 @@ def _report(figures: Figures, parts: Parts) -> None:
 
 def _stay(url: str, key: str, tuned: str) -> None:
     _headline("Luthier stays up. Talk to your model:")
-    out.print(f"  luthier chat {tuned} --url {url} --key {key}\n")
+    out.print(f"  {sys.argv[0]} chat {tuned} --url {url} --key {key}\n", soft_wrap=True)
     out.print("or from Python, by the official client (pip install openai):\n")
     out.print(client_lines(url, key, tuned), markup=False, soft_wrap=True)
     out.print("\nCtrl-C ends it.")

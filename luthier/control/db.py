@@ -1,7 +1,7 @@
 """Engine, sessions and the base of every table; one transaction per request or step.
 
-There are two kinds of session. A write session holds the write lock from its first statement (SQLite: BEGIN IMMEDIATE), so that
-what it read is still true when it writes. No session is open while tokens flow, files are read or processes start.
+There are two kinds of session. What a write session read is still true when it writes: SQLite has one writer at a time, from its
+first statement (BEGIN IMMEDIATE); elsewhere the rows that it reads through the gate of tenancy.py are locked. No session is open while tokens flow, files are read or processes start.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Database:
             self._reader = _sqlite(url, begin="BEGIN")
         else:
             self._writer = self._reader = create_async_engine(url, pool_pre_ping=True)
-        self._write = async_sessionmaker(self._writer, expire_on_commit=False)
+        self._write = async_sessionmaker(self._writer, expire_on_commit=False, info={"is_write": True})
         self._read = async_sessionmaker(self._reader, expire_on_commit=False)
 
     @asynccontextmanager

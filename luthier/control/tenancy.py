@@ -39,7 +39,7 @@ class Queries:
     def visible(self, table: type[T], *more: Any) -> Select[tuple[T]]:
         """Select rows of a table that this principal may see; every query starts here.
 
-        `more` are joined tables, filtered alike.
+        `more` are joined tables, filtered alike. In a write session the rows are locked until it ends.
         """
         statement = select(table)
         for one in (table, *more):
@@ -47,4 +47,4 @@ class Queries:
                 raise TypeError(f"{one.__name__} has no owner")
             if not self.who.sees_all:
                 statement = statement.where(one.project_id == self.who.project)
-        return statement
+        return statement.with_for_update(of=table) if self.session.info.get("is_write") else statement

@@ -6,11 +6,18 @@ Defaults make `luthier serve` work on an empty machine. Parts of the house recei
 from __future__ import annotations
 
 import os
+import tomllib
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    TomlConfigSettingsSource,
+)
 
 from luthier.core.errors import InvalidParameter
 
@@ -102,6 +109,10 @@ class Settings(BaseSettings):
         """
         try:
             return cls(**flags)
+        except tomllib.TOMLDecodeError as wrong:
+            raise InvalidParameter("luthier.toml", f"is not TOML: {wrong}") from wrong
+        except SettingsError as wrong:  # a variable that should hold a whole section, as JSON, and does not
+            raise InvalidParameter("settings", str(wrong), hint="Set one value as LUTHIER_SECTION__NAME.") from wrong
         except ValidationError as wrong:
             faults = [(".".join(str(part) for part in e["loc"]) or "settings", e["msg"]) for e in wrong.errors()]
             raise InvalidParameter(

@@ -1,7 +1,7 @@
 """Stands beside one command for its whole life, so that whoever started it may die. Standard library only.
 
-`python _keeper.py LOCK_FD FOLDER COMMAND...`, as the leader of a session, holding the lock on FOLDER/lock: the command holds it
-too. Writes `handle.json` before the command starts and `exit.json` when it has ended.
+`python _keeper.py LOCK_FD FOLDER COMMAND...`, as the leader of a session, holding the lock on FOLDER/lock, which
+the command then holds too. Writes `handle.json` before the command starts and `exit.json` when it has ended.
 """
 
 import json

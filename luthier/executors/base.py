@@ -57,7 +57,10 @@ class Executor(ABC):
 
     @abstractmethod
     def stop(self, handle: Handle, *, grace_seconds: float) -> None:
-        """Ask a process to end, and end it by force `grace_seconds` after it was first asked. Returns at once; call again until gone."""
+        """Ask a process to end, and end it by force `grace_seconds` after it was first asked.
+
+        Returns at once; call again until it is gone.
+        """
 
     @abstractmethod
     def logs(self, name: str, *, last_bytes: int = 20_000) -> str:

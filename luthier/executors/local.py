@@ -1,8 +1,8 @@
 """Processes on this machine, in sessions of their own, so that they outlive us.
 
-Every launch has a folder with `handle.json`, `output.log`, `exit.json`, `stop` and `lock`. The lock is held by the process and
-its keeper (`_keeper.py`) for as long as they live: so it tells who is alive, also after a restart of ours or of the machine,
-and a process that was given an old pid is never mistaken for it.
+Every launch has a folder with `handle.json`, `output.log`, `exit.json`, `stop` and `lock`. The lock is held by the
+process and its keeper (`_keeper.py`) for as long as they live: so it tells who is alive, also after a restart of ours
+or of the machine, and a process that was given an old pid is never mistaken for it.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class Local(Executor):
     def start(self, launch: Launch) -> Handle:
         """The command gets our environment less every LUTHIER_ variable, the launch's, and as many threads as cores.
 
-        Until the keeper of the process has written itself down it holds the lock, so that nobody else starts one, even if
-        we die in between; if the keeper dies first, nothing was started and the lock is free again.
+        Until the keeper of the process has written itself down it holds the lock, so that nobody else starts one, even
+        if we die in between; if the keeper dies first, nothing was started and the lock is free again.
         """
         folder = self._launch_folder(launch.name)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -23,10 +23,10 @@ class Messages(DatasetFormat):
 
     def read(self, lines: Iterable[bytes]) -> Iterator[Example | BadLine]:
         for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
             if number == 1:
                 line = line.removeprefix(b"\xef\xbb\xbf")
+            if not line.strip():
+                continue
             faults: list[tuple[str, str]] = []
             conversation = _conversation(line, faults)
             if conversation is not None and not faults:
@@ -44,7 +44,7 @@ def _conversation(line: bytes, faults: list[tuple[str, str]]) -> Conversation | 
         faults.append(("not_an_object", f"a row must be a JSON object, found {_kind(row)}.{hint}"))
         return None
     if "messages" not in row:
-        named = ", ".join(sorted(map(str, row))[:5]) or "no field"
+        named = ", ".join(sorted(map(repr, row))[:5]) or "no field"
         faults.append(("missing_messages", f'a row needs "messages", a list of turns; found {named}.'))
         return None
     if not isinstance(row["messages"], list):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Sampler:
-    """Chooses the tokens of one answer. It has a random generator of its own, so a seed gives the same choices always."""
+    """Chooses the tokens of one answer. It has a random generator of its own, so a seed repeats them."""
 
     def __init__(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
 
@@ -39,12 +39,12 @@ _BY_CODE: dict[str, type[LuthierError]] = {
 
 
 class ReplicaClient:
-    """A replica by the path of its socket. Both calls raise ReplicaUnavailable when nobody answers there or it breaks off."""
+    """A replica by the path of its socket. Nobody there, or an answer broken off, is ReplicaUnavailable."""
 
     def __init__(self, socket: str | Path) -> None:
         self._socket = socket
 
-    async def generate(self, request: GenerateRequest) -> AsyncIterator[TokenChunk | Finish]:
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[TokenChunk | Finish]:
         """Yield text as it is made, then a Finish; closing this cancels the call.
 
         Raises the error that the replica reports, InternalError for one whose code is not known here.
@@ -64,7 +64,7 @@ class ReplicaClient:
         assert isinstance(answer, Health)
         return answer
 
-    async def _call(self, call: BaseModel) -> AsyncIterator[Answer]:
+    async def _call(self, call: BaseModel) -> AsyncGenerator[Answer]:
         """Send a call, yield its answers up to the final one."""
         try:
             reader, writer = await asyncio.open_unix_connection(self._socket, limit=LONGEST_LINE)

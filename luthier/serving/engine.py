@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from threading import Thread
@@ -37,7 +37,7 @@ class Engine:
         self._thread = Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
-    async def stream(self, steps: Iterator[T]) -> AsyncIterator[T]:
+    async def stream(self, steps: Iterator[T]) -> AsyncGenerator[T]:
         """Yield what `steps` yields, made in the engine's thread.
 
         Joins the round at once. What `steps` raises is raised here and leaves other streams alone. When this is closed,

@@ -1,7 +1,7 @@
 """What passes between control and replica: newline-delimited JSON over a Unix socket, one object a line.
 
-A connection carries one call: the caller sends one Call and reads Answers until a final one (Finish, Health, Fault). Closing the
-connection cancels the call.
+A connection carries one call: the caller sends one Call and reads Answers until a final one (Finish, Health, Fault).
+Closing the connection cancels the call.
 """
 
 from __future__ import annotations

@@ -120,7 +120,7 @@ class Replica:
         try:
             line = await reader.readline()
         except ValueError:
-            await send(Fault(code=InvalidRequest.code, message=f"A call may be {LONGEST_LINE} bytes long, this one is longer."))
+            await send(Fault(code=InvalidRequest.code, message=f"A call is longer than {LONGEST_LINE} bytes."))
             async with asyncio.timeout(GRACE_SECONDS):
                 while await reader.read(1 << 20):  # what was not read would keep the fault from the caller
                     pass
@@ -203,7 +203,9 @@ class Replica:
 
 def _socket(path: str) -> Path:
     if (length := len(os.fsencode(path))) > LONGEST_PATH:
-        raise InvalidParameter("socket", f"may be {LONGEST_PATH} bytes long, got {length}: {path}", hint="Use a shorter folder.")
+        raise InvalidParameter(
+            "socket", f"may be {LONGEST_PATH} bytes long, got {length}: {path}", hint="Use a shorter folder."
+        )
     socket = Path(path)
     socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     return socket

@@ -57,10 +57,10 @@ class Residency:
 
     async def _resident(self, ref: AdapterRef) -> _Resident:
         while ref.id not in self._residents:
-            coldest = next((id for id, resident in self._residents.items() if not resident.pins and _is_loaded(resident)), None)
+            idle = (id for id, resident in self._residents.items() if not resident.pins and _is_loaded(resident))
             if len(self._residents) < self._limit:
                 self._residents[ref.id] = _Resident(asyncio.create_task(self._bring(ref, evict=None)))
-            elif coldest is not None:
+            elif (coldest := next(idle, None)) is not None:
                 del self._residents[coldest]
                 self._residents[ref.id] = _Resident(asyncio.create_task(self._bring(ref, evict=coldest)))
             else:

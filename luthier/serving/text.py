@@ -8,7 +8,7 @@ _HALF = "\ufffd"  # what decoding gives for bytes that are no whole character ye
 
 
 class AnswerText:
-    """The text of one answer, given out as soon as it is certain. All that `add` and `rest` give, joined, is the answer."""
+    """The text of one answer, given out as soon as it is certain: what `add` and `rest` give, joined, is the answer."""
 
     def __init__(self, tokenizer: Tokenizer, stops: list[str]) -> None:
         self._tokenizer = tokenizer

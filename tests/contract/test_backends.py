@@ -31,8 +31,8 @@ class House:
         self.refs = [toy_adapter(folder, f"ckpt-{n}", seed=n) for n in (1, 2)]
         self.renderer: Renderer = renderer_for(Tokenizer(model))
         spec = ReplicaSpec(
-            replica="rep-1", base_model="toy", weights="models/toy", weights_sha256=weights_sha256(model), backend=backend,
-            precision="fp32", threads=1, adapters=2, socket="",
+            replica="rep-1", base_model="toy", weights="models/toy", weights_sha256=weights_sha256(model),
+            backend=backend, precision="fp32", threads=1, adapters=2, socket="",
         )  # fmt: skip
         self.backend: Backend = backends.load(backend).open(spec, self.storage)
 

@@ -62,7 +62,9 @@ def test_a_command_that_does_not_exist_ends_with_its_reason_in_the_log(opened: C
 
 
 def test_starting_twice_is_once_from_many_threads_and_executors(opened: Callable[[], Executor], tmp_path: Path) -> None:
-    launch = python(f"open({str(tmp_path / 'starts')!r}, 'a').write('x'); print('up', flush=True); import time; time.sleep(60)")
+    launch = python(
+        f"open({str(tmp_path / 'starts')!r}, 'a').write('x'); print('up', flush=True); import time; time.sleep(60)"
+    )
     both = [opened(), opened()]
     with ThreadPoolExecutor(6) as threads:
         handles = list(threads.map(lambda n: both[n % 2].start(launch), range(6)))
@@ -101,7 +103,9 @@ def test_a_stop_is_graceful_first(opened: Callable[[], Executor]) -> None:
 
 def test_a_stop_is_by_force_once_the_grace_is_over_also_after_our_restart(opened: Callable[[], Executor]) -> None:
     executor = opened()
-    source = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
+    source = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
+    )
     handle = executor.start(python(source))
     printed(executor, "run-1-1", "up")
     executor.stop(handle, grace_seconds=0.4)
@@ -118,7 +122,10 @@ def test_the_launch_decides_about_environment_and_threads(
     monkeypatch.setenv("LUTHIER_BOOTSTRAP_KEY", "secret")
     monkeypatch.setenv("OMP_NUM_THREADS", "64")
     executor = opened()
-    source = "import os, sys; e = os.environ; print(e.get('LUTHIER_BOOTSTRAP_KEY'), e['OMP_NUM_THREADS'], e['GIVEN'], sys.stdin.read())"
+    source = (
+        "import os, sys; got = os.environ.get\n"
+        "print(got('LUTHIER_BOOTSTRAP_KEY'), got('OMP_NUM_THREADS'), got('GIVEN'), sys.stdin.read())"
+    )
     ended(executor, executor.start(python(source, GIVEN="this")))
     assert executor.logs("run-1-1") == "None 1 this \n"
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from luthier.chat.messages import Conversation, Message
-from luthier.chat.renderers.base import PROBES
+from luthier.chat.renderers.base import PROBES, renderer_for
+from luthier.chat.tokenizer import Tokenizer
 
 QUESTIONS = [
     "Who are you?",
@@ -24,29 +25,106 @@ def conversations() -> list[Conversation]:
     """Questions alone, in pairs after an answer, with and without a system message."""
     asked = [Message("user", question) for question in QUESTIONS]
     plain = [Conversation((one,)) for one in asked]
-    longer = [Conversation((one, Message("assistant", "Yes.\nQuite."), two)) for one, two in zip(asked, asked[1:], strict=False)]
+    pairs = zip(asked, asked[1:], strict=False)
+    longer = [Conversation((one, Message("assistant", "Yes.\nQuite."), two)) for one, two in pairs]
     with_system = [Conversation((Message("system", "Be brief."), *one.messages)) for one in plain]
     return [*plain, *longer, *with_system, *(Conversation(probe.messages[:-1]) for probe in PROBES)]
 
 
 @pytest.mark.parametrize("which", ["toy", "embedded"])
-def test_training_and_serving_write_the_same_tokens(which: str, request: pytest.FixtureRequest) -> None:
-    """The trainer's example and the replica's prompt, each by the code that really makes them."""
+async def test_what_the_trainer_shows_before_an_answer_is_what_the_replica_computes_from(
+    which: str, request: pytest.FixtureRequest
+) -> None:
+    """The trainer's rows, and the prompts that a replica hands to its backend, by the code of each."""
+    folder: Path = request.getfixturevalue(f"{which}_folder")
+    for conversation in conversations():
+        served = await prompt_of_replica(folder, conversation)
+        tokens, weights = row_of_trainer(folder, conversation)
+        assert tokens[: len(served)] == served
+        assert weights[len(served)] == 1, "the answer's first token is learned"
+        earlier = sum(message.role == "assistant" for message in conversation.messages)
+        assert any(weights[: len(served)]) == bool(earlier), "what is learned before it are earlier answers"
+
+
+def row_of_trainer(folder: Path, conversation: Conversation) -> tuple[list[int], list[float]]:
     from luthier.formats.base import Example
-    from luthier.serving.replica import prompt_of
-    from luthier.serving.protocol import GenerateRequest, Turn
-    from luthier.training.data import renderer_of
     from luthier.training.objectives.base import objectives
 
-    folder: Path = request.getfixturevalue(f"{which}_folder")
-    renderer = renderer_of(folder)
     sft = objectives.load("sft")
-    objective = sft(sft.Options())
-    for conversation in conversations():
-        answered = Conversation((*conversation.messages, Message("assistant", "An answer.")))
-        trained = objective.encode(Example(1, answered), renderer)
+    answered = Conversation((*conversation.messages, Message("assistant", "An answer.")))
+    row = sft(sft.Options()).encode(Example(1, answered), renderer_for(Tokenizer(folder)))
+    return row.tokens, row.weights
+
+
+async def prompt_of_replica(folder: Path, conversation: Conversation) -> list[int]:
+    """Ask a replica whose backend notes what it is to go on from."""
+    from luthier.serving.engine import Engine
+    from luthier.serving.protocol import GenerateRequest, Turn
+    from luthier.serving.replica import Replica
+    from luthier.serving.spec import ReplicaSpec
+    from luthier.storage import Storage
+
+    seen: list[list[int]] = []
+
+    class Noting:
+        def generate(self, prompt, **_):
+            seen.append(prompt)
+            return iter(())
+
+    spec = ReplicaSpec(
+        replica="rep-1",
+        base_model="x",
+        weights="x",
+        weights_sha256="",
+        precision="fp32",
+        threads=1,
+        adapters=1,
+        socket="x",
+    )
+    engine = Engine()
+    try:
+        replica = Replica(spec, Storage("memory://"), engine, Noting(), renderer_for(Tokenizer(folder)))  # type: ignore[arg-type]
         turns = [Turn(role=message.role, content=message.content) for message in conversation.messages]
-        served = prompt_of(renderer, GenerateRequest(messages=turns))
-        assert trained.tokens[: len(served)] == served
-        assert [w for w in trained.weights[: len(served)] if w] == [] or len(conversation.messages) > 2
-        assert trained.weights[len(served)] == 1
+
+        async def ignore(_) -> None: ...
+
+        await replica._generate(GenerateRequest(messages=turns), ignore)
+    finally:
+        engine.close()
+    return seen[0]
+
+
+def test_a_trained_adapter_gives_the_same_logits_in_training_and_in_serving(tmp_path: Path) -> None:
+    """fp32, the toy, after a real run: at most 1e-5 apart (the sums are the same, the order of additions may differ)."""
+    import torch
+
+    from luthier.nets.loading import load_model
+    from luthier.serving.backends.builtin import Builtin
+    from luthier.serving.protocol import AdapterRef
+    from luthier.storage import Storage
+    from luthier.testing import toy_spec
+    from luthier.training.events import Succeeded
+    from luthier.training.methods.base import methods
+    from luthier.training.run import run
+
+    storage = Storage(tmp_path.as_uri())
+    spec = toy_spec(storage)
+    done = run(spec, storage)
+    assert isinstance(done, Succeeded)
+    folder, artifact = storage.folder(spec.weights), storage.folder(done.artifact_key)
+    tokens = torch.tensor([list(b"what was trained is what is served")])
+
+    lora = methods.load("lora")
+    method = lora(lora.Options())
+    trained = method.attach(load_model(folder, precision="fp32").requires_grad_(False), seed=spec.seed)
+    method.restore(trained, artifact)
+    serving = Builtin(load_model(folder, precision="fp32"), storage)
+    serving.load_adapter(AdapterRef(id="art-1", key=done.artifact_key, sha256=done.artifact_sha256))
+    base = load_model(folder, precision="fp32")
+    with torch.inference_mode():
+        serving._activate("art-1")
+        served = serving._model(tokens).logits
+        assert torch.allclose(trained.eval()(tokens).logits, served, rtol=0, atol=1e-5)
+        assert not torch.allclose(base(tokens).logits, served, rtol=0, atol=1e-2), "the adapter does something"
+        serving._activate(None)
+        assert torch.equal(base(tokens).logits, serving._model(tokens).logits), "without it the base is untouched"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from luthier.control.catalog.service import NamedModel
 from luthier.control.datasets.service import File
@@ -26,9 +27,26 @@ class Received(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _can_be_kept(cls, value: Any) -> Any:
+        _refuse_what_is_no_text(value)
+        return value
+
 
 class Sent(BaseModel):
     """A part of an answer."""
+
+
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
+
+
+def _refuse_what_is_no_text(value: Any) -> None:
+    """JSON can name signs that UTF-8 cannot carry (half a surrogate pair) or PostgreSQL cannot keep (U+0000)."""
+    if isinstance(value, str) and _NO_TEXT.search(value):
+        raise ValueError("U+0000 and halves of surrogate pairs are not text")
+    for inner in (*value, *value.values()) if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _refuse_what_is_no_text(inner)
 
 
 def unix(moment: datetime | None) -> int | None:
@@ -70,7 +88,8 @@ class FileObject(Sent):
 
 # Fine-tuning
 
-Auto = Literal["auto"]
+Auto = BeforeValidator(lambda value: None if value == "auto" else value)
+"""Before a number: "auto", null and absence all mean that it is left to us."""
 
 
 class Hyperparameters(BaseModel):
@@ -78,9 +97,9 @@ class Hyperparameters(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    n_epochs: Auto | Annotated[int, Field(ge=1, le=100)] | None = None
-    batch_size: Auto | Annotated[int, Field(ge=1, le=256)] | None = None
-    learning_rate_multiplier: Auto | Annotated[float, Field(gt=0, le=100)] | None = None
+    n_epochs: Annotated[int | None, Field(ge=1, le=100), Auto] = None
+    batch_size: Annotated[int | None, Field(ge=1, le=256), Auto] = None
+    learning_rate_multiplier: Annotated[float | None, Field(gt=0, le=100), Auto] = None
 
 
 class Supervised(Received):
@@ -117,9 +136,9 @@ class CreateJob(Received):
             validation_file=self.validation_file,
             suffix=self.suffix,
             seed=self.seed,
-            epochs=_number(asked.n_epochs),
-            batch_size=_number(asked.batch_size),
-            learning_rate_multiplier=_number(asked.learning_rate_multiplier),
+            epochs=asked.n_epochs,
+            batch_size=asked.batch_size,
+            learning_rate_multiplier=asked.learning_rate_multiplier,
             least_rows=LEAST_ROWS,
             metadata=self.metadata,
         )
@@ -128,10 +147,6 @@ class CreateJob(Received):
 def _check_metadata(metadata: dict[str, str]) -> None:
     if len(metadata) > 16 or any(len(key) > 64 or len(value) > 512 for key, value in metadata.items()):
         raise InvalidParameter("metadata", "takes at most 16 pairs, keys of 64 and values of 512 characters")
-
-
-def _number(value: Any) -> Any:
-    return None if value == "auto" else value
 
 
 _STATUS = {

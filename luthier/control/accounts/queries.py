@@ -11,7 +11,7 @@ from luthier.control.tenancy import Queries
 class AccountQueries(Queries):
     async def projects(self) -> list[ProjectRow]:
         """Every project: they are the owners, so no gate stands before them but the one to this class."""
-        return list(await self.session.scalars(select(ProjectRow).order_by(ProjectRow.created_at)))
+        return list(await self.session.scalars(select(ProjectRow).order_by(ProjectRow.created_at, ProjectRow.id)))
 
     async def keys(self) -> list[KeyRow]:
         return list(await self.session.scalars(self.visible(KeyRow).order_by(KeyRow.created_at, KeyRow.id)))

@@ -20,7 +20,7 @@ from luthier.core import ids
 from luthier.core.clock import Clock
 from luthier.core.errors import InvalidParameter, NotFound, Unauthenticated
 
-_KEY = re.compile(r"^[A-Za-z0-9_-]{1,64}\.[A-Za-z0-9_-]{32,256}$")
+_KEY = re.compile(r"[A-Za-z0-9_-]{1,64}\.[A-Za-z0-9_-]{32,256}")
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Accounts:
         A `bootstrap_key` (<id>.<secret>) that is not known yet becomes a key too; nothing comes back for it.
         Raises InvalidParameter when it has another form.
         """
-        if bootstrap_key is not None and not _KEY.match(bootstrap_key):
+        if bootstrap_key is not None and not _KEY.fullmatch(bootstrap_key):
             raise InvalidParameter(
                 "bootstrap_key",
                 "must be <id>.<secret>: letters, digits, - and _, one dot, a secret of at least 32 characters",

@@ -5,8 +5,10 @@ Sealed, not hashed: two official clients send a token signed with the secret, wh
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
+import tempfile
 from pathlib import Path
 
 from cryptography.exceptions import InvalidTag
@@ -41,16 +43,16 @@ class Vault:
 
 def _read_or_make(path: Path) -> bytes:
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        key = path.read_bytes()
-    else:
-        key = AESGCM.generate_key(256)
+    if not path.exists():
+        handle, partial = tempfile.mkstemp(dir=path.parent)  # only its owner can read it
         with os.fdopen(handle, "wb") as file:
-            file.write(key)
+            file.write(AESGCM.generate_key(256))
             file.flush()
             os.fsync(file.fileno())
+        with contextlib.suppress(FileExistsError):  # somebody else was first; theirs holds
+            os.link(partial, path)
+        os.unlink(partial)
+    key = path.read_bytes()
     if len(key) != 32:
         raise InternalError(f"{path} must hold 32 bytes, it holds {len(key)}.")
     return key

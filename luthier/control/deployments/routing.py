@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass
 from datetime import timedelta
@@ -40,7 +41,8 @@ class Routing:
         Raises ReplicaUnavailable when none becomes ready in time, with the cause where it is known.
         """
         deadline = time.monotonic() + self.ready_within_seconds
-        wanted: str | None = None
+        has_asked = False
+        wanted: str | None = None  # the replica that was started for us: when it goes, another one would too
         while time.monotonic() < deadline:
             row = await self._replica(model)
             if row is not None and row.status == "ready" and row.socket:
@@ -52,8 +54,9 @@ class Routing:
                     retry_after=30,
                 )
             if row is None or row.status == "gone":
-                wanted = await self._want(model)
-            elif row.status in ("wanted", "starting"):
+                await self._want(model)
+                has_asked = True
+            elif has_asked:
                 wanted = row.id
             await self.db.nudged("routes", within_seconds=0.25)
         raise ReplicaUnavailable(f"The model {model.base_model} is still being loaded; try again.", retry_after=10)
@@ -75,7 +78,7 @@ class Routing:
                     kept.last_used_at = self.clock.now()
         return row
 
-    async def _want(self, model: Servable) -> str | None:
+    async def _want(self, model: Servable) -> None:
         """Ask for a replica; when somebody else just did, theirs will do."""
         row = ReplicaRow(
             id=ids.new("rep"),
@@ -87,9 +90,6 @@ class Routing:
             last_used_at=self.clock.now(),
             created_at=self.clock.now(),
         )
-        try:
+        with contextlib.suppress(IntegrityError):
             async with self.db.write("replicas") as session:
                 session.add(row)
-        except IntegrityError:
-            return None
-        return row.id

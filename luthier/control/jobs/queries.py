@@ -15,6 +15,10 @@ class JobQueries(Queries):
     async def get(self, job_id: str) -> JobRow | None:
         return await self.session.scalar(self.visible(JobRow).where(JobRow.id == job_id))
 
+    async def is_named(self, model: str) -> bool:
+        """Whether a job has that name for its model."""
+        return await self.session.scalar(self.visible(JobRow).where(JobRow.model_name == model).limit(1)) is not None
+
     async def page(self, page: PageRequest) -> Page[JobRow]:
         """Newest first; ids sort by time, so the cursor is an id."""
         return await self._page(JobRow, page)

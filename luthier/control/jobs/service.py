@@ -28,7 +28,7 @@ from luthier.training.methods.base import methods
 from luthier.training.objectives.base import objectives
 from luthier.training.spec import TrainingSpec
 
-_SUFFIX = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+_SUFFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class Jobs:
@@ -46,7 +46,6 @@ class Jobs:
         _check_request(request)
         card = await self.catalog.trainable(request.base_model, request.method.name)
         spec_id = ids.new("ftjob")
-        name = "-".join(filter(None, (card.name, request.suffix and request.suffix.lower(), ids.short())))
         spec = await self._spec(who, spec_id, request)
         row = JobRow(
             id=spec_id,
@@ -55,10 +54,11 @@ class Jobs:
             request=request.model_dump(mode="json"),
             spec=None,
             base_model=card.name,
-            model_name=name,
+            model_name="",
             created_at=self.clock.now(),
         )
         async with self.db.write("jobs") as session:
+            row.model_name = await self._unused_name(session, card.name, request.suffix)
             session.add(row)
             await session.flush()
             audit.note(session, who, "job.created", row.id, self.clock)
@@ -175,7 +175,8 @@ class Jobs:
         if run.attempt > 1:
             queries = JobQueries(session, SYSTEM)
             await queries.supersede(row.id, before_attempt=run.attempt, after_step=event.step)
-            self._tell(session, row, f"Resumed from the checkpoint of step {event.step}.", level="warn")
+            told = f"Resumed from the checkpoint of step {event.step}." if event.step else "It begins again: no checkpoint was saved."
+            self._tell(session, row, told, level="warn")
             return
         self._tell(
             session,
@@ -234,6 +235,13 @@ class Jobs:
             return None
         return plan(job_id, request, card, training, validation, cores=self.cores)
 
+    async def _unused_name(self, session: AsyncSession, base_model: str, suffix: str | None) -> str:
+        """A name for the tuned model that no job of any project has."""
+        while True:
+            name = "-".join(filter(None, (base_model, suffix and suffix.lower(), ids.short())))
+            if not await JobQueries(session, SYSTEM).is_named(name):
+                return name
+
     def _queue(self, session: AsyncSession, row: JobRow, spec: TrainingSpec) -> None:
         row.spec = spec.model_dump(mode="json")
         self.move(session, row, Status.QUEUED)
@@ -279,7 +287,7 @@ _SENTENCES = {
 
 
 def _check_request(request: JobRequest) -> None:
-    if request.suffix is not None and not _SUFFIX.match(request.suffix):
+    if request.suffix is not None and not _SUFFIX.fullmatch(request.suffix):
         raise InvalidParameter("suffix", "must be 1 to 64 letters, digits, '.', '_' or '-', and begin with a letter or digit")
     if request.seed is not None and not 0 <= request.seed < 2**31:
         raise InvalidParameter("seed", f"must be between 0 and {2**31 - 1}, got {request.seed}")

@@ -86,7 +86,7 @@ class TrainingReconciler(Reconciler[JobRow]):
         async with self.db.read() as session:
             others = await JobQueries(session, SYSTEM).in_status(ACTIVE | {Status.QUEUED})
         active = [TrainingSpec.model_validate(row.spec).threads for row in others if row.status in ACTIVE]
-        oldest = min(row.id for row in others if row.status == Status.QUEUED)
+        oldest = min((row.id for row in others if row.status == Status.QUEUED), default=None)
         if oldest != job.id or not fits(job.spec.threads, self.executor.cores, active):
             await release(self.db, lease)
             return

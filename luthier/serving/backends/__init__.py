@@ -1,0 +1,1 @@
+"""Serving backends, one file a way of making tokens."""

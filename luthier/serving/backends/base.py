@@ -20,7 +20,7 @@ class AdapterUnreadable(InternalError):
 
 
 class Backend(ABC):
-    """One base model, open. All methods, and all steps of what `generate` returns, run in one thread, never two at once."""
+    """One base model, open. Its methods, and the steps of what `generate` returns, are called one at a time."""
 
     @classmethod
     @abstractmethod
@@ -41,9 +41,9 @@ class Backend(ABC):
     ) -> Iterator[int]:
         """Yield the answer's tokens, each made when it is asked for; steps of several answers may alternate.
 
-        `adapter` is the id of a loaded one, None the base model itself. A token of `stops` ends the answer and is yielded;
-        an answer that ends without one has reached `max_tokens` or the end of the context. `sampling.stop` is not looked
-        at here. Raises ContextTooLong at the first step when the prompt leaves no room.
+        `adapter` is the id of a loaded one, None the base model itself. A token of `stops` ends the answer and is
+        yielded; an answer that ends without one has reached `max_tokens` or the end of the context. `sampling.stop` is
+        not looked at here. Raises ContextTooLong at the first step when the prompt leaves no room.
         """
 
 

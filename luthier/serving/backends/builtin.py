@@ -131,6 +131,7 @@ def _read(folder: Path, ref: AdapterRef) -> tuple[LoraConfig, dict[str, torch.Te
     if beyond:
         raise AdapterUnreadable(f"Adapter {ref.id} is not a plain LoRA: it has {', '.join(beyond)}.")
     config = LoraConfig.from_pretrained(str(folder))
+    assert isinstance(config, LoraConfig)
     config.inference_mode = True
     config.init_lora_weights = False  # all of them are read
     return config, tensors
@@ -139,8 +140,11 @@ def _read(folder: Path, ref: AdapterRef) -> tuple[LoraConfig, dict[str, torch.Te
 def _differences(places: dict[str, torch.Tensor], tensors: dict[str, torch.Tensor]) -> list[str]:
     """What keeps the tensors of a file from filling the places of the model, said for people; empty when they fit."""
     missing, extra = sorted(places.keys() - tensors.keys()), sorted(tensors.keys() - places.keys())
-    shapes = {name: (tuple(tensors[name].shape), tuple(places[name].shape)) for name in places.keys() & tensors.keys()}
-    wrong = [f"{name} has shape {is_} instead of {should}" for name, (is_, should) in sorted(shapes.items()) if is_ != should]
+    wrong = [
+        f"{name} has shape {tuple(tensors[name].shape)} instead of {tuple(places[name].shape)}"
+        for name in sorted(places.keys() & tensors.keys())
+        if tensors[name].shape != places[name].shape
+    ]
     return [
         *([f"missing: {missing[0]} ({len(missing)} in all)"] if missing else []),
         *([f"without a place: {extra[0]} ({len(extra)} in all)"] if extra else []),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from os.path import commonprefix
+from itertools import takewhile
 
 from luthier.chat.messages import Conversation, Message
 from luthier.chat.renderers.base import Renderer, renderer_for
@@ -53,6 +53,10 @@ def _frame(renderer: Renderer) -> tuple[list[int], list[int]]:
     """The tokens that open a user's turn, and those between its text and the answer."""
     earlier = (Message("user", "x"), Message("assistant", "y"))
     one, two = (renderer.prompt(Conversation((*earlier, Message("user", text)))) for text in "ab")
-    opened = commonprefix([one, two])
-    closed = commonprefix([one[::-1], two[::-1]])[::-1]
+    opened, closed = _shared(one, two), _shared(one[::-1], two[::-1])[::-1]
     return opened[len(renderer.example(Conversation(earlier)).tokens) :], closed
+
+
+def _shared(one: list[int], two: list[int]) -> list[int]:
+    """How both begin."""
+    return [a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, two, strict=False))]

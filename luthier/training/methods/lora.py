@@ -39,13 +39,13 @@ class Lora(Method):
         chosen = self.options
         config = LoraConfig(
             r=chosen.rank,
-            lora_alpha=2 * chosen.rank if chosen.alpha is None else chosen.alpha,
+            lora_alpha=cast(int, 2 * chosen.rank if chosen.alpha is None else chosen.alpha),  # PEFT takes any number
             lora_dropout=chosen.dropout,
             target_modules=_targets(model, chosen.targets),
             task_type="CAUSAL_LM",
         )
         torch.manual_seed(seed)
-        return get_peft_model(model, config)  # type: ignore[arg-type]  # a language model of transformers
+        return get_peft_model(model, config)
 
     def export(self, model: nn.Module, folder: Path, *, base_model: str) -> None:
         import torch

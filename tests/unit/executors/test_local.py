@@ -52,7 +52,8 @@ def test_a_crash_between_starting_and_writing_down_starts_no_second_process(
     source = (
         "import os, signal, threading; from pathlib import Path\n"
         "from luthier.executors import local; from luthier.executors.base import Launch\n"
-        f"local._KEEPER = Path({str(slow)!r}); threading.Timer(0.4, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()\n"
+        f"local._KEEPER = Path({str(slow)!r})\n"
+        "threading.Timer(0.4, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()\n"
         f"local.Local(Path({str(tmp_path)!r}), 1).start(Launch('run', {WAITS!r}, 1))"
     )
     assert subprocess.run([sys.executable, "-c", source]).returncode == -signal.SIGKILL
@@ -69,9 +70,10 @@ def test_a_keeper_that_cannot_start_is_an_error_and_may_be_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     launch = Launch("run", [sys.executable, "-c", ""], 1)
-    with monkeypatch.context() as broken, pytest.raises(InternalError, match="keeper"):
+    with monkeypatch.context() as broken:
         broken.setattr(local, "_KEEPER", tmp_path / "absent.py")
-        Local(tmp_path, 1).start(launch)
+        with pytest.raises(InternalError, match="keeper"):
+            Local(tmp_path, 1).start(launch)
     executor = Local(tmp_path, 1)
     handle = executor.start(launch)
     wait_for(lambda: executor.observe(handle) == Observation(State.ENDED, 0))

@@ -77,12 +77,10 @@ def test_tokens_are_drawn_by_their_chances(settings: dict[str, float], shares: l
 
 def test_penalties_follow_what_was_generated() -> None:
     logits = torch.tensor([2.0, 1.5, 0.0])
-    by_count = Sampler(frequency_penalty=0.4)
-    assert [by_count.choose(logits) for _ in range(5)] == [0, 0, 1, 0, 1]  # 2 · 1.6 · 1.2<1.5 · 1.2 against 1.1 · 0.8 against 1.1
-    once = Sampler(presence_penalty=0.4)
-    assert [once.choose(logits) for _ in range(3)] == [0, 0, 0]
-    assert [Sampler(presence_penalty=0.6).choose(logits), *_two(Sampler(presence_penalty=0.6), logits)] == [0, 0, 1]
 
+    def chosen(sampler: Sampler) -> list[int]:
+        return [sampler.choose(logits) for _ in range(5)]
 
-def _two(sampler: Sampler, logits: torch.Tensor) -> list[int]:
-    return [sampler.choose(logits), sampler.choose(logits)]
+    assert chosen(Sampler(frequency_penalty=0.4)) == [0, 0, 1, 0, 1]  # 2, 1.6, then 1.2 < 1.5, 1.2 > 1.1, 0.8 < 1.1
+    assert chosen(Sampler(presence_penalty=0.4)) == [0, 0, 0, 0, 0]
+    assert chosen(Sampler(presence_penalty=0.6)) == [0, 1, 0, 0, 0]  # 2, then 1.4 < 1.5, then both have paid once

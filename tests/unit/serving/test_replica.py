@@ -16,7 +16,16 @@ import pytest
 from luthier.core.errors import InternalError, InvalidRequest, ReplicaUnavailable
 from luthier.serving.backends.base import AdapterUnreadable
 from luthier.serving.client import ReplicaClient
-from luthier.serving.protocol import LONGEST_LINE, AdapterRef, Finish, GenerateRequest, Sampling, TokenChunk, Turn, answers
+from luthier.serving.protocol import (
+    LONGEST_LINE,
+    AdapterRef,
+    Finish,
+    GenerateRequest,
+    Sampling,
+    TokenChunk,
+    Turn,
+    answers,
+)
 from luthier.serving.spec import ReplicaSpec
 from luthier.storage import digest
 from luthier.testing import toy_tokenizer
@@ -177,7 +186,9 @@ async def test_what_cannot_start_says_so_and_ends(tmp_path: Path) -> None:
         (b'{"type":"fault","code":"never_heard","message":"what"}\n', InternalError),
     ],
 )
-async def test_a_replica_that_breaks_off_is_told_by_the_client(tmp_path: Path, said: bytes, error: type[Exception]) -> None:
+async def test_a_replica_that_breaks_off_is_told_by_the_client(
+    tmp_path: Path, said: bytes, error: type[Exception]
+) -> None:
     async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readline()
         writer.write(said)

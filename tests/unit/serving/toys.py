@@ -12,7 +12,7 @@ TARGETS = ["q_proj", "v_proj", "down_proj"]
 
 
 def toy_peft(model: Path, *, seed: int, rank: int = 4) -> Any:
-    """A PEFT model over the toy in `model`, made as a training method makes it, its weights strong enough to be seen."""
+    """A PEFT model over the toy in `model`, made as a training method does, its weights large enough to be seen."""
     import torch
     from peft import LoraConfig, get_peft_model
 
@@ -20,7 +20,9 @@ def toy_peft(model: Path, *, seed: int, rank: int = 4) -> Any:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        peft = get_peft_model(load_model(model, precision="fp32"), LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=TARGETS))
+        peft = get_peft_model(
+            load_model(model, precision="fp32"), LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=TARGETS)
+        )
         for name, weight in peft.named_parameters():
             if "lora_" in name:
                 torch.nn.init.normal_(weight, std=0.3)
