@@ -70,11 +70,13 @@ def assemble(settings: Settings, clock: Clock | None = None, executor: Executor 
     trainers = Trainers(
         python=settings.training.python or sys.executable,
         storage_url=settings.storage_url,
+        cache=data / "cache",
         attempts=settings.training.attempts,
     )
     pool = Pool(
         python=settings.serving.python or sys.executable,
         storage_url=settings.storage_url,
+        cache=data / "cache",
         backend=settings.serving.backend,
         adapters=settings.serving.adapters_per_replica,
         idle_after_seconds=settings.serving.idle_after_seconds,

@@ -221,7 +221,7 @@ class InlineExecutor(Executor):
             process.exit_code = 1
 
 
-def toy_server(folder: Path, executor: Executor, clock: Clock | None = None, **sections: Section) -> Parts:
+def toy_parts(folder: Path, executor: Executor, clock: Clock | None = None, **sections: Section) -> Parts:
     """The parts of a server that keeps everything in `folder` and starts its processes by `executor`; nothing runs yet.
 
     `sections` replace those of the settings; neither the environment nor a luthier.toml is read.

@@ -158,7 +158,7 @@ def _from_validation(error: RequestValidationError) -> LuthierError:
     for one in error.errors():
         if one["type"] == "json_invalid":
             return InvalidRequest(f"The body is not JSON: {one.get('ctx', {}).get('error', one['msg'])}.")
-        said = "is not a field that is known here" if one["type"] == "extra_forbidden" else one["msg"]
+        said = "is not a field that is known here" if one["type"] == "extra_forbidden" else one["msg"].removeprefix("Value error, ")
         faults.setdefault(_field(one, error.body), []).append(said)
     text = "; ".join((f"{field}: " if field else "") + " or ".join(messages) for field, messages in faults.items())
     return InvalidRequest(f"{text}.", param=next(iter(faults)) or None)

@@ -19,14 +19,16 @@ from luthier.core.errors import InvalidRequest
 class Tokenizer:
     """The tokenizer of one model, read from the folder of its weights.
 
-    Raises InvalidRequest when the folder has no `tokenizer.json`.
+    Raises InvalidRequest when the folder has no `tokenizer.json` that can be read.
     """
 
     def __init__(self, folder: Path) -> None:
         if not (folder / "tokenizer.json").is_file():
             raise InvalidRequest(f"{folder} has no tokenizer.json.", hint="Save the model with its fast tokenizer.")
-        self._fast = FastTokenizer.from_file(str(folder / "tokenizer.json"))
-        self._plain = FastTokenizer.from_file(str(folder / "tokenizer.json"))
+        try:
+            self._fast, self._plain = (FastTokenizer.from_file(str(folder / "tokenizer.json")) for _ in range(2))
+        except Exception as broken:  # the library has no class of its own
+            raise InvalidRequest(f"{folder}/tokenizer.json cannot be read: {broken}") from broken
         self._plain.encode_special_tokens = True  # special tokens inside a text are plain text here
         for one in (self._fast, self._plain):  # files as published often carry a length limit and padding
             one.no_truncation()
@@ -77,7 +79,7 @@ class Tokenizer:
                 add_generation_prompt=generation_prompt,
                 **{name: self._special(name) or "" for name in ("bos_token", "eos_token", "pad_token", "unk_token")},
             )
-        except jinja2.TemplateError as refused:
+        except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as refused:
             raise InvalidRequest(f"The model's chat template refused this conversation: {refused}") from refused
 
     @cached_property

@@ -1,4 +1,7 @@
-"""What a person types. Verbs on files, jobs, models and chat speak to a server; serve, train, keys and config work on this machine."""
+"""What a person types.
+
+Verbs on files, jobs, models and chat speak to a server; serve, demo, train, keys and config work on this machine.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def luthier(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     pass
 

@@ -31,12 +31,16 @@ def connected(url: str, key: str | None) -> Iterator[OpenAI]:
     import openai  # heavy, and only these verbs need it
 
     if not key:
-        raise Unauthenticated("No API key is known.", hint="Set LUTHIER_API_KEY, or pass --key; `luthier keys create` makes one.")
+        raise Unauthenticated(
+            "No API key is known.", hint="Set LUTHIER_API_KEY, or pass --key; `luthier keys create` makes one."
+        )
     try:
         with openai.OpenAI(base_url=f"{url.rstrip('/')}/v1", api_key=key) as client:
             yield client
     except openai.APIConnectionError as down:
-        raise Unavailable(f"No server answers at {url}.", hint="Start one with `luthier serve`, or pass --url.") from down
+        raise Unavailable(
+            f"No server answers at {url}.", hint="Start one with `luthier serve`, or pass --url."
+        ) from down
     except openai.APIStatusError as refused:
         body = refused.body if isinstance(refused.body, dict) else {}
         raise Refused(str(body.get("message") or refused.message)) from refused

@@ -58,9 +58,13 @@ class Figures:
 
 
 def demo(
-    data: Annotated[Path, typer.Option("--data", help="Folder that the demo's server keeps its things in.")] = Path("luthier-demo"),
+    data: Annotated[Path, typer.Option("--data", help="Folder that the demo's server keeps its things in.")] = Path(
+        "luthier-demo"
+    ),
     port: Annotated[int, typer.Option(min=0, help="Port of the demo's server; 0 takes a free one.")] = 8321,
-    exit_: Annotated[bool, typer.Option("--exit", help="End when it is done, instead of leaving the server up.")] = False,
+    exit_: Annotated[
+        bool, typer.Option("--exit", help="End when it is done, instead of leaving the server up.")
+    ] = False,
 ) -> None:
     """Start a server, fine-tune the embedded model on the bundled data, and compare the answers."""
     parts = Parts()
@@ -171,7 +175,9 @@ def _tune(client: OpenAI, training: str, validation: str) -> FineTuningJob:
     )
     ended = follow(client, job.id)
     if ended.status != "succeeded":
-        raise Unavailable(f"The job {job.id} {ended.status}: {ended.error.message if ended.error else 'no reason given'}")
+        raise Unavailable(
+            f"The job {job.id} {ended.status}: {ended.error.message if ended.error else 'no reason given'}"
+        )
     return ended
 
 
@@ -179,7 +185,9 @@ def _side_by_side(client: OpenAI, tuned: str) -> None:
     """A few held-out questions, and one general one, answered by both."""
     general = scoring.general()[0].question
     asked = [*(item.question for item in scoring.held_out()[:4]), general]
-    shown = Table(title="The same questions before and after; none of them was trained", show_lines=True, title_justify="left")
+    shown = Table(
+        title="The same questions before and after; none of them was trained", show_lines=True, title_justify="left"
+    )
     for column in ("question", BASE, tuned):
         shown.add_column(column, ratio=1 if column == "question" else 2, overflow="fold")
     with out.status("Asking both models ..."):
@@ -236,8 +244,12 @@ def _opening(client: OpenAI, model: str, question: str) -> str:
 
 def _validation(client: OpenAI, job: str) -> tuple[tuple[float, float], tuple[float, float]]:
     """(loss, token accuracy) on the validation rows before the first step and after the last."""
-    told = [event.data for event in client.fine_tuning.jobs.list_events(job, limit=1000) if isinstance(event.data, dict)]
-    found = [(data["full_valid_loss"], data["full_valid_mean_token_accuracy"]) for data in told if "full_valid_loss" in data]
+    told = [
+        event.data for event in client.fine_tuning.jobs.list_events(job, limit=1000) if isinstance(event.data, dict)
+    ]
+    found = [
+        (data["full_valid_loss"], data["full_valid_mean_token_accuracy"]) for data in told if "full_valid_loss" in data
+    ]
     return found[-1], found[0]  # events come newest first
 
 
@@ -248,7 +260,9 @@ def _report(figures: Figures, parts: Parts) -> None:
     (loss_before, right_before), (loss_after, right_after) = figures.valid_before, figures.valid_after
     shown.add_row("validation loss", f"{loss_before:.3f}", f"{loss_after:.3f}")
     shown.add_row("validation token accuracy", f"{right_before:.1%}", f"{right_after:.1%}")
-    shown.add_row(f"held-out questions answered as {scoring.NAME}", f"{figures.new_base:.0%}", f"{figures.new_tuned:.0%}")
+    shown.add_row(
+        f"held-out questions answered as {scoring.NAME}", f"{figures.new_base:.0%}", f"{figures.new_tuned:.0%}"
+    )
     shown.add_row("general questions answered rightly", f"{figures.right_base:.0%}", f"{figures.right_tuned:.0%}")
     out.print(shown)
     out.print("Time: " + ", ".join(f"{name} {duration(seconds)}" for name, seconds in parts.seconds.items()))

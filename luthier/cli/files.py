@@ -48,7 +48,10 @@ def list_(url: Url = DEFAULT_URL, key: Key = None, json: Json = False) -> None:
     if json:
         print_json([file.model_dump() for file in files])
         return
-    table(("id", "file", "bytes", "status", ""), ((f.id, f.filename, f"{f.bytes:,}", f.status, f.status_details) for f in files))
+    table(
+        ("id", "file", "bytes", "status", ""),
+        ((f.id, f.filename, f"{f.bytes:,}", f.status, f.status_details) for f in files),
+    )
 
 
 @app.command()

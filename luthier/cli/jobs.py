@@ -65,7 +65,10 @@ def list_(url: Url = DEFAULT_URL, key: Key = None, json: Json = False) -> None:
     if json:
         print_json([job.model_dump() for job in jobs])
         return
-    rows = ((j.id, j.status, j.model, j.fine_tuned_model, f"{datetime.fromtimestamp(j.created_at):%Y-%m-%d %H:%M}") for j in jobs)
+    rows = (
+        (j.id, j.status, j.model, j.fine_tuned_model, f"{datetime.fromtimestamp(j.created_at):%Y-%m-%d %H:%M}")
+        for j in jobs
+    )
     table(("id", "status", "base model", "tuned model", "created"), rows)
 
 
@@ -118,13 +121,13 @@ def follow(client: OpenAI, job_id: str, *, quiet: bool = False) -> FineTuningJob
                     bar.waiting(event.message)
             if job.status in ENDED:
                 return job
-            time.sleep(0.5)
+            time.sleep(1)
 
 
 def _new_events(client: OpenAI, job_id: str, shown: str | None) -> list:
     """Events newer than the one shown last, newest first."""
     new = []
-    for event in client.fine_tuning.jobs.list_events(job_id, limit=100):
+    for event in client.fine_tuning.jobs.list_events(job_id, limit=10):  # pages on by itself
         if event.id == shown:
             break
         new.append(event)

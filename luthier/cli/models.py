@@ -23,14 +23,21 @@ def list_(url: Url = DEFAULT_URL, key: Key = None, json: Json = False) -> None:
     if json:
         print_json([model.model_dump() for model in models])
         return
-    table(("model", "owner", "since"), ((m.id, m.owned_by, f"{datetime.fromtimestamp(m.created):%Y-%m-%d %H:%M}") for m in models))
+    table(
+        ("model", "owner", "since"),
+        ((m.id, m.owned_by, f"{datetime.fromtimestamp(m.created):%Y-%m-%d %H:%M}") for m in models),
+    )
 
 
 @app.command()
 def add(
     name: Annotated[str, typer.Argument(help="The name that requests will use.")],
-    path: Annotated[str, typer.Argument(help="A folder with safetensors and tokenizer.json, or a hub id (owner/name).")],
-    replace: Annotated[bool, typer.Option(help="Take the place of a model of that name; tuned models keep the old weights.")] = False,
+    path: Annotated[
+        str, typer.Argument(help="A folder with safetensors and tokenizer.json, or a hub id (owner/name).")
+    ],
+    replace: Annotated[
+        bool, typer.Option(help="Take the place of a model of that name; tuned models keep the old weights.")
+    ] = False,
     data: Data = None,
     json: Json = False,
 ) -> None:

@@ -14,24 +14,27 @@ from luthier.core import logs
 from luthier.core.errors import InvalidParameter
 from luthier.storage import Storage
 from luthier.training import events
+from luthier.training.events import last_attempt
 from luthier.training.spec import TrainingSpec
 
 
 def train(
     spec: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="The spec, as JSON.")],
-    storage: Annotated[str | None, typer.Option(help="Storage that its keys lie in; absent: the data folder's.")] = None,
-    attempt: Annotated[int, typer.Option(min=1, help="A higher number goes on from the last checkpoint of the ones before.")] = 1,
+    storage: Annotated[
+        str | None, typer.Option(help="Storage that its keys lie in; absent: the data folder's.")
+    ] = None,
     data: Data = None,
 ) -> None:
-    """Run one training job in this process."""
+    """Run one training job in this process; a job that was interrupted goes on from its last checkpoint."""
     from luthier.training.program import execute
 
     settings = settings_with(data)
     logs.configure("warning")
     folder = settings.server.data.expanduser().absolute()
     opened = Storage(storage or settings.storage_url, cache=folder / "cache")
+    job = _read(spec)
     with TrainingBar("training") as bar:
-        code = execute(_read(spec), opened, attempt, lambda event: _show(bar, event))
+        code = execute(job, opened, last_attempt(opened, job.run_key) + 1, lambda event: _show(bar, event))
     raise typer.Exit(code)
 
 
@@ -48,7 +51,9 @@ def _read(path: Path) -> TrainingSpec:
 def _show(bar: TrainingBar, event: events.RunEvent) -> None:
     match event:
         case events.Started():
-            bar.note(f"{event.rows} rows, {len(event.dropped)} dropped, {event.trainable_parameters:,} trainable parameters")
+            bar.note(
+                f"{event.rows} rows, {len(event.dropped)} dropped, {event.trainable_parameters:,} trainable parameters"
+            )
         case events.Progress():
             bar.step(event.step, event.total_steps, event.loss, event.tokens_per_second, event.seconds_left)
         case events.Evaluated():

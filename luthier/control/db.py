@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, DateTime, ForeignKey, MetaData, String, TypeDecorator, event, func, literal_column
+from sqlalchemy import JSON, DateTime, Double, ForeignKey, MetaData, String, TypeDecorator, cast, event, func, literal_column
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.engine import Connection, Dialect, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
@@ -128,7 +128,7 @@ def now(session: AsyncSession) -> ColumnElement[float]:
     """The database's own clock, in seconds since 1970: what leases are compared by."""
     if session.get_bind().dialect.name == "sqlite":
         return literal_column("(julianday('now') - 2440587.5) * 86400.0")
-    return func.extract("epoch", func.clock_timestamp())
+    return cast(func.extract("epoch", func.clock_timestamp()), Double)
 
 
 def _sqlite(url: str, *, begin: str) -> AsyncEngine:

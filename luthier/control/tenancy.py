@@ -36,7 +36,7 @@ class Queries:
         self.session = session
         self.who = who
 
-    def visible(self, table: type[T], *more: Any) -> Select[tuple[T]]:
+    def visible(self, table: type[T], *more: Any) -> Select[T]:
         """Select rows of a table that this principal may see; every query starts here.
 
         `more` are joined tables, filtered alike. In a write session the rows are locked until it ends.

@@ -27,8 +27,8 @@ class Section(BaseModel):
 
 
 class ServerSection(Section):
-    host: str = Field("127.0.0.1", description="Address to listen on; loopback unless told otherwise.")
-    port: int = Field(8321, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    host: str = Field(default="127.0.0.1", description="Address to listen on; loopback unless told otherwise.")
+    port: int = Field(default=8321, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     data: Path = Field(
         default_factory=lambda: Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "luthier",
         description="Folder of everything Luthier keeps on this machine.",
@@ -37,33 +37,33 @@ class ServerSection(Section):
 
 
 class DatabaseSection(Section):
-    url: str | None = Field(None, description="SQLAlchemy URL; absent: an SQLite file in the data folder.")
+    url: str | None = Field(default=None, description="SQLAlchemy URL; absent: an SQLite file in the data folder.")
 
 
 class StorageSection(Section):
-    url: str | None = Field(None, description="file://, s3://, gs:// or az:// URL; absent: a folder in the data folder.")
+    url: str | None = Field(default=None, description="file://, s3://, gs:// or az:// URL; absent: a folder in the data folder.")
 
 
 class ExecutorSection(Section):
-    name: str = Field("local", description="Where processes are started: a plugin of luthier.executors.")
-    cores: int | None = Field(None, ge=1, description="Cores to hand out; absent: all that this process may use.")
+    name: str = Field(default="local", description="Where processes are started: a plugin of luthier.executors.")
+    cores: int | None = Field(default=None, ge=1, description="Cores to hand out; absent: all that this process may use.")
 
 
 class ModelsSection(Section):
-    embedded: bool = Field(True, description="Bring the embedded model when the server starts and has not got it yet.")
+    embedded: bool = Field(default=True, description="Bring the embedded model when the server starts and has not got it yet.")
 
 
 class TrainingSection(Section):
-    python: str | None = Field(None, description="Interpreter that runs the trainer; absent: the one that runs Luthier.")
-    attempts: int = Field(3, ge=1, description="How often a run that was lost is started again from its last checkpoint.")
+    python: str | None = Field(default=None, description="Interpreter that runs the trainer; absent: the one that runs Luthier.")
+    attempts: int = Field(default=3, ge=1, description="How often a run that was lost is started again from its last checkpoint.")
 
 
 class ServingSection(Section):
-    python: str | None = Field(None, description="Interpreter that runs replicas; absent: the one that runs Luthier.")
-    backend: str = Field("builtin", description="How tokens are made: a plugin of luthier.serving.backends.")
-    adapters_per_replica: int = Field(8, ge=1, description="Adapters kept on a replica; the coldest goes first.")
-    idle_after_seconds: float = Field(1800, gt=0, description="A replica unused for so long is stopped.")
-    ready_within_seconds: float = Field(120, gt=0, description="How long a request waits for a replica that starts.")
+    python: str | None = Field(default=None, description="Interpreter that runs replicas; absent: the one that runs Luthier.")
+    backend: str = Field(default="builtin", description="How tokens are made: a plugin of luthier.serving.backends.")
+    adapters_per_replica: int = Field(default=8, ge=1, description="Adapters kept on a replica; the coldest goes first.")
+    idle_after_seconds: float = Field(default=1800, gt=0, description="A replica unused for so long is stopped.")
+    ready_within_seconds: float = Field(default=120, gt=0, description="How long a request waits for a replica that starts.")
 
 
 class LogSection(Section):

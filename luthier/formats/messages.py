@@ -37,14 +37,14 @@ class Messages(DatasetFormat):
 def _conversation(line: bytes, faults: list[tuple[str, str]]) -> Conversation | None:
     """Read one row, adding (code, message) to `faults` for everything that is wrong with it."""
     row = _parsed(line, faults)
-    if row is None:
+    if faults:
         return None
     if not isinstance(row, dict):
         hint = " A file holds one object a line, not one array." if isinstance(row, list) else ""
         faults.append(("not_an_object", f"a row must be a JSON object, found {_kind(row)}.{hint}"))
         return None
     if "messages" not in row:
-        named = ", ".join(sorted(map(repr, row))[:5]) or "no field"
+        named = ", ".join(f"{name!r:.60}" for name in sorted(row)[:5]) or "no field"
         faults.append(("missing_messages", f'a row needs "messages", a list of turns; found {named}.'))
         return None
     if not isinstance(row["messages"], list):
@@ -67,7 +67,7 @@ def _message(place: int, turn: Any, faults: list[tuple[str, str]]) -> Message | 
     role, content, weight = turn.get("role"), turn.get("content"), turn.get("weight", 1)
     if role not in _ROLES:
         meant = f" Did you mean {_SUGGESTED[role]!r}?" if isinstance(role, str) and role in _SUGGESTED else ""
-        faults.append(("unknown_role", f"{where}.role must be one of {', '.join(_ROLES)}, found {role!r}.{meant}"))
+        faults.append(("unknown_role", f"{where}.role must be one of {', '.join(_ROLES)}, found {role!r:.60}.{meant}"))
     if not isinstance(content, str):
         faults.append(("content_not_text", f"{where}.content must be a text, found {_kind(content)}."))
     elif role == "assistant" and not content.strip():
@@ -75,7 +75,7 @@ def _message(place: int, turn: Any, faults: list[tuple[str, str]]) -> Message | 
     elif any("\ud800" <= sign <= "\udfff" for sign in content):
         faults.append(("not_unicode", f"{where}.content has half a surrogate pair, which no text can hold."))
     if weight not in (0, 1) or isinstance(weight, bool):
-        faults.append(("unknown_weight", f"{where}.weight must be 0 or 1, found {weight!r}."))
+        faults.append(("unknown_weight", f"{where}.weight must be 0 or 1, found {weight!r:.60}."))
     if role not in _ROLES or not isinstance(content, str):
         return None
     return Message(role, content, trained=weight != 0)
@@ -110,7 +110,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(seen) != len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {twice!r} stands twice in one object")
+        raise ValueError(f"the key {twice!r:.60} stands twice in one object")
     return seen
 
 

@@ -42,7 +42,9 @@ def convert_gguf(source: Path, target: Path) -> None:
     partial.mkdir(parents=True)
     save_file(_state(reader, config), partial / "model.safetensors", metadata={"format": "pt"})
     _write_json(partial / "config.json", config)
-    _write_json(partial / "generation_config.json", {name: config[name] for name in config if name.endswith("token_id")})
+    _write_json(
+        partial / "generation_config.json", {name: config[name] for name in config if name.endswith("token_id")}
+    )
     _save_tokenizer(fields, partial)
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
@@ -110,10 +112,17 @@ def _save_tokenizer(fields: dict[str, Any], folder: Path) -> None:
     tokenizer = Tokenizer(models.BPE({token: place for place, token in enumerate(tokens)}, merges))
     tokenizer.pre_tokenizer = _pre_tokenizer(fields.get("tokenizer.ggml.pre", "default"))
     tokenizer.decoder = decoders.ByteLevel()
-    special = [token for token, kind in zip(tokens, fields["tokenizer.ggml.token_type"], strict=True) if kind == _CONTROL]
+    special = [
+        token for token, kind in zip(tokens, fields["tokenizer.ggml.token_type"], strict=True) if kind == _CONTROL
+    ]
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     tokenizer.save(str(folder / "tokenizer.json"))
-    named = {"bos_token": "bos_token_id", "eos_token": "eos_token_id", "unk_token": "unknown_token_id", "pad_token": "padding_token_id"}
+    named = {
+        "bos_token": "bos_token_id",
+        "eos_token": "eos_token_id",
+        "unk_token": "unknown_token_id",
+        "pad_token": "padding_token_id",
+    }
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
@@ -137,7 +146,9 @@ def _pre_tokenizer(rule: str) -> PreTokenizer:
         return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
     if rule in ("default", "gpt-2"):
         return byte_level
-    raise InvalidRequest(f"The file cuts text by the rule {rule!r}, which is not known here; use the safetensors release.")
+    raise InvalidRequest(
+        f"The file cuts text by the rule {rule!r}, which is not known here; use the safetensors release."
+    )
 
 
 if __name__ == "__main__":

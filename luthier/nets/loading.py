@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 
@@ -27,13 +27,15 @@ def load_model(folder: Path, *, precision: Precision, expected_sha256: str | Non
 
     if expected_sha256 is not None and (found := weights_sha256(folder)) != expected_sha256:
         raise InvalidRequest(
-            f"The weights in {folder} are not the ones this was made for (sha256 {found[:12]}…, expected {expected_sha256[:12]}…).",
+            f"The weights in {folder} are not the ones this was made for "
+            f"(sha256 {found[:12]}…, expected {expected_sha256[:12]}…).",
             hint="Install the model again, or start a new job on the weights that are there now.",
         )
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=_DTYPES[precision], local_files_only=True, use_safetensors=True, trust_remote_code=False
     )
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return cast("PreTrainedModel", model.eval()).to(device)
 
 
 def weights_sha256(folder: Path) -> str:

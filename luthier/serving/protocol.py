@@ -33,18 +33,18 @@ class Turn(Wire):
 class Sampling(Wire):
     """How tokens are chosen. Temperature 0 is greedy; with a seed the same request gives the same text."""
 
-    temperature: float = Field(1.0, ge=0, le=2)
-    top_p: float = Field(1.0, gt=0, le=1)
+    temperature: float = Field(default=1.0, ge=0, le=2)
+    top_p: float = Field(default=1.0, gt=0, le=1)
     seed: int | None = None
-    max_tokens: int | None = Field(None, ge=1, description="None: as many as the model's context holds.")
+    max_tokens: int | None = Field(default=None, ge=1, description="None: as many as the model's context holds.")
     stop: list[str] = Field(default_factory=list)
-    frequency_penalty: float = Field(0.0, ge=-2, le=2)
-    presence_penalty: float = Field(0.0, ge=-2, le=2)
+    frequency_penalty: float = Field(default=0.0, ge=-2, le=2)
+    presence_penalty: float = Field(default=0.0, ge=-2, le=2)
 
 
 class GenerateRequest(Wire):
     op: Literal["generate"] = "generate"
-    adapter: AdapterRef | None = Field(None, description="None: the base model itself.")
+    adapter: AdapterRef | None = Field(default=None, description="None: the base model itself.")
     messages: list[Turn]
     sampling: Sampling = Sampling()
 

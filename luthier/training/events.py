@@ -127,3 +127,9 @@ def read_events(storage: Storage, run_key: str, attempt: int, after: int) -> lis
     for key in keys[max(len(begun) - 1, 0) :]:
         found += [_adapter.validate_json(line) for line in storage.read(key).splitlines() if line]
     return [event for event in found if event.number > after]
+
+
+def last_attempt(storage: Storage, run_key: str) -> int:
+    """The highest attempt that told anything; 0 before the first. A number is used once, so the next one is above it."""
+    attempts = [key.removeprefix(f"{run_key}/events/").split("/")[0] for key in storage.list(f"{run_key}/events")]
+    return max(map(int, attempts), default=0)

@@ -48,10 +48,10 @@ class TrainingSpec(Value):
     batch_size: int = Field(ge=1, le=4096, description="Rows per optimizer step.")
     micro_batch_tokens: int = Field(ge=8, description="Tokens, padding included, that one forward pass takes at most.")
     learning_rate: float = Field(gt=0, le=1, description="Peak, reached after the warm-up.")
-    warmup_ratio: float = Field(0.05, ge=0, lt=1, description="Share of all steps in which the rate rises.")
+    warmup_ratio: float = Field(default=0.05, ge=0, lt=1, description="Share of all steps in which the rate rises.")
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    weight_decay: float = Field(0.0, ge=0)
-    clip_norm: float = Field(1.0, gt=0, description="Largest global gradient norm.")
+    weight_decay: float = Field(default=0.0, ge=0)
+    clip_norm: float = Field(default=1.0, gt=0, description="Largest global gradient norm.")
     seed: int = Field(ge=0, lt=2**31)
     precision: Literal["bf16", "fp32"] = Field(description="Of the frozen base model; what is trained is fp32.")
     threads: int = Field(ge=1, description="CPU threads: part of the spec because sums depend on it.")

@@ -78,16 +78,17 @@ def test_a_broken_file_says_which_line_is_wrong_and_starts_no_job(client: OpenAI
     assert "line 7" in refused.value.message
 
 
-def test_a_job_on_a_file_that_is_read_later_and_is_no_jsonl_fails_with_the_reason(client: OpenAI) -> None:
+def test_a_job_on_a_file_that_is_no_jsonl_is_refused_or_fails_with_the_reason(client: OpenAI) -> None:
     file = client.files.create(file=("notes.txt", b"just words\nand more\n" * 20), purpose="fine-tune")
+    told = None
     try:
         job = client.fine_tuning.jobs.create(model="toy", training_file=file.id)
     except openai.BadRequestError as refused:  # it was read before the job came
-        assert "no row of the form" in refused.message
-        return
-    job = wait_for(lambda: ended(client, job.id))
-    assert job.status == "failed"
-    assert job.error is not None and "no row of the form" in job.error.message
+        told = refused.message
+    else:
+        error = wait_for(lambda: ended(client, job.id)).error
+        told = error and error.message
+    assert told and "no row of the form" in told
 
 
 # Jobs
@@ -134,8 +135,8 @@ def test_cancelling_an_ended_job_is_refused(client: OpenAI, trained) -> None:
         ({"model": "no-such-model"}, "model", "Base models: toy"),
         ({"training_file": "file-nonsense"}, "training_file", "no file 'file-nonsense'"),
         ({"suffix": "a b"}, "suffix", "must be"),
-        ({"hyperparameters": {"n_epoch": 3}}, "hyperparameters.n_epoch", "Extra inputs"),
-        ({"hyperparameters": {"n_epochs": 0}}, "hyperparameters.n_epochs.int", "greater than or equal to 1"),
+        ({"hyperparameters": {"n_epoch": 3}}, "hyperparameters.n_epoch", "is not a field"),
+        ({"hyperparameters": {"n_epochs": 0}}, "hyperparameters.n_epochs", "greater than or equal to 1"),
         ({"method": {"type": "dpo"}}, "method.type", "not offered"),
     ],
 )
@@ -144,7 +145,7 @@ def test_a_wrong_job_is_refused_by_name(client: OpenAI, change: dict, param: str
     with pytest.raises((openai.BadRequestError, openai.NotFoundError)) as refused:
         client.fine_tuning.jobs.create(**asked)
     assert words in refused.value.message
-    assert refused.value.param == param or param.endswith(".int")
+    assert refused.value.param == param
 
 
 def test_fewer_than_ten_rows_are_refused(client: OpenAI) -> None:
@@ -191,8 +192,13 @@ def test_the_tuned_model_answers_with_no_deploy_step_and_the_stream_says_the_sam
     assert len({chunk.id for chunk in chunks}) == 1
 
 
-def test_base_and_tuned_models_are_answered_by_one_resident_base(client: OpenAI, trained, toy_server: RunningServer) -> None:
-    assert say(client, "toy", "abca").choices[0].message.content != say(client, trained.fine_tuned_model, "abca").choices[0].message.content
+def test_base_and_tuned_models_are_answered_by_one_resident_base(
+    client: OpenAI, trained, toy_server: RunningServer
+) -> None:
+    assert (
+        say(client, "toy", "abca").choices[0].message.content
+        != say(client, trained.fine_tuned_model, "abca").choices[0].message.content
+    )
     assert len(toy_server.engines("luthier.serving")) == 1
 
 
@@ -242,7 +248,7 @@ async def test_the_asynchronous_client_streams_alike(toy_server: RunningServer) 
             model="toy", messages=[{"role": "user", "content": "ab"}], temperature=0, max_tokens=8
         )
         assert text == whole.choices[0].message.content
-        assert [model.id async for model in client.models.list()][0] == "toy"
+        assert "toy" in [model.id async for model in client.models.list()]
 
 
 def test_hanging_up_frees_the_replica(client: OpenAI, toy_server: RunningServer) -> None:

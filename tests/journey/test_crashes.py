@@ -97,7 +97,10 @@ def test_a_cancelled_job_stops_within_ten_seconds_and_keeps_its_checkpoints(serv
     wait_for(lambda: not server.engines("luthier.training"), seconds=10 - (time.monotonic() - began))
     [*_, first] = client.fine_tuning.jobs.checkpoints.list(job)
     answer = client.chat.completions.create(
-        model=first.fine_tuned_model_checkpoint, messages=[{"role": "user", "content": "abc"}], temperature=0, max_tokens=8
+        model=first.fine_tuned_model_checkpoint,
+        messages=[{"role": "user", "content": "abc"}],
+        temperature=0,
+        max_tokens=8,
     )
     assert answer.choices[0].message.content
     assert client.fine_tuning.jobs.cancel(job).status == "cancelled"  # once more changes nothing
@@ -106,6 +109,9 @@ def test_a_cancelled_job_stops_within_ten_seconds_and_keeps_its_checkpoints(serv
     [replica] = server.engines("luthier.serving")
     replica.send_signal(signal.SIGKILL)
     again = client.chat.completions.create(
-        model=first.fine_tuned_model_checkpoint, messages=[{"role": "user", "content": "abc"}], temperature=0, max_tokens=8
+        model=first.fine_tuned_model_checkpoint,
+        messages=[{"role": "user", "content": "abc"}],
+        temperature=0,
+        max_tokens=8,
     )
     assert again.choices[0].message.content == answer.choices[0].message.content

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ def conversations() -> list[Conversation]:
     """Questions alone, in pairs after an answer, with and without a system message."""
     asked = [Message("user", question) for question in QUESTIONS]
     plain = [Conversation((one,)) for one in asked]
-    pairs = zip(asked, asked[1:], strict=False)
+    pairs = itertools.pairwise(asked)
     longer = [Conversation((one, Message("assistant", "Yes.\nQuite."), two)) for one, two in pairs]
     with_system = [Conversation((Message("system", "Be brief."), *one.messages)) for one in plain]
     return [*plain, *longer, *with_system, *(Conversation(probe.messages[:-1]) for probe in PROBES)]

@@ -28,7 +28,7 @@ class Facts(BaseModel):
 
     title: str
     owned_by: str = "local"
-    licence: str | None = Field(None, description="SPDX name; None where nobody said.")
+    licence: str | None = Field(default=None, description="SPDX name; None where nobody said.")
     methods: list[str] = ["lora"]
     kinds: list[str] = ["chat"]
 

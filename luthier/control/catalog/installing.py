@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import math
 import re
 import shutil
 import struct
@@ -163,14 +164,12 @@ def _parameters(folder: Path) -> int:
     """Numbers in all tensors, read from the safetensors headers."""
     count = 0
     for path in folder.glob("*.safetensors"):
-        with path.open("rb") as file:
-            header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
-        for name, tensor in header.items():
-            if name != "__metadata__":
-                size = 1
-                for side in tensor["shape"]:
-                    size *= side
-                count += size
+        try:
+            with path.open("rb") as file:
+                header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
+            count += sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+        except (struct.error, ValueError, AttributeError, TypeError, KeyError, OverflowError) as broken:
+            raise InvalidRequest(f"{path} is not a whole safetensors file.", hint="Copy it again.") from broken
     return count
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections import Counter
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -83,6 +84,7 @@ def _recognised(storage: Storage, key: str) -> str | None:
         head += line + b"\n"
         if len(head) >= _HEAD:
             break
+    head = head.removeprefix(codecs.BOM_UTF8)
     if not head.strip():
         return "messages"
     known = [name for name in formats.names() if formats.load(name).recognises(head)]

@@ -67,6 +67,7 @@ class Routing:
             row = await ReplicaQueries(session, SYSTEM).of_weights(model.weights_sha256)
             if row is not None and row.status == "ready":
                 row.status = "starting"
+                row.lease_until = None  # nobody works on it; it need not wait for its next look
 
     async def _replica(self, model: Servable) -> ReplicaRow | None:
         async with self.db.read() as session:

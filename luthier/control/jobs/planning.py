@@ -40,10 +40,17 @@ def plan(
         renderer_sha256=card.renderer_sha256,
         training=_data(training),
         validation=_data(validation) if validation else None,
-        method=_options(methods.load(request.method.name), request.method),
-        objective=_options(objectives.load(request.objective.name), request.objective),
+        **choices(request),
         **numbers.model_dump(),
     )
+
+
+def choices(request: JobRequest) -> dict[str, PluginChoice]:
+    """Method and objective with every option written out. Raises InvalidParameter for a name or an option that there is not."""
+    return {
+        "method": _options(methods.load(request.method.name), request.method),
+        "objective": _options(objectives.load(request.objective.name), request.objective),
+    }
 
 
 def _data(file: File) -> DataFile:

@@ -12,7 +12,7 @@ from luthier.control import audit
 from luthier.control.catalog.service import Catalog, Trained, artifact_id
 from luthier.control.datasets.service import Datasets, File
 from luthier.control.db import Database
-from luthier.control.jobs.planning import plan
+from luthier.control.jobs.planning import choices, plan
 from luthier.control.jobs.lifecycle import ACTIVE, TERMINAL, Status, check
 from luthier.control.jobs.queries import JobQueries
 from luthier.control.jobs.tables import CheckpointRow, EventRow, JobRow, RunRow
@@ -24,7 +24,6 @@ from luthier.core.errors import InvalidParameter, InvalidTransition, JobNotFound
 from luthier.core.pages import Page, PageRequest
 from luthier.serving.protocol import AdapterRef
 from luthier.training import events
-from luthier.training.methods.base import methods
 from luthier.training.objectives.base import objectives
 from luthier.training.spec import TrainingSpec
 
@@ -291,8 +290,7 @@ def _check_request(request: JobRequest) -> None:
         raise InvalidParameter("suffix", "must be 1 to 64 letters, digits, '.', '_' or '-', and begin with a letter or digit")
     if request.seed is not None and not 0 <= request.seed < 2**31:
         raise InvalidParameter("seed", f"must be between 0 and {2**31 - 1}, got {request.seed}")
-    for choice, registry in ((request.method, methods), (request.objective, objectives)):
-        registry.load(choice.name)
+    choices(request)
 
 
 def _trained(spec: TrainingSpec) -> Trained:

@@ -28,7 +28,7 @@ class JobRequest(Value):
     epochs: int | None = None
     batch_size: int | None = None
     learning_rate_multiplier: float | None = None
-    least_rows: int = Field(1, description="Fewer rows than this are refused.")
+    least_rows: int = Field(default=1, description="Fewer rows than this are refused.")
     metadata: dict[str, str] | None = None
     shown: dict[str, Any] = Field(default_factory=dict, description="What the dialect wants to show again, as it was sent.")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from alembic import context
 from sqlalchemy import create_engine
 
-import luthier.control.tables  # noqa: F401  (every table, so that Alembic can compare)
+import luthier.control.tables  # noqa: F401  # pyright: ignore[reportUnusedImport]  (every table, so that Alembic can compare)
 from luthier.control.db import Table
 
 connection = context.config.attributes.get("connection")

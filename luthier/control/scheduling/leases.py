@@ -1,18 +1,19 @@
 """Claims on rows: a worker takes a row for a while, with a token, and applies its work only while the token is still there.
 
-Work is done outside any transaction. If a worker is too slow or dies, its lease runs out, another one claims the row, and what
-the first one still brings is stale and dropped. Times are the database's own.
+Work is done outside any transaction, and its lease is renewed while it goes on. If a worker dies its lease runs out, another one
+claims the row, and what the first one might still bring is stale and dropped. Times are the database's own.
 """
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from sqlalchemy import ColumnElement, Select, or_, update
+from sqlalchemy import ColumnElement, Select, Update, or_, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped
 
@@ -28,6 +29,9 @@ class Claimable(Protocol):
 
 R = TypeVar("R", bound=Claimable)
 
+LEASE_SECONDS = 15.0
+"""How long the rows of a worker that died stay untouched."""
+
 
 @dataclass(frozen=True)
 class Lease(Generic[R]):
@@ -41,13 +45,13 @@ class Stale(Exception):
 
 
 async def claim(
-    db: Database, table: type[R], *due: ColumnElement[bool], limit: int = 50, seconds: float = 60
+    db: Database, table: type[R], *due: ColumnElement[bool], limit: int = 16, seconds: float = LEASE_SECONDS
 ) -> list[Lease[R]]:
     """Take up to `limit` rows that are due and that nobody holds, oldest id first; each goes to exactly one worker."""
 
-    def free(session: AsyncSession) -> Select[tuple[str]]:
+    def free(session: AsyncSession) -> Select[str]:
         rows = Queries(session, SYSTEM).visible(table).with_only_columns(table.id)
-        unheld = or_(table.lease_until.is_(None), table.lease_until < now(session))
+        unheld = or_(table.lease_until.is_(None), table.lease_until <= now(session))
         return rows.where(*due, unheld).order_by(table.id).limit(limit)
 
     async with db.read() as session:  # most looks find nothing, and should not take the write lock for it
@@ -77,11 +81,29 @@ async def apply(db: Database, lease: Lease[R], *nudges: str) -> AsyncIterator[tu
         row.lease_token = row.lease_until = None
 
 
-async def release(db: Database, lease: Lease[R]) -> None:
-    """Give a row back without a change, if it is still ours."""
+async def release(db: Database, lease: Lease[R], *, again_after_seconds: float = 0) -> None:
+    """Give a row back without a change, if it is still ours; nobody need look at it again before that time is over."""
     async with db.write() as session:
-        await session.execute(
-            update(lease.table)
-            .where(lease.table.id == lease.id, lease.table.lease_token == lease.token)
-            .values(lease_token=None, lease_until=None)
-        )
+        await session.execute(_ours(lease).values(lease_token=None, lease_until=now(session) + again_after_seconds))
+
+
+@asynccontextmanager
+async def renewed(db: Database, lease: Lease[R], *, seconds: float = LEASE_SECONDS) -> AsyncIterator[None]:
+    """Keep a lease alive while the block runs, however long that takes."""
+
+    async def renew() -> None:
+        while True:
+            await asyncio.sleep(seconds / 3)
+            async with db.write() as session:
+                await session.execute(_ours(lease).values(lease_until=now(session) + seconds))
+
+    renewing = asyncio.create_task(renew())
+    try:
+        yield
+    finally:
+        renewing.cancel()
+        await asyncio.gather(renewing, return_exceptions=True)
+
+
+def _ours(lease: Lease[R]) -> Update:
+    return update(lease.table).where(lease.table.id == lease.id, lease.table.lease_token == lease.token)

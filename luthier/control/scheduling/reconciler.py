@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
 from typing import Generic, TypeVar
 
 from luthier.control.db import Database
-from luthier.control.scheduling.leases import Claimable, Lease, Stale, claim, release
+from luthier.control.scheduling.leases import Claimable, Lease, Stale, claim, release, renewed
 from luthier.core import logs
 
 R = TypeVar("R", bound=Claimable)
@@ -43,12 +44,17 @@ class Reconciler(ABC, Generic[R]):
             await self.db.nudged(self.topic, within_seconds=self.every_seconds)
 
     async def once(self) -> None:
-        for lease in await claim(self.db, self.table(), *self.due()):
-            with logs.bind(row=lease.id):
-                try:
+        """One round: claim rows that are due, and work on all of them side by side."""
+        leases = await claim(self.db, self.table(), *self.due())
+        await asyncio.gather(*(self._one(lease) for lease in leases))
+
+    async def _one(self, lease: Lease[R]) -> None:
+        with logs.bind(row=lease.id):
+            try:
+                async with renewed(self.db, lease):
                     await self.work(lease)
-                except Stale:
-                    self.log.warning("somebody else has this row now; what was done is dropped")
-                except Exception:
-                    self.log.exception("work on a row failed; it will be tried again")
-                    await release(self.db, lease)
+            except Stale:
+                self.log.warning("somebody else has this row now; what was done is dropped")
+            except Exception:
+                self.log.exception("work on a row failed; it will be tried again")
+                await release(self.db, lease, again_after_seconds=self.every_seconds)

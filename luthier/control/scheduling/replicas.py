@@ -24,6 +24,7 @@ from luthier.serving.spec import ReplicaSpec
 from luthier.training.defaults import precision
 
 GRACE_SECONDS = 10.0
+_LOOKED_AT_EVERY_SECONDS = 5.0  # a replica that is ready; who finds it silent says so by itself
 _LIVE = ("wanted", "starting", "ready", "stopping")
 
 
@@ -33,6 +34,7 @@ class Pool:
 
     python: str
     storage_url: str
+    cache: Path
     backend: str
     adapters: int
     idle_after_seconds: float
@@ -79,7 +81,7 @@ class ReplicaReconciler(Reconciler[ReplicaRow]):
             async with apply(self.db, lease) as (_, row):
                 row.status = "stopping"
         else:
-            await release(self.db, lease)
+            await release(self.db, lease, again_after_seconds=_LOOKED_AT_EVERY_SECONDS)
 
     async def stop_all(self, *, within_seconds: float = GRACE_SECONDS) -> None:
         """End every replica, as at a shutdown of the server."""
@@ -117,8 +119,9 @@ class ReplicaReconciler(Reconciler[ReplicaRow]):
         self.pool.folder.mkdir(parents=True, exist_ok=True)
         path = self.pool.folder / f"{spec.replica}.json"
         path.write_text(spec.model_dump_json(indent=2))
-        program = [self.pool.python, "-m", "luthier.serving.program", str(path), "--storage", self.pool.storage_url]
-        return self.executor.start(Launch(name=spec.replica, command=program, cores=spec.threads))
+        program = [self.pool.python, "-m", "luthier.serving.program", str(path)]
+        places = ["--storage", self.pool.storage_url, "--cache", str(self.pool.cache)]
+        return self.executor.start(Launch(name=spec.replica, command=[*program, *places], cores=spec.threads))
 
     async def _await_ready(self, lease: Lease[ReplicaRow], row: ReplicaRow) -> None:
         assert row.socket is not None

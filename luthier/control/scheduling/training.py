@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from pathlib import Path
 
 from luthier.control.db import Database
 from luthier.control.jobs.lifecycle import ACTIVE, TERMINAL, Status
@@ -29,16 +30,19 @@ GRACE_SECONDS = 6.0
 
 @dataclass(frozen=True)
 class Trainers:
-    """How a trainer is started: the interpreter that has the engine, the storage it shares with us, tries in all."""
+    """How a trainer is started: the interpreter that has the engine, the storage it shares with us, tries in all.
+
+    `cache` is a folder for what does not lie on this machine.
+    """
 
     python: str
     storage_url: str
+    cache: Path
     attempts: int
 
 
 class TrainingReconciler(Reconciler[JobRow]):
     topic = "jobs"
-    every_seconds = 0.5
 
     def __init__(
         self, db: Database, jobs: Jobs, storage: Storage, executor: Executor, trainers: Trainers, clock: Clock
@@ -137,11 +141,12 @@ class TrainingReconciler(Reconciler[JobRow]):
             self.storage.create(f"{spec.run_key}/attempts/{attempt:04d}", b"{}\n")
         except AlreadyExists:
             self.log.debug("this attempt was begun before", job=spec.job, attempt=attempt)
-        program = [self.trainers.python, "-m", "luthier.training.program", key]
+        program = [self.trainers.python, "-m", "luthier.training.program", key, "--attempt", str(attempt)]
+        places = ["--storage", self.trainers.storage_url, "--cache", str(self.trainers.cache)]
         return self.executor.start(
             Launch(
                 name=f"{spec.job}-{attempt}",
-                command=[*program, "--storage", self.trainers.storage_url, "--attempt", str(attempt)],
+                command=[*program, *places],
                 cores=spec.threads,
             )
         )

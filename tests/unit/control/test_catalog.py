@@ -1,0 +1,172 @@
+"""Base models are brought in whole or not at all; names lead to what may be called, each project's own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from luthier.control.catalog.cards import EMBEDDED, bundled, installed
+from luthier.control.catalog.installing import Installer
+from luthier.control.catalog.service import Trained, artifact_id
+from luthier.core.clock import FakeClock
+from luthier.core.errors import AlreadyExists, InvalidParameter, InvalidRequest, MethodNotAllowed, ModelNotFound
+from luthier.serving.protocol import AdapterRef
+from luthier.storage import Storage
+from tests.unit.control.conftest import ADA, BOB, House
+
+
+@pytest.fixture
+def storage() -> Storage:
+    return Storage("memory://")
+
+
+@pytest.fixture
+def installer(storage: Storage, tmp_path: Path) -> Installer:
+    return Installer(storage, tmp_path / "scratch", "python-that-is-not-there", FakeClock())
+
+
+@pytest.fixture
+def folder(toy_folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(toy_folder, tmp_path / "toy"))
+
+
+def test_a_folder_is_brought_in_with_a_card_and_nothing_that_is_not_needed(installer, storage, folder: Path) -> None:
+    (folder / "README.md").write_text("not needed")
+    (folder / "original").mkdir()
+    (folder / "pytorch_model.bin").write_bytes(b"pickled")
+    card = installer.add("toy", str(folder))
+    assert installed(storage, "toy") == card
+    assert (card.parameters, card.context_length, card.methods) == (26880, 512, ["lora"])
+    kept = {key.removeprefix(f"{card.weights}/") for key in storage.list(card.weights)}
+    assert {"model.safetensors", "tokenizer.json", "config.json", "chat_template.jinja"} <= kept
+    assert not {name for name in kept if name.endswith((".md", ".bin"))}
+
+
+def test_a_name_is_given_once_unless_it_is_replaced(installer: Installer, storage: Storage, folder: Path) -> None:
+    first = installer.add("toy", str(folder))
+    with pytest.raises(AlreadyExists, match="'toy'"):
+        installer.add("toy", str(folder))
+    (folder / "config.json").write_text((folder / "config.json").read_text() + "\n")
+    second = installer.add("toy", str(folder), replace=True)
+    assert second.weights != first.weights
+    assert storage.list(first.weights)  # tuned models still stand on it
+
+
+REFUSED = {
+    "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer.json"),
+    "no config": (lambda folder: (folder / "config.json").unlink(), "no config.json"),
+    "pickled weights only": (
+        lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
+        "no \\*.safetensors",
+    ),
+    "code of its own": (
+        lambda folder: (folder / "config.json").write_text('{"auto_map": {"AutoModel": "evil.Model"}}'),
+        "auto_map",
+    ),
+    "a config that is no JSON": (lambda folder: (folder / "config.json").write_text("{"), "not JSON"),
+    "no context length": (lambda folder: (folder / "config.json").write_text("{}"), "max_position_embeddings"),
+    "no template": (lambda folder: (folder / "chat_template.jinja").unlink(), "No renderer"),
+    "weights that are none": (lambda folder: (folder / "model.safetensors").write_bytes(b"x"), "safetensors"),
+    "a tokenizer that is none": (lambda folder: (folder / "tokenizer.json").write_text("{}"), "tokenizer.json"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_folder_that_cannot_be_served_safely_is_refused_and_nothing_is_kept(
+    installer: Installer, storage: Storage, folder: Path, case: str
+) -> None:
+    spoil, said = REFUSED[case]
+    spoil(folder)
+    with pytest.raises(InvalidRequest, match=said):
+        installer.add("toy", str(folder))
+    assert storage.list("") == []
+
+
+@pytest.mark.parametrize("name", ["", "Toy", "a/b", "../up", "toy\n", "-toy", "x" * 64, "toy model"])
+def test_a_name_that_is_no_name_is_refused(installer: Installer, folder: Path, name: str) -> None:
+    with pytest.raises(InvalidParameter, match="name"):
+        installer.add(name, str(folder))
+
+
+def test_a_place_that_is_neither_folder_nor_hub_id_is_refused(installer: Installer) -> None:
+    with pytest.raises(InvalidParameter, match="neither a folder on this machine nor a hub id"):
+        installer.add("toy", "/no/such/folder")
+
+
+def test_the_card_that_ships_with_us_is_whole() -> None:
+    facts, source = bundled(EMBEDDED)
+    assert facts.licence == "Apache-2.0"
+    assert len(source.sha256) == 64
+    with pytest.raises(KeyError):
+        bundled("nothing")
+
+
+async def publish(house: House, name: str, kind: str = "fine_tuned", project: str = ADA.project) -> AdapterRef:
+    artifact = AdapterRef(id=artifact_id(), key=f"runs/{name}", sha256="s")
+    trained = Trained(job="ftjob-1", base_model="toy", weights="models/toy/w", weights_sha256="w")
+    async with house.parts.db.write() as session:
+        house.parts.services.catalog.publish(session, project, name, kind, trained, 3, artifact)
+    return artifact
+
+
+async def test_a_name_leads_to_the_base_model_or_to_an_adapter_on_it(house: House) -> None:
+    catalog = house.parts.services.catalog
+    artifact = await publish(house, "toy-ada")
+    base, tuned = await catalog.resolve(ADA, "toy"), await catalog.resolve(ADA, "toy-ada")
+    assert (base.base_model, base.adapter) == ("toy", None)
+    assert (tuned.base_model, tuned.weights_sha256, tuned.adapter) == ("toy", "w", artifact)
+    assert (await catalog.get(ADA, "toy-ada")).owned_by == ADA.project
+
+
+async def test_a_list_shows_base_models_and_ones_own_tuned_models_but_no_checkpoints(house: House) -> None:
+    await publish(house, "toy-ada")
+    await publish(house, "toy-ada-step-3", kind="checkpoint")
+    await publish(house, "toy-bob", project=BOB.project)
+    assert [model.name for model in await house.parts.services.catalog.list(ADA)] == ["toy", "toy-ada"]
+    assert (await house.parts.services.catalog.resolve(ADA, "toy-ada-step-3")).adapter is not None
+
+
+async def test_another_projects_model_is_not_there(house: House) -> None:
+    catalog = house.parts.services.catalog
+    await publish(house, "toy-bob", project=BOB.project)
+    for asked in (catalog.resolve(ADA, "toy-bob"), catalog.get(ADA, "toy-bob"), catalog.delete(ADA, "toy-bob")):
+        with pytest.raises(ModelNotFound, match="no model 'toy-bob'") as refused:
+            await asked
+        assert (refused.value.param, refused.value.hint) == ("model", "Base models: toy.")
+    assert (await catalog.get(BOB, "toy-bob")).name == "toy-bob"
+
+
+async def test_a_deleted_model_answers_no_more_and_base_models_cannot_be_deleted(house: House) -> None:
+    catalog = house.parts.services.catalog
+    await publish(house, "toy-ada")
+    await catalog.delete(ADA, "toy-ada")
+    for asked in (catalog.resolve(ADA, "toy-ada"), catalog.get(ADA, "toy-ada"), catalog.delete(ADA, "toy-ada")):
+        with pytest.raises(ModelNotFound):
+            await asked
+    with pytest.raises(InvalidRequest, match="base model"):
+        await catalog.delete(ADA, "toy")
+
+
+@pytest.mark.parametrize("name", ["", "/", "..", "toy/../toy", "a//b", "toy/", "\n", "x" * 5000, "谢谢", "toy\x7f"])
+async def test_a_name_that_nothing_can_have_is_a_model_that_is_not_there(house: House, name: str) -> None:
+    with pytest.raises(ModelNotFound):
+        await house.parts.services.catalog.resolve(ADA, name)
+
+
+async def test_only_a_base_model_with_that_method_can_be_trained(house: House) -> None:
+    catalog = house.parts.services.catalog
+    await publish(house, "toy-ada")
+    assert (await catalog.trainable("toy", "lora")).name == "toy"
+    with pytest.raises(MethodNotAllowed, match="it offers lora"):
+        await catalog.trainable("toy", "full")
+    with pytest.raises(ModelNotFound):
+        await catalog.trainable("toy-ada", "lora")
+
+
+def test_a_card_says_what_was_read_from_the_files(installer: Installer, storage: Storage, folder: Path) -> None:
+    card = json.loads(installer.add("toy", str(folder)).model_dump_json())
+    assert len(card["weights_sha256"]) == len(card["renderer_sha256"]) == 64
+    assert card["licence"] is None
