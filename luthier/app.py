@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from fastapi import FastAPI
 
@@ -28,7 +30,7 @@ from luthier.control.scheduling.replicas import Pool, ReplicaReconciler
 from luthier.control.scheduling.training import Trainers, TrainingReconciler
 from luthier.core import logs
 from luthier.core.clock import Clock, SystemClock
-from luthier.core.errors import LuthierError
+from luthier.core.errors import AlreadyExists, LuthierError
 from luthier.core.settings import Settings
 from luthier.executors.base import Executor, executors
 from luthier.services import Services
@@ -57,7 +59,7 @@ class Parts:
 def assemble(settings: Settings, clock: Clock | None = None, executor: Executor | None = None) -> Parts:
     """Build the parts; nothing is started, nothing is written but the data folder and the server key."""
     clock = clock or SystemClock()
-    data = settings.server.data.expanduser().absolute()
+    data = settings.server.data
     data.mkdir(parents=True, exist_ok=True)
     db = Database(settings.database_url)
     storage = Storage(settings.storage_url, cache=data / "cache")
@@ -94,11 +96,17 @@ def assemble(settings: Settings, clock: Clock | None = None, executor: Executor 
 
 
 def build(settings: Settings, *, parts: Parts | None = None, announce: Callable[[str], None] = print) -> FastAPI:
-    """The app. At its start the schema is brought up, the first key made (`announce` gets it once) and the embedded model brought."""
+    """The app. At its start the schema is brought up, the first key made (`announce` gets it, once), a model brought."""
     parts = parts or assemble(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        with only_server_of(settings.server.data):
+            async with running(app):
+                yield
+
+    @asynccontextmanager
+    async def running(app: FastAPI) -> AsyncIterator[None]:
         await parts.db.migrate()
         bootstrap = settings.bootstrap_key.get_secret_value() if settings.bootstrap_key else None
         if (key := await parts.services.accounts.found(bootstrap)) is not None:
@@ -137,6 +145,21 @@ def build(settings: Settings, *, parts: Parts | None = None, announce: Callable[
         return {"status": "ok", "version": __version__}
 
     return app
+
+
+@contextmanager
+def only_server_of(data: Path) -> Iterator[None]:
+    """Hold the data folder for one server: a second one would stop the replicas of the first.
+
+    Raises AlreadyExists while another process holds it.
+    """
+    data.mkdir(parents=True, exist_ok=True)
+    with (data / "server.lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as held:
+            raise AlreadyExists(f"A server is using {data} already.", hint="Stop it, or pass another --data.") from held
+        yield
 
 
 async def _bring_embedded(installer: Installer) -> None:

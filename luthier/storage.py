@@ -136,19 +136,20 @@ class Storage:
                 shutil.rmtree(partial, ignore_errors=True)
         return target
 
-    def lines(self, key: str) -> Iterator[bytes]:
-        """The lines of an object without their line feeds, streamed."""
+    def lines(self, key: str, *, longest: int = 64 * 1024 * 1024) -> Iterator[bytes]:
+        """The lines of an object without their line feeds, streamed; of a longer line only its first `longest` bytes."""
         rest = b""
         with _translated(key):
             for chunk in obstore.get(self._store, key).stream(min_chunk_size=_PART):
-                *whole, rest = (rest + bytes(chunk)).split(b"\n")
-                yield from whole
+                first, *whole = bytes(chunk).split(b"\n")
+                rest += first[: longest - len(rest)]
+                if whole:
+                    yield rest
+                    *whole, rest = whole
+                    yield from (line[:longest] for line in whole)
+                    rest = rest[:longest]
         if rest:
             yield rest
-
-    async def read_async(self, key: str) -> bytes:
-        with _translated(key):
-            return bytes(await (await obstore.get_async(self._store, key)).bytes_async())
 
     async def stream_async(self, key: str) -> AsyncIterator[bytes]:
         with _translated(key):

@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from luthier.api.auth import Gate
 from luthier.api.dialect import Dialect
 from luthier.core import ids, logs
 from luthier.core.errors import InternalError, InvalidRequest, LuthierError, NotFound
@@ -82,7 +83,9 @@ class Faults:
 class SizeLimit:
     """Refuses a body that is too large as soon as that is known, before it fills memory or disk."""
 
-    def __init__(self, app: ASGIApp, *, upload_limit_bytes: int, refuse: Callable[[Request, LuthierError], Response]) -> None:
+    def __init__(
+        self, app: ASGIApp, *, upload_limit_bytes: int, refuse: Callable[[Request, LuthierError], Response]
+    ) -> None:
         self.app = app
         self.upload_limit_bytes = upload_limit_bytes
         self.refuse = refuse
@@ -141,7 +144,9 @@ def install(app: FastAPI, dialects: list[Dialect], *, upload_limit_bytes: int) -
     app.add_exception_handler(LuthierError, known)
     app.add_exception_handler(RequestValidationError, malformed)
     app.add_exception_handler(HTTPException, framework)
+    prefixes = tuple(f"{prefix}/" for dialect in dialects for prefix in dialect.prefixes)
     app.add_middleware(SizeLimit, upload_limit_bytes=upload_limit_bytes, refuse=told)
+    app.add_middleware(Gate, prefixes=prefixes, refuse=told)
     app.add_middleware(Faults, tell=told)
     app.add_middleware(RequestId)
 
@@ -158,7 +163,11 @@ def _from_validation(error: RequestValidationError) -> LuthierError:
     for one in error.errors():
         if one["type"] == "json_invalid":
             return InvalidRequest(f"The body is not JSON: {one.get('ctx', {}).get('error', one['msg'])}.")
-        said = "is not a field that is known here" if one["type"] == "extra_forbidden" else one["msg"].removeprefix("Value error, ")
+        said = (
+            "is not a field that is known here"
+            if one["type"] == "extra_forbidden"
+            else one["msg"].removeprefix("Value error, ")
+        )
         faults.setdefault(_field(one, error.body), []).append(said)
     text = "; ".join((f"{field}: " if field else "") + " or ".join(messages) for field, messages in faults.items())
     return InvalidRequest(f"{text}.", param=next(iter(faults)) or None)
@@ -169,16 +178,15 @@ def _field(fault: Mapping[str, Any], body: Any) -> str:
     where, *parts = fault["loc"]
     if where != "body":
         return ".".join(map(str, parts))
-    field: list[str] = []
+    field = ""
     for part in parts:
         if isinstance(body, Mapping) and (part in body or fault["type"] == "missing"):
             body = body.get(part)
+            field += f".{part}"
         elif isinstance(body, list) and isinstance(part, int):
             body = body[part]
-        else:
-            break
-        field.append(str(part))
-    return ".".join(field)
+            field += f"[{part}]"
+    return field.removeprefix(".")
 
 
 def _from_framework(request: Request, error: HTTPException) -> LuthierError:
@@ -190,6 +198,8 @@ def _from_framework(request: Request, error: HTTPException) -> LuthierError:
         return error.__cause__
     if isinstance(error.__cause__, UnicodeDecodeError):
         return InvalidRequest("The body is not JSON: it is not UTF-8.")
+    if isinstance(error.__cause__, RecursionError):
+        return InvalidRequest("The body is not JSON that can be read: it is nested too deeply.")
     if error.status_code >= 500:
         return InternalError(str(error.detail))
     return InvalidRequest(str(error.detail))

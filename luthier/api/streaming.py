@@ -32,7 +32,9 @@ def server_sent_events(frames: AsyncGenerator[dict[str, Any], None], error_body:
                 yield b"event: error\n" + _data(error_body(error))
             except Exception:
                 log.exception("a stream failed")
-                yield b"event: error\n" + _data(error_body(InternalError("The server made a mistake; its log has the rest.")))
+                yield b"event: error\n" + _data(
+                    error_body(InternalError("The server made a mistake; its log has the rest."))
+                )
 
     return StreamingResponse(body(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
 

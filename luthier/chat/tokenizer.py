@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,7 @@ class Tokenizer:
         )
         sandbox.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
         sandbox.globals["raise_exception"] = _refuse
-        sandbox.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+        sandbox.globals["strftime_now"] = lambda form: datetime.now(UTC).astimezone().strftime(form)
         return sandbox.from_string(self._source)
 
     def _special(self, name: str) -> str | None:

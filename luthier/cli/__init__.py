@@ -5,6 +5,7 @@ Verbs on files, jobs, models and chat speak to a server; serve, demo, train, key
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
@@ -50,6 +51,7 @@ def luthier(
 
 def main() -> None:
     """Run the command line; an error is one or two lines on standard error, never a traceback."""
+    os.umask(0o077)  # data, weights and keys are nobody else's on this machine
     try:
         app()
     except LuthierError as error:

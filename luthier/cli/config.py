@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,6 +32,8 @@ def _leaves(section: BaseModel, path: str = "") -> Iterator[tuple[str, Any]]:
             yield from _leaves(value, f"{here}.")
         elif isinstance(value, SecretStr):
             yield here, "********"
+        elif name == "url" and value:
+            yield here, re.sub(r"(?<=//)([^/@:]*):[^/@]*@", r"\1:********@", value)
         else:
             yield here, value if isinstance(value, bool | int | float | str) or value is None else str(value)
 

@@ -51,8 +51,10 @@ class _TimeLeft(ProgressColumn):
 class TrainingBar:
     """A live bar with step, loss, tokens a second and time left; where output is no terminal, a line now and then."""
 
-    def __init__(self, title: str) -> None:
-        self._lines = not out.is_terminal
+    def __init__(self, title: str, *, quiet: bool = False) -> None:
+        """With `quiet` it shows nothing at all."""
+        self._quiet = quiet
+        self._lines = not out.is_terminal and not quiet
         self._last_tenth = -1
         self._bar = Progress(
             TextColumn(title),
@@ -61,7 +63,7 @@ class TrainingBar:
             TextColumn("{task.fields[told]}"),
             _TimeLeft(),
             console=out,
-            disable=self._lines,
+            disable=self._lines or quiet,
         )
         self._task = self._bar.add_task("training", total=None, told="waiting to start", seconds_left=None)
 
@@ -84,4 +86,5 @@ class TrainingBar:
 
     def note(self, text: str) -> None:
         """A line that stays, above the bar."""
-        self._bar.console.print(f"  {text}")
+        if not self._quiet:
+            self._bar.console.print(f"  {text}")

@@ -34,6 +34,15 @@ if TYPE_CHECKING:
 
 BASE = "smollm2-135m-instruct"
 SEED = 17
+RATE = 2.0  # of the chosen learning rate: so short a run on so few rows learns the format better with it
+SHOWN = (
+    "My sound post fell over. Can you help?",
+    "How do I clean rosin dust off the top?",
+    "What does rosin do for the sound?",
+    "Which string breaks most often?",
+)
+"""Held-out questions that are shown with both answers; all of them are measured."""
+
 LONGEST_ANSWER = 64  # tokens
 START_WITHIN_SECONDS = 600.0  # the first start downloads and converts the model
 
@@ -171,7 +180,12 @@ def _upload(client: OpenAI, name: str) -> str:
 
 def _tune(client: OpenAI, training: str, validation: str) -> FineTuningJob:
     job = client.fine_tuning.jobs.create(
-        model=BASE, training_file=training, validation_file=validation, suffix=scoring.NAME, seed=SEED
+        model=BASE,
+        training_file=training,
+        validation_file=validation,
+        suffix=scoring.NAME,
+        seed=SEED,
+        method={"type": "supervised", "supervised": {"hyperparameters": {"learning_rate_multiplier": RATE}}},
     )
     ended = follow(client, job.id)
     if ended.status != "succeeded":
@@ -184,7 +198,7 @@ def _tune(client: OpenAI, training: str, validation: str) -> FineTuningJob:
 def _side_by_side(client: OpenAI, tuned: str) -> None:
     """A few held-out questions, and one general one, answered by both."""
     general = scoring.general()[0].question
-    asked = [*(item.question for item in scoring.held_out()[:4]), general]
+    asked = [*SHOWN, general]
     shown = Table(
         title="The same questions before and after; none of them was trained", show_lines=True, title_justify="left"
     )
@@ -287,7 +301,7 @@ def _stay(url: str, key: str, tuned: str) -> None:
 
 def client_lines(url: str, key: str, model: str) -> str:
     """Eight lines of the official client that talk to a model."""
-    question = scoring.held_out()[0].question
+    question = SHOWN[0]
     return f"""\
 from openai import OpenAI
 

@@ -55,8 +55,11 @@ def list_(url: Url = DEFAULT_URL, key: Key = None, json: Json = False) -> None:
 
 
 @app.command()
-def delete(file_id: str, url: Url = DEFAULT_URL, key: Key = None) -> None:
+def delete(file_id: str, url: Url = DEFAULT_URL, key: Key = None, json: Json = False) -> None:
     """Delete a file."""
     with connected(url, key) as client:
-        client.files.delete(file_id)
+        done = client.files.delete(file_id)
+    if json:
+        print_json(done.model_dump())
+        return
     out.print(f"{file_id} is deleted")

@@ -50,11 +50,10 @@ def create(
         )
         if watch:
             job = follow(client, job.id, quiet=json)
-    if json:
-        print_json(job.model_dump())
-    elif not watch:
+    if not watch and not json:
         out.print(f"{job.id} is {job.status}; follow it with: luthier jobs watch {job.id}")
-    _judge(job)
+        return
+    _judge(job, json)
 
 
 @app.command("list")
@@ -77,9 +76,7 @@ def watch(job_id: str, url: Url = DEFAULT_URL, key: Key = None, json: Json = Fal
     """Follow a job to its end."""
     with connected(url, key) as client:
         job = follow(client, job_id, quiet=json)
-    if json:
-        print_json(job.model_dump())
-    _judge(job)
+    _judge(job, json)
 
 
 @app.command()
@@ -99,13 +96,11 @@ def cancel(job_id: str, url: Url = DEFAULT_URL, key: Key = None, json: Json = Fa
 def follow(client: OpenAI, job_id: str, *, quiet: bool = False) -> FineTuningJob:
     """Show a job's events as they come, and return it when it has ended. Safe to leave and to begin again."""
     shown: str | None = None
-    with TrainingBar("training") as bar:
+    with TrainingBar("training", quiet=quiet) as bar:
         while True:
             job = client.fine_tuning.jobs.retrieve(job_id)
             for event in reversed(_new_events(client, job_id, shown)):
                 shown = event.id
-                if quiet:
-                    continue
                 data = event.data if isinstance(event.data, dict) else {}
                 if "current_steps" in data:
                     bar.step(
@@ -128,7 +123,7 @@ def _new_events(client: OpenAI, job_id: str, shown: str | None) -> list:
     """Events newer than the one shown last, newest first."""
     new = []
     for event in client.fine_tuning.jobs.list_events(job_id, limit=10):  # pages on by itself
-        if event.id == shown:
+        if shown and event.id <= shown:  # ids sort by time; the one shown last may be listed no more
             break
         new.append(event)
     return new
@@ -148,8 +143,11 @@ def _file(client: OpenAI, named: str) -> str:
         return client.files.create(file=(path.name, content), purpose="fine-tune").id
 
 
-def _judge(job: FineTuningJob) -> None:
+def _judge(job: FineTuningJob, json: bool) -> None:
+    if json:
+        print_json(job.model_dump())
     if job.status == "failed":
         raise Refused(f"The job {job.id} failed: {job.error.message if job.error else 'no reason was given'}")
-    if job.status == "succeeded":
-        out.print(f"The tuned model is [bold]{job.fine_tuned_model}[/bold]; try: luthier chat {job.fine_tuned_model}")
+    if job.status == "succeeded" and not json:
+        name = job.fine_tuned_model
+        out.print(f"The tuned model is [bold]{name}[/bold]; try: luthier chat {name}", soft_wrap=True)

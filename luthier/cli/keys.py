@@ -12,7 +12,7 @@ import typer
 
 from luthier.cli.console import Json, err, out, print_json, table
 from luthier.cli.serve import Data, settings_with
-from luthier.control.accounts.service import Accounts
+from luthier.control.accounts.service import Accounts, ApiKey
 from luthier.control.accounts.vault import Vault
 from luthier.control.db import Database
 from luthier.control.tenancy import Principal
@@ -38,23 +38,32 @@ def list_(data: Data = None, json: Json = False) -> None:
     """List the keys, without their secrets."""
     keys = _with_accounts(data, lambda accounts, who: accounts.list_keys(who))
     if json:
-        print_json([{name: str(value) if value else value for name, value in asdict(key).items()} for key in keys])
+        print_json([_shown(key) for key in keys])
         return
     rows = ((k.id, k.name, f"{k.created_at:%Y-%m-%d %H:%M}", "revoked" if k.revoked_at else "valid") for k in keys)
     table(("id", "name", "created", ""), rows)
 
 
 @app.command()
-def revoke(key_id: Annotated[str, typer.Argument(help="The part before the dot.")], data: Data = None) -> None:
+def revoke(
+    key_id: Annotated[str, typer.Argument(help="The part before the dot.")], data: Data = None, json: Json = False
+) -> None:
     """End a key at once."""
-    _with_accounts(data, lambda accounts, who: accounts.revoke(who, key_id))
+    key = _with_accounts(data, lambda accounts, who: accounts.revoke(who, key_id))
+    if json:
+        print_json(_shown(key))
+        return
     out.print(f"{key_id} is revoked")
+
+
+def _shown(key: ApiKey) -> dict[str, str | None]:
+    return {name: None if value is None else str(value) for name, value in asdict(key).items()}
 
 
 def _with_accounts(data: Path | None, act: Callable[[Accounts, Principal], Awaitable[T]]) -> T:
     async def acted() -> T:
         settings = settings_with(data)
-        folder = settings.server.data.expanduser().absolute()
+        folder = settings.server.data
         folder.mkdir(parents=True, exist_ok=True)
         db = Database(settings.database_url)
         try:

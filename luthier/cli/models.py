@@ -47,7 +47,7 @@ def add(
     from luthier.storage import Storage
 
     settings = settings_with(data)
-    folder = settings.server.data.expanduser().absolute()
+    folder = settings.server.data
     installer = Installer(
         Storage(settings.storage_url), folder / "scratch", settings.training.python or sys.executable, SystemClock()
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +10,7 @@ import typer
 
 from luthier.cli.console import err
 from luthier.core import logs
+from luthier.core.errors import Unavailable
 from luthier.core.settings import Settings
 
 Data = Annotated[Path | None, typer.Option("--data", help="Folder of everything Luthier keeps on this machine.")]
@@ -28,21 +30,37 @@ def serve(
     """Start the server."""
     import uvicorn
 
-    from luthier.app import build
+    from luthier.app import build, only_server_of
 
     settings = settings_with(data, host=host, port=port)
     logs.configure(settings.logs.level, settings.logs.json_lines)
-    app = build(settings, announce=_show_first_key)
-    err.print(f"Luthier is starting; data lies in {settings.server.data.expanduser().absolute()}")
-    err.print(f"It will answer at http://{settings.server.host}:{settings.server.port}/v1")
-    uvicorn.run(
-        app,
-        host=settings.server.host,
-        port=settings.server.port,
+    section = settings.server
+    with only_server_of(section.data):
+        pass  # said before anything is begun; the app holds it from here on
+    config = uvicorn.Config(
+        build(settings, announce=_show_first_key),
+        host=section.host,
+        port=section.port,
         log_level="warning",
         timeout_graceful_shutdown=10,
         server_header=False,
     )
+    listening = _bound(section.host, section.port)
+    is_everywhere = section.host in ("0.0.0.0", "::")  # noqa: S104  (compared, not bound)
+    here = "127.0.0.1" if is_everywhere else section.host
+    err.print(f"Luthier is starting; data lies in {section.data}", soft_wrap=True)
+    err.print(f"It will answer at http://{here}:{listening.getsockname()[1]}/v1")
+    uvicorn.Server(config).run(sockets=[listening])
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket on that address, before anything is begun. Raises Unavailable when somebody else has it."""
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as refused:
+        raise Unavailable(
+            f"Nothing can listen on {host}:{port}: {refused.strerror}.", hint="Pass another --port; 0 takes a free one."
+        ) from refused
 
 
 def _show_first_key(key: str) -> None:

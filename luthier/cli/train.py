@@ -14,7 +14,7 @@ from luthier.core import logs
 from luthier.core.errors import InvalidParameter
 from luthier.storage import Storage
 from luthier.training import events
-from luthier.training.events import last_attempt
+from luthier.training.events import claim_attempt
 from luthier.training.spec import TrainingSpec
 
 
@@ -30,11 +30,11 @@ def train(
 
     settings = settings_with(data)
     logs.configure("warning")
-    folder = settings.server.data.expanduser().absolute()
+    folder = settings.server.data
     opened = Storage(storage or settings.storage_url, cache=folder / "cache")
     job = _read(spec)
     with TrainingBar("training") as bar:
-        code = execute(job, opened, last_attempt(opened, job.run_key) + 1, lambda event: _show(bar, event))
+        code = execute(job, opened, claim_attempt(opened, job.run_key), lambda event: _show(bar, event))
     raise typer.Exit(code)
 
 

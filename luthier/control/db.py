@@ -1,7 +1,8 @@
 """Engine, sessions and the base of every table; one transaction per request or step.
 
 There are two kinds of session. What a write session read is still true when it writes: SQLite has one writer at a time, from its
-first statement (BEGIN IMMEDIATE); elsewhere the rows that it reads through the gate of tenancy.py are locked. No session is open while tokens flow, files are read or processes start.
+first statement (BEGIN IMMEDIATE); elsewhere the rows that it reads through the gate of tenancy.py are locked. No session is open
+while tokens flow, files are read or processes start.
 """
 
 from __future__ import annotations
@@ -13,7 +14,19 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, DateTime, Double, ForeignKey, MetaData, String, TypeDecorator, cast, event, func, literal_column
+from sqlalchemy import (
+    JSON,
+    DateTime,
+    Double,
+    ForeignKey,
+    MetaData,
+    String,
+    TypeDecorator,
+    cast,
+    event,
+    func,
+    literal_column,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.engine import Connection, Dialect, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
@@ -45,7 +58,7 @@ class Table(DeclarativeBase):
             "pk": "pk_%(table_name)s",
         }
     )
-    type_annotation_map = {
+    type_annotation_map = {  # noqa: RUF012  (SQLAlchemy wants it so)
         datetime: UtcDateTime(),
         dict[str, Any]: JSON().with_variant(JSONB(), "postgresql"),
     }
@@ -78,7 +91,7 @@ class Database:
             self._writer = _sqlite(url, begin="BEGIN IMMEDIATE")
             self._reader = _sqlite(url, begin="BEGIN")
         else:
-            self._writer = self._reader = create_async_engine(url, pool_pre_ping=True)
+            self._writer = self._reader = create_async_engine(url, pool_pre_ping=True, hide_parameters=True)
         self._write = async_sessionmaker(self._writer, expire_on_commit=False, info={"is_write": True})
         self._read = async_sessionmaker(self._reader, expire_on_commit=False)
 
@@ -132,7 +145,7 @@ def now(session: AsyncSession) -> ColumnElement[float]:
 
 
 def _sqlite(url: str, *, begin: str) -> AsyncEngine:
-    engine = create_async_engine(url, connect_args={"timeout": 60})
+    engine = create_async_engine(url, connect_args={"timeout": 60}, hide_parameters=True)
 
     @event.listens_for(engine.sync_engine, "connect")
     def prepare(connection: Any, _: Any) -> None:

@@ -18,11 +18,7 @@ def configure(level: str = "info", json: bool = False) -> None:
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            *(
-                [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
-                if json
-                else [_for_people()]
-            ),
+            *([structlog.processors.format_exc_info, structlog.processors.JSONRenderer()] if json else [_for_people()]),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(minimum),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),

@@ -41,7 +41,7 @@ class Registry(Generic[T]):
         return sorted(set(self._files()) | set(self._entry_points()))
 
     def load(self, name: str) -> type[T]:
-        """The class of that name. Raises InvalidParameter for an unknown name, MissingLibrary when a library it needs is absent."""
+        """The class of that name. Raises InvalidParameter when there is none, MissingLibrary when it needs one."""
         if name in self._files():
             return self._class_in(self._import(f"{self.package}.{name}"))
         if name in (found := self._entry_points()):  # a file of ours always comes first
@@ -84,5 +84,7 @@ class Registry(Generic[T]):
             and (value.__module__ == module.__name__ or value.__module__.startswith(module.__name__ + "."))
         ]
         if len(found) != 1:
-            raise TypeError(f"{module.__name__} must define exactly one {self.contract.__name__}, it defines {len(found)}")
+            raise TypeError(
+                f"{module.__name__} must define exactly one {self.contract.__name__}, it defines {len(found)}"
+            )
         return found[0]

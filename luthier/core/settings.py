@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -33,7 +33,14 @@ class ServerSection(Section):
         default_factory=lambda: Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "luthier",
         description="Folder of everything Luthier keeps on this machine.",
     )
-    upload_limit_bytes: int = Field(512 * 1024 * 1024, ge=1, description="Largest file that one request may upload.")
+    upload_limit_bytes: int = Field(
+        default=512 * 1024 * 1024, ge=1, description="Largest file that one request may upload."
+    )
+
+    @field_validator("data")
+    @classmethod
+    def _absolute(cls, data: Path) -> Path:
+        return data.expanduser().absolute()
 
 
 class DatabaseSection(Section):
@@ -41,33 +48,49 @@ class DatabaseSection(Section):
 
 
 class StorageSection(Section):
-    url: str | None = Field(default=None, description="file://, s3://, gs:// or az:// URL; absent: a folder in the data folder.")
+    url: str | None = Field(
+        default=None, description="file://, s3://, gs:// or az:// URL; absent: a folder in the data folder."
+    )
 
 
 class ExecutorSection(Section):
     name: str = Field(default="local", description="Where processes are started: a plugin of luthier.executors.")
-    cores: int | None = Field(default=None, ge=1, description="Cores to hand out; absent: all that this process may use.")
+    cores: int | None = Field(
+        default=None, ge=1, description="Cores to hand out; absent: all that this process may use."
+    )
 
 
 class ModelsSection(Section):
-    embedded: bool = Field(default=True, description="Bring the embedded model when the server starts and has not got it yet.")
+    embedded: bool = Field(
+        default=True, description="Bring the embedded model when the server starts and has not got it yet."
+    )
 
 
 class TrainingSection(Section):
-    python: str | None = Field(default=None, description="Interpreter that runs the trainer; absent: the one that runs Luthier.")
-    attempts: int = Field(default=3, ge=1, description="How often a run that was lost is started again from its last checkpoint.")
+    python: str | None = Field(
+        default=None, description="Interpreter that runs the trainer; absent: the one that runs Luthier."
+    )
+    attempts: int = Field(
+        default=3, ge=1, description="Tries in all at a run that is lost; each goes on from the last checkpoint."
+    )
 
 
 class ServingSection(Section):
-    python: str | None = Field(default=None, description="Interpreter that runs replicas; absent: the one that runs Luthier.")
+    python: str | None = Field(
+        default=None, description="Interpreter that runs replicas; absent: the one that runs Luthier."
+    )
     backend: str = Field(default="builtin", description="How tokens are made: a plugin of luthier.serving.backends.")
-    adapters_per_replica: int = Field(default=8, ge=1, description="Adapters kept on a replica; the coldest goes first.")
+    adapters_per_replica: int = Field(
+        default=8, ge=1, description="Adapters kept on a replica; the coldest goes first."
+    )
     idle_after_seconds: float = Field(default=1800, gt=0, description="A replica unused for so long is stopped.")
-    ready_within_seconds: float = Field(default=120, gt=0, description="How long a request waits for a replica that starts.")
+    ready_within_seconds: float = Field(
+        default=120, gt=0, description="How long a request waits for a replica that starts."
+    )
 
 
 class LogSection(Section):
-    level: str = "info"
+    level: Literal["debug", "info", "warning", "error"] = "info"
     json_lines: bool = False
 
 
@@ -123,12 +146,14 @@ class Settings(BaseSettings):
 
     @property
     def database_url(self) -> str:
-        return self.database.url or f"sqlite+aiosqlite:///{self.server.data.absolute() / 'luthier.db'}"
+        return self.database.url or f"sqlite+aiosqlite:///{self.server.data / 'luthier.db'}"
 
     @property
     def storage_url(self) -> str:
-        return self.storage.url or (self.server.data.absolute() / "objects").as_uri()
+        return self.storage.url or (self.server.data / "objects").as_uri()
 
     @property
     def cores(self) -> int:
-        return self.executor.cores or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
+        return self.executor.cores or len(
+            os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+        )

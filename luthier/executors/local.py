@@ -94,7 +94,6 @@ class Local(Executor):
 def _spawn(launch: Launch, folder: Path, lock: int) -> None:
     """Start the keeper with our lock and wait until it has written itself down."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("LUTHIER_")}
-    environment["OMP_WAIT_POLICY"] = "PASSIVE"  # a thread that waits must not burn the core another process was given
     environment |= launch.environment | dict.fromkeys(_THREADS, str(launch.cores))
     with (folder / "output.log").open("ab") as output:
         keeper = subprocess.Popen(

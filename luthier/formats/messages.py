@@ -51,7 +51,9 @@ def _conversation(line: bytes, faults: list[tuple[str, str]]) -> Conversation | 
         faults.append(("messages_not_a_list", f'"messages" must be a list, found {_kind(row["messages"])}.'))
         return None
     if row.get("tools") or row.get("functions"):
-        faults.append(("tools_not_offered", "rows with tools are not offered by this version; remove the row or its tools."))
+        faults.append(
+            ("tools_not_offered", "rows with tools are not offered by this version; remove the row or its tools.")
+        )
     messages = [_message(place, turn, faults) for place, turn in enumerate(row["messages"])]
     roles = [message.role for message in messages if message is not None]
     if not faults:
@@ -71,7 +73,9 @@ def _message(place: int, turn: Any, faults: list[tuple[str, str]]) -> Message | 
     if not isinstance(content, str):
         faults.append(("content_not_text", f"{where}.content must be a text, found {_kind(content)}."))
     elif role == "assistant" and not content.strip():
-        faults.append(("empty_answer", f"{where}.content is empty; an assistant's turn must say what is to be learned."))
+        faults.append(
+            ("empty_answer", f"{where}.content is empty; an assistant's turn must say what is to be learned.")
+        )
     elif any("\ud800" <= sign <= "\udfff" for sign in content):
         faults.append(("not_unicode", f"{where}.content has half a surrogate pair, which no text can hold."))
     if weight not in (0, 1) or isinstance(weight, bool):
@@ -99,18 +103,20 @@ def _parsed(line: bytes, faults: list[tuple[str, str]]) -> Any:
     except UnicodeDecodeError as wrong:
         faults.append(("not_utf8", f"the line is not UTF-8 (byte {wrong.start + 1}); save the file as UTF-8."))
     except json.JSONDecodeError as wrong:
-        faults.append(("not_json", f"not JSON: {wrong.msg}, column {wrong.colno}. A row is one JSON object on one line."))
+        faults.append(
+            ("not_json", f"not JSON: {wrong.msg}, column {wrong.colno}. A row is one JSON object on one line.")
+        )
     except (ValueError, RecursionError) as wrong:
         faults.append(("not_json", f"not JSON that can be read: {wrong}."))
     return None
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    seen = dict(pairs)
-    if len(seen) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {twice!r:.60} stands twice in one object")
+    seen: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in seen:
+            raise ValueError(f"the key {name!r:.60} stands twice in one object")
+        seen[name] = value
     return seen
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -35,7 +35,8 @@ def load_model(folder: Path, *, precision: Precision, expected_sha256: str | Non
         folder, dtype=_DTYPES[precision], local_files_only=True, use_safetensors=True, trust_remote_code=False
     )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return cast("PreTrainedModel", model.eval()).to(device)
+    placed: Any = model.to(device)  # whose type says only that it is a module
+    return placed.eval()
 
 
 def weights_sha256(folder: Path) -> str:

@@ -38,8 +38,7 @@ def _prepare(threads: int) -> None:
     """Set what torch and its libraries read when they are first imported, and keep new files to ourselves."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"):
         os.environ[name] = str(threads)
-    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # ten times the tokens when a trainer has the other core
-    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # threads that spin while they wait would slow a training run beside us
+    os.environ["GOMP_SPINCOUNT"] = "20000"  # as the trainer's: waiting threads neither burn a core nor sleep at once
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.umask(0o077)

@@ -18,11 +18,15 @@ class Wire(BaseModel):
 
 
 class AdapterRef(Wire):
-    """An adapter by its id, which is never reused for other bytes. `key` is the storage folder of its PEFT files."""
+    """An adapter by its id, which is never reused for other bytes. `key` is the storage folder of its PEFT files.
+
+    `renderer_sha256` is the fingerprint of the renderer it was trained with; a replica with another one refuses it.
+    """
 
     id: str
     key: str
     sha256: str
+    renderer_sha256: str | None = None
 
 
 class Turn(Wire):

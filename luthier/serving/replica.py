@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import stat
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing, suppress
 from pathlib import Path
@@ -16,7 +17,7 @@ from luthier.chat.renderers.base import Renderer, renderer_for
 from luthier.chat.tokenizer import Tokenizer
 from luthier.core import logs
 from luthier.core.errors import InvalidParameter, InvalidRequest, LuthierError, NotFound
-from luthier.serving.backends.base import Backend, backends
+from luthier.serving.backends.base import AdapterUnreadable, Backend, backends
 from luthier.serving.engine import Engine
 from luthier.serving.protocol import (
     LONGEST_LINE,
@@ -192,6 +193,11 @@ class Replica:
         )
 
     async def _load(self, ref: AdapterRef) -> None:
+        if ref.renderer_sha256 not in (None, self._fingerprint):
+            raise AdapterUnreadable(
+                f"Adapter {ref.id} was trained with another renderer than this replica's.",
+                hint="Train it again: its conversations would be written otherwise than it has learned.",
+            )
         with suppress(NotFound):  # the backend says so in its own words
             # A distant store's files come now, so that running answers need not wait for them.
             await asyncio.to_thread(self._storage.folder, ref.key)
@@ -208,4 +214,7 @@ def _socket(path: str) -> Path:
         )
     socket = Path(path)
     socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = socket.parent.lstat()  # it may lie where others can write: they must not have made it
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise InvalidParameter("socket", f"{socket.parent} must be a folder of ours that nobody else can open")
     return socket

@@ -12,7 +12,7 @@ from luthier.core import logs
 from luthier.core.clock import Clock, SystemClock
 from luthier.core.errors import LuthierError
 from luthier.storage import Storage
-from luthier.training.events import Progress, RunEvent, Told, write_segment
+from luthier.training.events import Progress, RunEvent, Told, attempts_key, write_segment
 
 Event = TypeVar("Event", bound=Told)
 _log = logs.get("training")
@@ -20,11 +20,6 @@ _log = logs.get("training")
 
 class Superseded(Exception):
     """A newer attempt at the job exists: this one stops and writes nothing more."""
-
-
-def attempts_key(run_key: str) -> str:
-    """The folder of attempt markers, `<attempt:04d>` each, written by whoever starts an attempt, before it starts."""
-    return f"{run_key}/attempts"
 
 
 class Emitter:

@@ -31,6 +31,7 @@ class Started(Told):
     total_steps: int
     rows: int
     dropped: list[int] = Field(description="Line numbers of rows longer than the limit, which are not trained.")
+    validation_dropped: list[int] = Field(default=[], description="The same, of the validation file.")
     trained_tokens_per_epoch: int
     tokens_per_epoch: int
     trainable_parameters: int
@@ -129,7 +130,14 @@ def read_events(storage: Storage, run_key: str, attempt: int, after: int) -> lis
     return [event for event in found if event.number > after]
 
 
-def last_attempt(storage: Storage, run_key: str) -> int:
-    """The highest attempt that told anything; 0 before the first. A number is used once, so the next one is above it."""
-    attempts = [key.removeprefix(f"{run_key}/events/").split("/")[0] for key in storage.list(f"{run_key}/events")]
-    return max(map(int, attempts), default=0)
+def attempts_key(run_key: str) -> str:
+    """The folder of attempt markers, `<attempt:04d>` each, written by whoever starts an attempt, before it starts."""
+    return f"{run_key}/attempts"
+
+
+def claim_attempt(storage: Storage, run_key: str) -> int:
+    """A number for an attempt that nobody has or had; older attempts that still live stop when they see its marker."""
+    folder = attempts_key(run_key)
+    last = max((int(key.rsplit("/", 1)[1]) for key in storage.list(folder)), default=0)
+    storage.create(f"{folder}/{last + 1:04d}", b"{}\n")
+    return last + 1

@@ -67,8 +67,6 @@ def _play(spec: TrainingSpec, storage: Storage, attempt: int, emitter: Emitter, 
     validation = None
     if spec.validation is not None:
         validation = read_rows(storage, spec.validation, objective, renderer, max_length=spec.max_length)
-        if validation.dropped:
-            _log.warning("validation rows are too long", lines=validation.dropped)
     if stop.is_set():
         raise Stopped
 
@@ -79,8 +77,8 @@ def _play(spec: TrainingSpec, storage: Storage, attempt: int, emitter: Emitter, 
     checkpoints = Checkpoints(storage, spec, attempt, method, renderer_sha256=renderer_sha256)
     resumed = checkpoints.resume(model, optimizer)
     plan = BatchPlan(len(training.rows), spec.seed, spec.batch_size, spec.epochs)
-    _tell_started(emitter, spec, plan, training, sum(p.numel() for p in parameters.values()), resumed)
-    if resumed is not None and not _is_told(storage, spec, resumed):
+    _tell_started(emitter, plan, training, validation, sum(p.numel() for p in parameters.values()), resumed)
+    if resumed is not None and not _is_told(storage, spec, resumed, attempt):
         tell_saved(emitter, resumed)
 
     loop = Loop(spec, plan, training, validation, objective, model, parameters, optimizer, checkpoints, emitter, stop)
@@ -106,7 +104,12 @@ def _check_renderer(spec: TrainingSpec, renderer: Renderer) -> str:
 
 
 def _tell_started(
-    emitter: Emitter, spec: TrainingSpec, plan: BatchPlan, training: Rows, trainable: int, resumed: Checkpoint | None
+    emitter: Emitter,
+    plan: BatchPlan,
+    training: Rows,
+    validation: Rows | None,
+    trainable: int,
+    resumed: Checkpoint | None,
 ) -> None:
     emitter.emit(
         Started,
@@ -114,6 +117,7 @@ def _tell_started(
         total_steps=plan.total_steps,
         rows=len(training.rows),
         dropped=training.dropped,
+        validation_dropped=validation.dropped if validation else [],
         trained_tokens_per_epoch=training.trained,
         tokens_per_epoch=training.tokens,
         trainable_parameters=trainable,
@@ -121,9 +125,9 @@ def _tell_started(
     )
 
 
-def _is_told(storage: Storage, spec: TrainingSpec, saved: Checkpoint) -> bool:
-    """Whether the attempt that saved a checkpoint lived long enough to tell of it."""
-    events = read_events(storage, spec.run_key, saved.attempt, -1)
+def _is_told(storage: Storage, spec: TrainingSpec, saved: Checkpoint, attempt: int) -> bool:
+    """Whether the attempt that saved a checkpoint, or one between it and this, lived long enough to tell of it."""
+    events = (event for one in range(saved.attempt, attempt) for event in read_events(storage, spec.run_key, one, -1))
     return any(isinstance(event, CheckpointSaved) and event.key == saved.key for event in events)
 
 

@@ -28,7 +28,9 @@ CONVERSATIONS = {
     "several lines": talk("def f(x):\n    return  x + 1\n", "It adds one:\n\n```python\nf(1) == 2\n```\n\nDone."),
     "blanks at the ends": talk("  indented  ", "an answer with a blank at its end "),
     "Chinese": talk("谢谢！", "不客气", system="请用中文回答。"),
-    "signs of many bytes": talk("e\u0301 \U0001f642 \U0001f468\u200d\U0001f469\u200d\U0001f467", "\U0001f642\U0001f642"),
+    "signs of many bytes": talk(
+        "e\u0301 \U0001f642 \U0001f468\u200d\U0001f469\u200d\U0001f467", "\U0001f642\U0001f642"
+    ),
     "digits": talk("Count to 12", "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12"),
     "markup": talk("{{ messages }} {% raw %}", "<b>[INST]</b> </s>"),
     "an empty question": talk("", "Did you want to ask something?"),

@@ -11,7 +11,7 @@ from luthier.core.errors import LuthierError
 
 
 class OpenAI(Dialect):
-    prefixes = ("/v1",)
+    prefixes = ("/v1", "/compatible-mode/v1")
 
     def routes(self) -> APIRouter:
         router = APIRouter()

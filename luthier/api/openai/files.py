@@ -10,6 +10,7 @@ from starlette.responses import StreamingResponse
 
 from luthier.api.auth import Asked, Caller
 from luthier.api.openai.wire import FileObject, page
+from luthier.core.errors import NotOffered
 from luthier.core.pages import PageRequest
 
 router = APIRouter()
@@ -18,7 +19,15 @@ _CHUNK = 1024 * 1024  # bytes
 
 
 @router.post("/files")
-async def upload(who: Caller, services: Asked, file: UploadFile, purpose: Annotated[str, Form()]) -> FileObject:
+async def upload(
+    who: Caller,
+    services: Asked,
+    file: UploadFile,
+    purpose: Annotated[str, Form()],
+    expires: Annotated[str | None, Form(alias="expires_after[anchor]")] = None,
+) -> FileObject:
+    if expires is not None:
+        raise NotOffered("Files that expire are not offered by this version; delete them.", param="expires_after")
     stored = await services.datasets.add_file(who, file.filename or "upload", purpose, _chunks(file))
     return FileObject.of(stored)
 

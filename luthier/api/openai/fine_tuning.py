@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
 
 from luthier.api.auth import Asked, Caller
 from luthier.api.openai.wire import CreateJob, FineTuningCheckpoint, FineTuningEvent, FineTuningJob, page
+from luthier.core.errors import NotOffered
 from luthier.core.pages import PageRequest
 
 router = APIRouter(prefix="/fine_tuning/jobs")
@@ -21,7 +22,11 @@ async def create(body: CreateJob, who: Caller, services: Asked) -> FineTuningJob
 
 
 @router.get("")
-async def list_jobs(who: Caller, services: Asked, after: str | None = None, limit: Limit = 20) -> dict[str, Any]:
+async def list_jobs(
+    who: Caller, services: Asked, request: Request, after: str | None = None, limit: Limit = 20
+) -> dict[str, Any]:
+    if any(name.startswith("metadata") for name in request.query_params):
+        raise NotOffered("Listing jobs by metadata is not offered by this version.", param="metadata")
     found = await services.jobs.list(who, PageRequest(min(limit, 100), after))
     return page([FineTuningJob.of(job) for job in found.items], found.has_more)
 

@@ -120,13 +120,18 @@ class CreateJob(Received):
     metadata: dict[str, str] | None = None
     method: Method | None = None
     hyperparameters: Hyperparameters | None = None
+    integrations: list[Any] | None = None
 
     def to_request(self) -> JobRequest:
         method = self.method or Method()
         if method.type not in ("supervised", "dpo", "reinforcement"):
             raise InvalidParameter("method.type", f"must be supervised, got {method.type!r}")
         if method.type != "supervised":
-            raise NotOffered(f"The method {method.type!r} is not offered by this version; supervised is.", param="method.type")
+            raise NotOffered(
+                f"The method {method.type!r} is not offered by this version; supervised is.", param="method.type"
+            )
+        if self.integrations:
+            raise NotOffered("integrations are not offered by this version.", param="integrations")
         if self.metadata is not None:
             _check_metadata(self.metadata)
         asked = (method.supervised and method.supervised.hyperparameters) or self.hyperparameters or Hyperparameters()
@@ -302,6 +307,8 @@ class ChatRequest(Received):
     response_format: dict[str, Any] | None = None
     logprobs: bool | None = None
     logit_bias: dict[str, float] | None = None
+    modalities: list[str] | None = None
+    audio: Any = None
 
     def to_request(self) -> CompletionRequest:
         self._refuse_what_is_not_offered()
@@ -329,6 +336,8 @@ class ChatRequest(Received):
             "response_format": (self.response_format or {}).get("type", "text") != "text",
             "logprobs": bool(self.logprobs),
             "logit_bias": bool(self.logit_bias),
+            "modalities": self.modalities not in (None, ["text"]),
+            "audio": bool(self.audio),
         }
         for name, asked in wanted.items():
             if asked:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from luthier.chat.messages import Conversation
 from luthier.chat.renderers.base import PROBES, Rendered, Renderer
 from luthier.chat.tokenizer import Tokenizer

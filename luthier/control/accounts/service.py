@@ -66,7 +66,7 @@ class Accounts:
                 if row is None:
                     self._add(session, who, key_id, secret, "first key")
                 else:  # the operator's setting is what holds
-                    row.sealed_secret = self.vault.seal(secret, bound_to=key_id)
+                    row.sealed_secret, row.revoked_at = self.vault.seal(secret, bound_to=key_id), None
                 return None
             if await queries.keys():
                 return None
@@ -109,7 +109,8 @@ class Accounts:
         same = hmac.compare_digest(kept.encode(), secret.encode())
         if row is None or not same or row.revoked_at is not None:
             raise Unauthenticated(
-                "The API key is not valid.", hint="Keys are listed by `luthier keys list` and made by `luthier keys create`."
+                "The API key is not valid.",
+                hint="Keys are listed by `luthier keys list` and made by `luthier keys create`.",
             )
         return Principal(id=row.id, project=row.project_id)
 

@@ -1,6 +1,6 @@
 """Cards: what is known of a base model. One file of `cards/` for each that Luthier can bring by itself.
 
-An installed model's card lies beside its weights, as `models/NAME/card.json` in the storage; a model is installed when it has one.
+An installed model's card is `models/NAME/card.json` in the storage, beside its weights; a model is installed when it has one.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ class ModelCard(Facts):
     name: str
     parameters: int
     context_length: int = Field(description="Tokens that prompt and answer may have together.")
-    weights: str = Field(description="Storage key of the folder with weights and tokenizer; never changed once written.")
+    weights: str = Field(
+        description="Storage key of the folder with weights and tokenizer; never changed once written."
+    )
     weights_sha256: str
     renderer_sha256: str
     installed_at: datetime

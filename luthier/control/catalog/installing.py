@@ -64,7 +64,9 @@ class Installer:
         if folder.is_dir():
             return self._adopt(name, folder, Facts(title=name))
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", origin):
-            raise InvalidParameter("path", f"{origin!r} is neither a folder on this machine nor a hub id such as owner/name")
+            raise InvalidParameter(
+                "path", f"{origin!r} is neither a folder on this machine nor a hub id such as owner/name"
+            )
         with self._working() as scratch:
             return self._adopt(name, _from_hub(origin, scratch), Facts(title=origin, owned_by=origin.split("/")[0]))
 
@@ -148,9 +150,13 @@ def _checked(folder: Path) -> dict:
     """config.json of a folder that can be served safely. Raises InvalidRequest that says what is missing or refused."""
     for needed, why in (("config.json", "the model's shape"), ("tokenizer.json", "its fast tokenizer")):
         if not (folder / needed).is_file():
-            raise InvalidRequest(f"{folder} has no {needed} ({why}).", hint="Save it with transformers' save_pretrained.")
+            raise InvalidRequest(
+                f"{folder} has no {needed} ({why}).", hint="Save it with transformers' save_pretrained."
+            )
     if not list(folder.glob("*.safetensors")):
-        raise InvalidRequest(f"{folder} has no *.safetensors.", hint="Other weight files can run code and are not read.")
+        raise InvalidRequest(
+            f"{folder} has no *.safetensors.", hint="Other weight files can run code and are not read."
+        )
     try:
         config = json.loads((folder / "config.json").read_text())
     except ValueError as broken:

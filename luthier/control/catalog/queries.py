@@ -15,6 +15,3 @@ class ModelQueries(Queries):
     async def fine_tuned(self) -> list[ModelRow]:
         rows = self.visible(ModelRow).where(ModelRow.kind == "fine_tuned", ModelRow.deleted_at.is_(None))
         return list(await self.session.scalars(rows.order_by(ModelRow.id)))
-
-    async def of_job(self, job_id: str) -> list[ModelRow]:
-        return list(await self.session.scalars(self.visible(ModelRow).where(ModelRow.job_id == job_id)))

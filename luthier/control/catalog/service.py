@@ -68,7 +68,9 @@ class Catalog:
             row = await ModelQueries(session, who).named(name)
         if row is None:
             raise await self._unknown(name)
-        adapter = AdapterRef(id=row.id, key=row.artifact_key, sha256=row.artifact_sha256)
+        adapter = AdapterRef(
+            id=row.id, key=row.artifact_key, sha256=row.artifact_sha256, renderer_sha256=row.renderer_sha256
+        )
         return Servable(name, row.base_model, row.weights, row.weights_sha256, adapter)
 
     async def list(self, who: Principal) -> list[NamedModel]:
@@ -100,7 +102,14 @@ class Catalog:
             audit.note(session, who, "model.deleted", row.id, self.clock)
 
     def publish(
-        self, session: AsyncSession, project: str, name: str, kind: str, trained: Trained, step: int, artifact: AdapterRef
+        self,
+        session: AsyncSession,
+        project: str,
+        name: str,
+        kind: str,
+        trained: Trained,
+        step: int,
+        artifact: AdapterRef,
     ) -> None:
         """Make an artifact callable as `name`, in the caller's transaction."""
         session.add(
@@ -116,6 +125,7 @@ class Catalog:
                 weights_sha256=trained.weights_sha256,
                 artifact_key=artifact.key,
                 artifact_sha256=artifact.sha256,
+                renderer_sha256=artifact.renderer_sha256,
                 created_at=self.clock.now(),
                 deleted_at=None,
             )
@@ -123,7 +133,11 @@ class Catalog:
 
     async def _unknown(self, name: str) -> ModelNotFound:
         base = [card.name for card in await asyncio.to_thread(cards.all_installed, self.storage)]
-        known = f"Base models: {', '.join(base)}." if base else "No base model is installed: `luthier models add NAME PATH`."
+        known = (
+            f"Base models: {', '.join(base)}."
+            if base
+            else "No base model is installed: `luthier models add NAME PATH`."
+        )
         return ModelNotFound(f"There is no model {name!r}.", param="model", hint=known)
 
 

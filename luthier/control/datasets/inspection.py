@@ -57,7 +57,9 @@ def inspect(storage: Storage, key: str) -> DatasetReport:
     """Read a stored file once, line by line, and report. Faults of the file are in the report, never raised."""
     name = _recognised(storage, key)
     if name is None:
-        return _unread("unknown_format", 'no row of the form {"messages": [{"role": ..., "content": ...}, ...]} was found')
+        return _unread(
+            "unknown_format", 'no row of the form {"messages": [{"role": ..., "content": ...}, ...]} was found'
+        )
     format_ = formats.load(name)()
     rows = characters = 0
     problems: list[Problem] = []

@@ -92,18 +92,26 @@ class Datasets:
         async with self.db.read() as session:
             row = await FileQueries(session, who).get(file_id)
         if row is None:
-            raise FileNotFound(f"There is no file {file_id!r}.", param=param, hint="Upload it first, with purpose fine-tune.")
+            raise FileNotFound(
+                f"There is no file {file_id!r}.", param=param, hint="Upload it first, with purpose fine-tune."
+            )
         file = _file(row)
         if file.report is None:
             return None
         if not file.report.fit:
             problems = [(problem.line, problem.message) for problem in file.report.problems]
-            raise DatasetInvalid(f"The file {file.filename!r} cannot be trained on: {file.report.summary}", problems, param=param)
+            raise DatasetInvalid(
+                f"The file {file.filename!r} cannot be trained on: {file.report.summary}", problems, param=param
+            )
         if file.report.kind != wants:
-            raise DatasetInvalid(f"The file {file.filename!r} holds {file.report.kind} rows; this job wants {wants}.", [], param=param)
+            raise DatasetInvalid(
+                f"The file {file.filename!r} holds {file.report.kind} rows; this job wants {wants}.", [], param=param
+            )
         if file.report.rows < at_least:
             raise DatasetInvalid(
-                f"The file {file.filename!r} has {file.report.rows} rows; at least {at_least} are needed.", [], param=param
+                f"The file {file.filename!r} has {file.report.rows} rows; at least {at_least} are needed.",
+                [],
+                param=param,
             )
         return file
 

@@ -7,9 +7,9 @@ from luthier.control.tenancy import Queries
 
 
 class ReplicaQueries(Queries):
-    async def of_weights(self, weights_sha256: str) -> ReplicaRow | None:
-        """The replica of these weights that is not gone, else the one that went last."""
-        rows = self.visible(ReplicaRow).where(ReplicaRow.weights_sha256 == weights_sha256)
+    async def of_weights(self, weights: str) -> ReplicaRow | None:
+        """The replica of that folder of weights that is not gone, else the one that went last."""
+        rows = self.visible(ReplicaRow).where(ReplicaRow.weights == weights)
         return await self.session.scalar(rows.order_by(ReplicaRow.status == "gone", ReplicaRow.id.desc()).limit(1))
 
     async def get(self, replica_id: str) -> ReplicaRow | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from dataclasses import dataclass
 from datetime import timedelta
@@ -41,7 +40,6 @@ class Routing:
         Raises ReplicaUnavailable when none becomes ready in time, with the cause where it is known.
         """
         deadline = time.monotonic() + self.ready_within_seconds
-        has_asked = False
         wanted: str | None = None  # the replica that was started for us: when it goes, another one would too
         while time.monotonic() < deadline:
             row = await self._replica(model)
@@ -49,29 +47,26 @@ class Routing:
                 return Route(ReplicaClient(row.socket), model.adapter)
             if row is not None and row.status == "gone" and row.id == wanted:
                 raise ReplicaUnavailable(
-                    f"The model {model.base_model} could not be started: {row.fault or 'its process ended'}",
-                    hint="The replica's log is in the server's data folder.",
+                    f"The model {model.base_model} could not be started.",
+                    hint="The server's log says why.",
                     retry_after=30,
                 )
             if row is None or row.status == "gone":
-                await self._want(model)
-                has_asked = True
-            elif has_asked:
-                wanted = row.id
+                wanted = await self._want(model)
             await self.db.nudged("routes", within_seconds=0.25)
         raise ReplicaUnavailable(f"The model {model.base_model} is still being loaded; try again.", retry_after=10)
 
     async def lost(self, model: Servable) -> None:
         """A replica that was ready does not answer: let the reconciler look at it at once."""
         async with self.db.write("replicas") as session:
-            row = await ReplicaQueries(session, SYSTEM).of_weights(model.weights_sha256)
+            row = await ReplicaQueries(session, SYSTEM).of_weights(model.weights)
             if row is not None and row.status == "ready":
                 row.status = "starting"
-                row.lease_until = None  # nobody works on it; it need not wait for its next look
+                row.lease_until = None  # it need not wait for its next look
 
     async def _replica(self, model: Servable) -> ReplicaRow | None:
         async with self.db.read() as session:
-            row = await ReplicaQueries(session, SYSTEM).of_weights(model.weights_sha256)
+            row = await ReplicaQueries(session, SYSTEM).of_weights(model.weights)
         if row is not None and row.status == "ready" and self.clock.now() - row.last_used_at > _NOTED_EVERY:
             async with self.db.write() as session:
                 kept = await ReplicaQueries(session, SYSTEM).get(row.id)
@@ -79,8 +74,8 @@ class Routing:
                     kept.last_used_at = self.clock.now()
         return row
 
-    async def _want(self, model: Servable) -> None:
-        """Ask for a replica; when somebody else just did, theirs will do."""
+    async def _want(self, model: Servable) -> str | None:
+        """Ask for a replica and return its id; when somebody else just did, theirs will do."""
         row = ReplicaRow(
             id=ids.new("rep"),
             project_id=SYSTEM.project,
@@ -91,6 +86,10 @@ class Routing:
             last_used_at=self.clock.now(),
             created_at=self.clock.now(),
         )
-        with contextlib.suppress(IntegrityError):
+        try:
             async with self.db.write("replicas") as session:
                 session.add(row)
+        except IntegrityError:
+            theirs = await self._replica(model)
+            return theirs.id if theirs else None
+        return row.id

@@ -12,16 +12,16 @@ from luthier.control.db import Leased, Owned, Table
 
 
 class ReplicaRow(Owned, Leased, Table):
-    """One process for a base model: wanted, starting, ready, stopping, then gone. `fault` says why it could not be had.
+    """One process for a base model: wanted, starting, ready, stopping, then gone.
 
-    Of one set of weights at most one row is not gone, so that ten requests at once want one replica.
+    Of one folder of weights, tokenizer and template at most one row is not gone, so that ten requests at once want one replica.
     """
 
     __tablename__ = "replicas"
     __table_args__ = (
         Index(
             "uq_replicas_live",
-            "weights_sha256",
+            "weights",
             unique=True,
             sqlite_where=text("status != 'gone'"),
             postgresql_where=text("status != 'gone'"),
@@ -34,6 +34,5 @@ class ReplicaRow(Owned, Leased, Table):
     weights_sha256: Mapped[str] = mapped_column(String(64))
     socket: Mapped[str | None] = mapped_column(String(256))
     handle: Mapped[dict[str, Any] | None]
-    fault: Mapped[str | None] = mapped_column(String(512))
     last_used_at: Mapped[datetime]
     created_at: Mapped[datetime]

@@ -1,4 +1,4 @@
-"""Statuses of a job, which ones end it, which may follow which, and transition(): the one place where a status changes."""
+"""Statuses of a job, which ones end it, and which may follow which; Jobs.move is the one place where a status changes."""
 
 from __future__ import annotations
 

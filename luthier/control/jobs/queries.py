@@ -33,7 +33,9 @@ class JobQueries(Queries):
         )
 
     async def in_status(self, statuses: Collection[str]) -> list[JobRow]:
-        return list(await self.session.scalars(self.visible(JobRow).where(JobRow.status.in_(statuses)).order_by(JobRow.id)))
+        return list(
+            await self.session.scalars(self.visible(JobRow).where(JobRow.status.in_(statuses)).order_by(JobRow.id))
+        )
 
     async def last_run(self, job_id: str) -> RunRow | None:
         runs = self.visible(RunRow).where(RunRow.job_id == job_id).order_by(RunRow.attempt.desc()).limit(1)
@@ -45,8 +47,8 @@ class JobQueries(Queries):
             rows = self.visible(table).where(
                 table.job_id == job_id, table.attempt < before_attempt, table.step > after_step
             )
-            ids = list(await self.session.scalars(rows.with_only_columns(table.id)))
-            await self.session.execute(update(table).where(table.id.in_(ids)).values(superseded=True))
+            marked = update(table).where(table.id.in_(rows.with_only_columns(table.id))).values(superseded=True)
+            await self.session.execute(marked, execution_options={"synchronize_session": False})
 
     async def _page(self, table, page: PageRequest, *where) -> Page:
         rows = self.visible(table).where(*where)

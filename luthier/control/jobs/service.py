@@ -12,8 +12,8 @@ from luthier.control import audit
 from luthier.control.catalog.service import Catalog, Trained, artifact_id
 from luthier.control.datasets.service import Datasets, File
 from luthier.control.db import Database
-from luthier.control.jobs.planning import choices, plan
 from luthier.control.jobs.lifecycle import ACTIVE, TERMINAL, Status, check
+from luthier.control.jobs.planning import choices, plan
 from luthier.control.jobs.queries import JobQueries
 from luthier.control.jobs.tables import CheckpointRow, EventRow, JobRow, RunRow
 from luthier.control.jobs.values import Checkpoint, Error, Job, JobEvent, JobRequest
@@ -65,7 +65,7 @@ class Jobs:
             if spec is None:
                 self._tell(session, row, "Its files are being read.")
             else:
-                self._queue(session, row, spec)
+                self.queue(session, row, spec)
         return _job(row)
 
     async def get(self, who: Principal, job_id: str) -> Job:
@@ -114,7 +114,8 @@ class Jobs:
         return await self._spec(Principal(id="system", project=job.project), job.id, job.request)
 
     def queue(self, session: AsyncSession, row: JobRow, spec: TrainingSpec) -> None:
-        self._queue(session, row, spec)
+        row.spec = spec.model_dump(mode="json")
+        self.move(session, row, Status.QUEUED)
 
     def move(self, session: AsyncSession, row: JobRow, status: Status, message: str | None = None) -> None:
         """Change the status of a job and append the event that says so. The only place where a status changes."""
@@ -122,6 +123,7 @@ class Jobs:
         row.status = status
         if status in TERMINAL:
             row.finished_at = self.clock.now()
+        if status is not Status.RUNNING:
             row.seconds_left = None
         self._tell(session, row, message or _SENTENCES[status], level="error" if status is Status.FAILED else "info")
 
@@ -135,7 +137,9 @@ class Jobs:
             return
         if row.status == Status.STARTING and not isinstance(event, events.Failed):
             row.started_at = row.started_at or self.clock.now()
-            self.move(session, row, Status.RUNNING, "Training has started." if run.attempt == 1 else "Training goes on.")
+            self.move(
+                session, row, Status.RUNNING, "Training has started." if run.attempt == 1 else "Training goes on."
+            )
         match event:
             case events.Started():
                 await self._started(session, row, run, event)
@@ -157,9 +161,14 @@ class Jobs:
                 await self._checkpoint_saved(session, row, run, event)
             case events.Succeeded():
                 spec = TrainingSpec.model_validate(row.spec)
-                artifact = AdapterRef(id=artifact_id(), key=event.artifact_key, sha256=event.artifact_sha256)
                 self.catalog.publish(
-                    session, row.project_id, row.model_name, "fine_tuned", _trained(spec), event.step, artifact
+                    session,
+                    row.project_id,
+                    row.model_name,
+                    "fine_tuned",
+                    _trained(spec),
+                    event.step,
+                    _artifact(spec, event),
                 )
                 row.trained_tokens = event.trained_tokens
                 self._tell(session, row, f"New fine-tuned model created: {row.model_name}")
@@ -173,9 +182,15 @@ class Jobs:
     async def _started(self, session: AsyncSession, row: JobRow, run: RunRow, event: events.Started) -> None:
         if run.attempt > 1:
             queries = JobQueries(session, SYSTEM)
-            await queries.supersede(row.id, before_attempt=run.attempt, after_step=event.step)
-            told = f"Resumed from the checkpoint of step {event.step}." if event.step else "It begins again: no checkpoint was saved."
+            after = event.step if event.step else -1  # what was measured before the first step is measured again
+            await queries.supersede(row.id, before_attempt=run.attempt, after_step=after)
+            told = (
+                f"Resumed from the checkpoint of step {event.step}."
+                if event.step
+                else "It begins again: no checkpoint was saved."
+            )
             self._tell(session, row, told, level="warn")
+        if event.step:
             return
         self._tell(
             session,
@@ -183,20 +198,22 @@ class Jobs:
             f"{event.rows} rows, {event.trained_tokens_per_epoch:,} trained tokens an epoch, {event.total_steps} steps, "
             f"{event.trainable_parameters:,} trainable parameters.",
             data=event.model_dump(include={"rows", "dropped", "total_steps", "trainable_parameters", "libraries"}),
+            run=run,
+            event=event,
         )
-        if event.dropped:
-            lines = ", ".join(map(str, event.dropped[:10])) + (" ..." if len(event.dropped) > 10 else "")
-            self._tell(
-                session, row, f"{len(event.dropped)} rows are longer than the limit and are not trained: lines {lines}.", level="warn"
-            )
+        for what, dropped in (("trained", event.dropped), ("used for validation", event.validation_dropped)):
+            if dropped:
+                lines = ", ".join(map(str, dropped[:10])) + (" ..." if len(dropped) > 10 else "")
+                told = f"{len(dropped)} rows are longer than the limit and are not {what}: lines {lines}."
+                self._tell(session, row, told, level="warn", run=run, event=event)
 
     async def _checkpoint_saved(
         self, session: AsyncSession, row: JobRow, run: RunRow, event: events.CheckpointSaved
     ) -> None:
-        artifact = AdapterRef(id=artifact_id(), key=event.artifact_key, sha256=event.artifact_sha256)
+        spec = TrainingSpec.model_validate(row.spec)
+        artifact = _artifact(spec, event)
         name = f"{row.model_name}-step-{event.step}" + (f"-{run.attempt}" if run.attempt > 1 else "")
-        trained = _trained(TrainingSpec.model_validate(row.spec))
-        self.catalog.publish(session, row.project_id, name, "checkpoint", trained, event.step, artifact)
+        self.catalog.publish(session, row.project_id, name, "checkpoint", _trained(spec), event.step, artifact)
         await session.flush()
         session.add(
             CheckpointRow(
@@ -241,10 +258,6 @@ class Jobs:
             if not await JobQueries(session, SYSTEM).is_named(name):
                 return name
 
-    def _queue(self, session: AsyncSession, row: JobRow, spec: TrainingSpec) -> None:
-        row.spec = spec.model_dump(mode="json")
-        self.move(session, row, Status.QUEUED)
-
     def _tell(
         self,
         session: AsyncSession,
@@ -287,7 +300,9 @@ _SENTENCES = {
 
 def _check_request(request: JobRequest) -> None:
     if request.suffix is not None and not _SUFFIX.fullmatch(request.suffix):
-        raise InvalidParameter("suffix", "must be 1 to 64 letters, digits, '.', '_' or '-', and begin with a letter or digit")
+        raise InvalidParameter(
+            "suffix", "must be 1 to 64 letters, digits, '.', '_' or '-', and begin with a letter or digit"
+        )
     if request.seed is not None and not 0 <= request.seed < 2**31:
         raise InvalidParameter("seed", f"must be between 0 and {2**31 - 1}, got {request.seed}")
     choices(request)
@@ -295,6 +310,15 @@ def _check_request(request: JobRequest) -> None:
 
 def _trained(spec: TrainingSpec) -> Trained:
     return Trained(spec.job, spec.base_model, spec.weights, spec.weights_sha256)
+
+
+def _artifact(spec: TrainingSpec, event: events.CheckpointSaved | events.Succeeded) -> AdapterRef:
+    return AdapterRef(
+        id=artifact_id(),
+        key=event.artifact_key,
+        sha256=event.artifact_sha256,
+        renderer_sha256=spec.renderer_sha256,
+    )
 
 
 def _metrics(event: events.Progress) -> dict[str, Any]:
@@ -347,13 +371,24 @@ def _job(row: JobRow) -> Job:
 
 def _event(row: EventRow) -> JobEvent:
     return JobEvent(
-        id=row.id, job=row.job_id, level=row.level, kind=row.kind, message=row.message, data=row.data, created_at=row.created_at
+        id=row.id,
+        job=row.job_id,
+        level=row.level,
+        kind=row.kind,
+        message=row.message,
+        data=row.data,
+        created_at=row.created_at,
     )
 
 
 def _checkpoint(row: CheckpointRow) -> Checkpoint:
     return Checkpoint(
-        id=row.id, job=row.job_id, step=row.step, model_name=row.model_name, metrics=row.metrics, created_at=row.created_at
+        id=row.id,
+        job=row.job_id,
+        step=row.step,
+        model_name=row.model_name,
+        metrics=row.metrics,
+        created_at=row.created_at,
     )
 
 

@@ -12,7 +12,7 @@ from luthier.control.db import Leased, Owned, Table
 
 
 class JobRow(Owned, Leased, Table):
-    """`request` is what the customer asked for; `spec` what will be trained, once the files were read. `model_name` is the tuned model's."""
+    """`request` is what the customer asked for; `spec` what will be trained, once the files were read."""
 
     __tablename__ = "jobs"
 

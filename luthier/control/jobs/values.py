@@ -30,7 +30,9 @@ class JobRequest(Value):
     learning_rate_multiplier: float | None = None
     least_rows: int = Field(default=1, description="Fewer rows than this are refused.")
     metadata: dict[str, str] | None = None
-    shown: dict[str, Any] = Field(default_factory=dict, description="What the dialect wants to show again, as it was sent.")
+    shown: dict[str, Any] = Field(
+        default_factory=dict, description="What the dialect wants to show again, as it was sent."
+    )
 
 
 class Error(Value):

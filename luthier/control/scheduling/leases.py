@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from sqlalchemy import ColumnElement, Select, Update, or_, update
+from sqlalchemy import ColumnElement, Select, Update, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped
 
@@ -29,7 +29,7 @@ class Claimable(Protocol):
 
 R = TypeVar("R", bound=Claimable)
 
-LEASE_SECONDS = 15.0
+LEASE_SECONDS = 8.0
 """How long the rows of a worker that died stay untouched."""
 
 
@@ -47,12 +47,12 @@ class Stale(Exception):
 async def claim(
     db: Database, table: type[R], *due: ColumnElement[bool], limit: int = 16, seconds: float = LEASE_SECONDS
 ) -> list[Lease[R]]:
-    """Take up to `limit` rows that are due and that nobody holds, oldest id first; each goes to exactly one worker."""
+    """Take up to `limit` rows that are due and that nobody holds, the longest unlooked at first; each goes to one worker."""
 
     def free(session: AsyncSession) -> Select[str]:
         rows = Queries(session, SYSTEM).visible(table).with_only_columns(table.id)
         unheld = or_(table.lease_until.is_(None), table.lease_until <= now(session))
-        return rows.where(*due, unheld).order_by(table.id).limit(limit)
+        return rows.where(*due, unheld).order_by(table.lease_until.asc().nulls_first(), table.id).limit(limit)
 
     async with db.read() as session:  # most looks find nothing, and should not take the write lock for it
         if await session.scalar(free(session)) is None:
@@ -78,7 +78,8 @@ async def apply(db: Database, lease: Lease[R], *nudges: str) -> AsyncIterator[tu
         if row is None:
             raise Stale(lease.id)
         yield session, row
-        row.lease_token = row.lease_until = None
+        row.lease_token = None
+        row.lease_until = (await session.execute(select(now(session)))).scalar_one()  # looked at now: others come first
 
 
 async def release(db: Database, lease: Lease[R], *, again_after_seconds: float = 0) -> None:

@@ -76,9 +76,11 @@ class ReplicaReconciler(Reconciler[ReplicaRow]):
             await self._gone(lease, row)
         elif row.status == "starting":
             await self._await_ready(lease, row)
-        elif row.status == "stopping" or self._idle(row):
+        elif row.status == "stopping":
             await asyncio.to_thread(lambda: self.executor.stop(handle, grace_seconds=GRACE_SECONDS))
-            async with apply(self.db, lease) as (_, row):
+            await release(self.db, lease)
+        elif self._idle(row) and not await self._is_busy(row):
+            async with apply(self.db, lease, "replicas") as (_, row):  # first: from now on no request is sent there
                 row.status = "stopping"
         else:
             await release(self.db, lease, again_after_seconds=_LOOKED_AT_EVERY_SECONDS)
@@ -137,12 +139,21 @@ class ReplicaReconciler(Reconciler[ReplicaRow]):
         self.log.info("replica ready", replica=row.id, model=row.base_model)
 
     async def _gone(self, lease: Lease[ReplicaRow], row: ReplicaRow) -> None:
-        lines = self.executor.logs(row.id, last_bytes=2000).strip().splitlines()
+        last_words = await asyncio.to_thread(lambda: self.executor.logs(row.id, last_bytes=2000))
         async with apply(self.db, lease, "routes") as (_, kept):
-            if kept.status != "stopping":
-                kept.fault = (lines[-1] if lines else "its process ended without a word")[:500]
             kept.status = "gone"
-        self.log.info("replica gone", replica=row.id, model=row.base_model, stopped=row.status == "stopping")
+        if row.status == "stopping":
+            self.log.info("replica stopped", replica=row.id, model=row.base_model)
+        else:
+            self.log.error("replica lost", replica=row.id, model=row.base_model, last_words=last_words)
+
+    async def _is_busy(self, row: ReplicaRow) -> bool:
+        """Whether answers are being made: one may take longer than the idle time."""
+        assert row.socket is not None
+        try:
+            return (await ReplicaClient(row.socket).health(timeout=2.0)).active > 0
+        except LuthierError:
+            return False
 
     def _idle(self, row: ReplicaRow) -> bool:
         return (self.clock.now() - row.last_used_at).total_seconds() > self.pool.idle_after_seconds

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from dataclasses import dataclass
 from pathlib import Path
+
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from luthier.control.db import Database
 from luthier.control.jobs.lifecycle import ACTIVE, TERMINAL, Status
@@ -18,10 +21,10 @@ from luthier.control.scheduling.reconciler import Reconciler
 from luthier.control.tenancy import SYSTEM
 from luthier.core import ids
 from luthier.core.clock import Clock
-from luthier.core.errors import AlreadyExists, LuthierError, RunLost
+from luthier.core.errors import AlreadyExists, LuthierError, RunLost, Unavailable
 from luthier.executors.base import Executor, Handle, Launch, State
 from luthier.storage import Storage
-from luthier.training.events import read_events
+from luthier.training.events import attempts_key, read_events
 from luthier.training.spec import TrainingSpec
 
 GRACE_SECONDS = 6.0
@@ -116,8 +119,18 @@ class TrainingReconciler(Reconciler[JobRow]):
         async with self.db.read() as session:
             run = await JobQueries(session, SYSTEM).last_run(job.id)
         assert run is not None and job.spec is not None
-        handle = run.handle or await asyncio.to_thread(self._start, job.spec, run.attempt)
-        seen = await asyncio.to_thread(self.executor.observe, handle)  # first: what a process told before it ended is there then
+        try:
+            handle = run.handle or await asyncio.to_thread(self._start, job.spec, run.attempt)
+        except Unavailable:
+            raise  # no device or no storage now says nothing about the trainer: it is tried again
+        except (LuthierError, OSError) as fault:
+            self.log.exception("a trainer could not be started")
+            async with apply(self.db, lease) as (session, row):
+                await self._lost(session, row, f"could not be started: {type(fault).__name__}")
+            return
+        seen = await asyncio.to_thread(
+            self.executor.observe, handle
+        )  # first: what a process told before it ended is there then
         told = await asyncio.to_thread(read_events, self.storage, job.spec.run_key, run.attempt, run.last_event)
         if job.status is Status.CANCELLING and seen.state is State.RUNNING:
             await asyncio.to_thread(lambda: self.executor.stop(handle, grace_seconds=GRACE_SECONDS))
@@ -129,7 +142,7 @@ class TrainingReconciler(Reconciler[JobRow]):
                 await self.jobs.record(session, row, run, event)
                 run.last_event = event.number
             if row.status not in TERMINAL and seen.state is State.ENDED:
-                self._ended(session, row, run, seen.exit_code)
+                await self._lost(session, row, _how(seen.exit_code))
             if row.status in TERMINAL:
                 run.ended_at = self.clock.now()
 
@@ -138,7 +151,7 @@ class TrainingReconciler(Reconciler[JobRow]):
         key = f"{spec.run_key}/spec.json"
         self.storage.write(key, spec.model_dump_json(indent=2).encode())
         try:  # what tells an older attempt, should it still live, that it is not wanted any more
-            self.storage.create(f"{spec.run_key}/attempts/{attempt:04d}", b"{}\n")
+            self.storage.create(f"{attempts_key(spec.run_key)}/{attempt:04d}", b"{}\n")
         except AlreadyExists:
             self.log.debug("this attempt was begun before", job=spec.job, attempt=attempt)
         program = [self.trainers.python, "-m", "luthier.training.program", key, "--attempt", str(attempt)]
@@ -151,17 +164,22 @@ class TrainingReconciler(Reconciler[JobRow]):
             )
         )
 
-    def _ended(self, session, row: JobRow, run: RunRow, exit_code: int | None) -> None:
+    async def _lost(self, session: AsyncSession, row: JobRow, how: str) -> None:
         """The process is gone and its last event is not a last word."""
+        run = await JobQueries(session, SYSTEM).last_run(row.id)
+        assert run is not None
         run.ended_at = self.clock.now()
-        how = f"exit code {exit_code}" if exit_code is not None else "no exit code"
         if row.status == Status.CANCELLING:
             self.jobs.move(session, row, Status.CANCELLED)
         elif run.attempt < self.trainers.attempts:
-            told = f"The trainer was lost ({how}); the job goes on from its last checkpoint."
-            self.jobs.move(session, row, Status.QUEUED, told)
+            self.jobs.move(session, row, Status.QUEUED, f"The trainer {how}; the job goes on from its last checkpoint.")
         else:
-            logs = self.executor.logs(f"{row.id}-{run.attempt}", last_bytes=400).strip().splitlines()
-            last = f" Its last line: {logs[-1]}" if logs else ""
-            told = f"The trainer was lost {run.attempt} times ({how})."
-            self.jobs.fail(session, row, Error(code=RunLost.code, message=told + last))
+            told = f"The trainer {how}, in the last of {run.attempt} attempts. The server has its log."
+            self.jobs.fail(session, row, Error(code=RunLost.code, message=told))
+
+
+def _how(exit_code: int | None) -> str:
+    if exit_code is not None and exit_code < 0:
+        often = ", often for lack of memory" if exit_code == -signal.SIGKILL else ""
+        return f"was ended by the system (signal {-exit_code}{often})"
+    return "ended without a last word" + (f" (exit code {exit_code})" if exit_code is not None else "")

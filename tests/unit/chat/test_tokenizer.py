@@ -64,7 +64,7 @@ def test_the_ends_come_from_every_place_that_states_them(folder: Path) -> None:
 
 
 def test_a_folder_without_a_fast_tokenizer_is_refused_with_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(InvalidRequest, match="tokenizer.json") as refused:
+    with pytest.raises(InvalidRequest, match=r"tokenizer\.json") as refused:
         Tokenizer(tmp_path)
     assert refused.value.hint
 

@@ -147,7 +147,8 @@ async def add_projects(db: Database) -> None:
     at = FakeClock().now()
     async with db.write() as session:
         session.add_all(
-            ProjectRow(id=project, name=project, created_at=at) for project in (SYSTEM_PROJECT, ADA.project, BOB.project)
+            ProjectRow(id=project, name=project, created_at=at)
+            for project in (SYSTEM_PROJECT, ADA.project, BOB.project)
         )
 
 

@@ -56,7 +56,17 @@ async def test_a_bootstrap_key_may_come_later_and_its_new_secret_holds(accounts:
 
 @pytest.mark.parametrize(
     "key",
-    ["", "first", "first.", "first.short", ".x" * 40, f"{BOOTSTRAP}.x", f"{BOOTSTRAP}\n", f"a b.{'s' * 32}", "é." + "s" * 32],
+    [
+        "",
+        "first",
+        "first.",
+        "first.short",
+        ".x" * 40,
+        f"{BOOTSTRAP}.x",
+        f"{BOOTSTRAP}\n",
+        f"a b.{'s' * 32}",
+        "é." + "s" * 32,
+    ],
 )
 async def test_a_bootstrap_key_of_another_form_is_refused_before_anything_is_made(accounts: Accounts, key: str) -> None:
     with pytest.raises(InvalidParameter, match=r"<id>\.<secret>"):

@@ -132,9 +132,7 @@ async def test_the_gate_shows_a_principal_its_own_project_and_the_system_all(dat
     await add_projects(database)
     async with database.write() as session:
         for who in (ADA, BOB):
-            key = KeyRow(
-                id=who.id, project_id=who.project, name="", sealed_secret=b"", created_at=datetime.now(UTC)
-            )
+            key = KeyRow(id=who.id, project_id=who.project, name="", sealed_secret=b"", created_at=datetime.now(UTC))
             session.add(key)
 
     async def seen(who: Principal) -> set[str]:

@@ -32,7 +32,10 @@ async def test_a_job_on_a_file_that_was_read_is_queued_with_every_number_written
     assert job.spec.method.options["rank"] >= 1
     assert job.spec.learning_rate > 0
     assert job.model_name.startswith("toy-ada-")
-    assert [event.message for event in await told(house.parts, ADA, job)] == ["The job was created.", "The job is queued."]
+    assert [event.message for event in await told(house.parts, ADA, job)] == [
+        "The job was created.",
+        "The job is queued.",
+    ]
 
 
 async def test_a_job_on_a_file_that_was_not_read_waits_for_it(house: House) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 import threading
 
 import pytest
 from sqlalchemy import select, update
 
+from luthier.app import Parts
 from luthier.control.jobs.lifecycle import Status
 from luthier.control.jobs.tables import EventRow, JobRow, RunRow
 from luthier.control.scheduling import training
@@ -47,8 +50,7 @@ async def test_a_job_goes_from_an_unread_file_to_a_model_that_can_be_called(hous
     assert (await house.jobs.get(ADA, job.id)).status is Status.CHECKING
     await parts.inspector.once()
     for expected in (Status.QUEUED, Status.STARTING):
-        await parts.training.once()
-        assert (await house.jobs.get(ADA, job.id)).status is expected
+        await rounds(parts, ADA, job, expected)
     assert executor.started == []
     running = await rounds(parts, ADA, job, Status.RUNNING)
     assert running.started_at == house.clock.now()
@@ -99,7 +101,7 @@ async def test_a_lost_trainer_is_started_again_and_each_step_is_listed_once_and_
     events = await told(parts, ADA, job)
     assert trained_steps(events) == [1, 2, 3, 4, 5, 6]
     messages = [event.message for event in events]
-    assert "The trainer was lost (exit code -9); the job goes on from its last checkpoint." in messages
+    assert [m for m in messages if "signal 9" in m and m.endswith("the job goes on from its last checkpoint.")]
     assert "Resumed from the checkpoint of step 3." in messages
     assert [one.step for one in (await house.jobs.checkpoints(ADA, job.id, PageRequest())).items] == [6, 3]
 
@@ -123,18 +125,15 @@ async def test_a_checkpoint_that_was_taken_again_is_listed_once_and_both_may_be_
         assert (await parts.services.catalog.resolve(ADA, name)).adapter is not None
 
 
-async def test_a_job_whose_trainer_is_lost_every_time_fails_with_the_last_it_said(house: House) -> None:
-    def play(process: InlineProcess) -> int:
-        process.print("starting")
-        process.print("Illegal instruction")
-        return -4
-
-    executor = InlineExecutor(play)
+@pytest.mark.parametrize(("exit_code", "said"), [(-4, "signal 4"), (0, "exit code 0"), (3, "exit code 3")])
+async def test_a_job_whose_trainer_is_lost_every_time_fails(house: House, exit_code: int, said: str) -> None:
+    executor = InlineExecutor(lambda process: exit_code)
     job = await rounds(house.again(executor), ADA, await house.submit(), *ENDS)
     assert job.error is not None
     assert (job.status, job.error.code) == (Status.FAILED, "run_lost")
-    assert job.error.message == "The trainer was lost 3 times (exit code -4). Its last line: Illegal instruction"
-    assert len(executor.started) == 3
+    assert said in job.error.message
+    assert "3 attempts" in job.error.message
+    assert [launch.name for launch in executor.started] == [f"{job.id}-{attempt}" for attempt in (1, 2, 3)]
 
 
 async def test_what_a_run_says_of_its_end_is_what_the_job_says(house: House) -> None:
@@ -230,7 +229,9 @@ class Dying(InlineExecutor):
 
 
 @pytest.mark.parametrize("before", [True, False])
-async def test_a_scheduler_that_dies_while_it_starts_a_process_starts_it_once_in_all(house: House, before: bool) -> None:
+async def test_a_scheduler_that_dies_while_it_starts_a_process_starts_it_once_in_all(
+    house: House, before: bool
+) -> None:
     executor = Dying(before)
     job = await house.submit()
     first = house.again(executor)
@@ -246,18 +247,48 @@ async def test_a_scheduler_that_dies_while_it_starts_a_process_starts_it_once_in
     assert [launch.name for launch in executor.started] == [f"{job.id}-1"]
 
 
-async def test_an_executor_that_cannot_start_now_is_asked_again(house: House) -> None:
-    class Full(InlineExecutor):
-        refusals = 3
+class Refusing(InlineExecutor):
+    """Refuses to start anything, the first five times or always."""
 
-        def start(self, launch: Launch) -> Handle:
-            self.refusals -= 1
-            if self.refusals >= 0:
-                raise NoCapacity("All devices are taken.")
-            return super().start(launch)
+    def __init__(self, fault: Exception, times: float) -> None:
+        super().__init__(played(whole))
+        self.fault = fault
+        self.times = times
 
-    job = await rounds(house.again(Full(played(whole))), ADA, await house.submit(), *ENDS)
+    def start(self, launch: Launch) -> Handle:
+        self.times -= 1
+        if self.times >= 0:
+            raise self.fault
+        return super().start(launch)
+
+
+async def test_an_executor_that_has_no_room_now_is_asked_again(house: House) -> None:
+    parts = house.again(Refusing(NoCapacity("All devices are taken."), times=5))
+    parts.training.every_seconds = 0.0
+    job = await rounds(parts, ADA, await house.submit(), *ENDS)
     assert job.status is Status.SUCCEEDED
+    assert [run.attempt for run in await runs(house)] == [1]
+
+
+async def test_an_executor_that_cannot_start_at_all_fails_the_job_after_every_attempt(house: House) -> None:
+    parts = house.again(Refusing(PermissionError("not allowed"), times=math.inf))
+    job = await rounds(parts, ADA, await house.submit(), *ENDS)
+    assert job.error is not None
+    assert (job.status, job.error.code) == (Status.FAILED, "run_lost")
+    assert "not allowed" not in job.error.message  # that is the log's
+    assert [run.attempt for run in await runs(house)] == [1, 2, 3]
+
+
+async def starts(parts: Parts, executor: InlineExecutor, count: int) -> list[str]:
+    """Go round until so many processes were started, and on for a while; the names of all that were."""
+    async with asyncio.timeout(60):
+        while len(executor.started) < count:
+            await parts.training.once()
+            await asyncio.sleep(0.01)
+    for _ in range(5):
+        await parts.training.once()
+        await asyncio.sleep(0.01)
+    return [launch.name for launch in executor.started]
 
 
 @pytest.mark.parametrize(("threads", "together"), [(1, 2), (2, 1), (5, 1)])
@@ -265,19 +296,17 @@ async def test_jobs_start_oldest_first_and_as_many_as_the_cores_hold(house: Hous
     executor = InlineExecutor(played(until_stopped), cores=2)
     parts = house.again(executor)
     house.jobs.cores = threads
-    jobs = [await house.submit(who) for who in (ADA, BOB, ADA)]
-    for _ in range(6):
-        await parts.training.once()
-    assert [launch.name for launch in executor.started] == [f"{job.id}-1" for job in jobs[:together]]
-    assert [launch.cores for launch in executor.started] == [threads] * together
-    await house.jobs.cancel(ADA, jobs[0].id)
-    await rounds(parts, ADA, jobs[0], Status.CANCELLED)
-    for _ in range(3):
-        await parts.training.once()
-    assert [launch.name for launch in executor.started] == [f"{job.id}-1" for job in jobs[: together + 1]]
-    for job in jobs[1:]:
-        await house.jobs.cancel(job_id=job.id, who=BOB if job is jobs[1] else ADA)
-        await rounds(parts, BOB if job is jobs[1] else ADA, job, Status.CANCELLED)
+    jobs = [(who, await house.submit(who)) for who in (ADA, BOB, ADA)]
+    names = [f"{job.id}-1" for _, job in jobs]
+    assert await starts(parts, executor, together) == names[:together]
+    assert {launch.cores for launch in executor.started} == {threads}
+    who, oldest = jobs[0]
+    await house.jobs.cancel(who, oldest.id)
+    await rounds(parts, who, oldest, Status.CANCELLED)
+    assert await starts(parts, executor, together + 1) == names[: together + 1]
+    for who, job in jobs[1:]:
+        await house.jobs.cancel(who, job.id)
+        await rounds(parts, who, job, Status.CANCELLED)
 
 
 async def test_a_scheduler_that_lost_its_lease_applies_nothing(house: House) -> None:

@@ -16,7 +16,16 @@ from luthier.core.clock import FakeClock
 from luthier.core.pages import PageRequest
 from luthier.storage import Storage
 from luthier.testing import InlineProcess
-from luthier.training.events import Cancelled, CheckpointSaved, Failed, Progress, Started, Succeeded, Told, write_segment
+from luthier.training.events import (
+    Cancelled,
+    CheckpointSaved,
+    Failed,
+    Progress,
+    Started,
+    Succeeded,
+    Told,
+    write_segment,
+)
 from luthier.training.spec import TrainingSpec
 
 TOTAL = 6

@@ -32,7 +32,12 @@ def test_every_class_has_a_code_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("error", "parent", "text", "param"),
     [
-        (errors.NotFound("No such thing.", hint="Look again."), errors.LuthierError, "No such thing. Look again.", None),
+        (
+            errors.NotFound("No such thing.", hint="Look again."),
+            errors.LuthierError,
+            "No such thing. Look again.",
+            None,
+        ),
         (errors.JobNotFound("No such job."), errors.NotFound, "No such job.", None),
         (errors.InvalidParameter("seed", "must be above 0"), errors.InvalidRequest, "seed: must be above 0", "seed"),
         (errors.DatasetInvalid("Bad.", [(3, "no turn")], param="file"), errors.InvalidRequest, "Bad.", "file"),

@@ -37,7 +37,10 @@ def codes(*lines: Any) -> list[tuple[int, str]]:
             [Message("system", ""), Message("user", "Hi"), Message("assistant", "Hello")],
         ),
         ([USER | {"name": "Ada"}, ANSWER], [Message("user", "Hi"), Message("assistant", "Hello")]),
-        ([USER, {"role": "assistant", "content": " \u00a0谢谢 🙂\x00"}], [Message("user", "Hi"), Message("assistant", " \u00a0谢谢 🙂\x00")]),
+        (
+            [USER, {"role": "assistant", "content": " \u00a0谢谢 🙂\x00"}],
+            [Message("user", "Hi"), Message("assistant", " \u00a0谢谢 🙂\x00")],
+        ),
     ],
 )
 def test_a_row_becomes_a_conversation(row: list[dict[str, Any]], messages: list[Message]) -> None:
@@ -95,7 +98,9 @@ def test_every_code_that_the_file_can_give_is_in_the_table_above() -> None:
 
 def test_all_faults_of_a_row_are_told_at_once() -> None:
     row = {"messages": [{"role": "human", "content": 1}, {"role": "assistant", "content": ""}], "tools": [1]}
-    assert codes(row) == [(1, code) for code in ("tools_not_offered", "unknown_role", "content_not_text", "empty_answer")]
+    assert codes(row) == [
+        (1, code) for code in ("tools_not_offered", "unknown_role", "content_not_text", "empty_answer")
+    ]
 
 
 def test_what_is_quoted_from_a_row_is_cut(long: str = "x" * 100_000) -> None:

@@ -112,6 +112,7 @@ def upgrade() -> None:
         sa.Column("weights_sha256", sa.String(length=64), nullable=False),
         sa.Column("artifact_key", sa.String(length=256), nullable=False),
         sa.Column("artifact_sha256", sa.String(length=64), nullable=False),
+        sa.Column("renderer_sha256", sa.String(length=64), nullable=True),
         sa.Column("created_at", UtcDateTime(), nullable=False),
         sa.Column("deleted_at", UtcDateTime(), nullable=True),
         sa.Column("project_id", sa.String(length=64), nullable=False),
@@ -132,7 +133,6 @@ def upgrade() -> None:
         sa.Column("weights_sha256", sa.String(length=64), nullable=False),
         sa.Column("socket", sa.String(length=256), nullable=True),
         sa.Column("handle", Json, nullable=True),
-        sa.Column("fault", sa.String(length=512), nullable=True),
         sa.Column("last_used_at", UtcDateTime(), nullable=False),
         sa.Column("created_at", UtcDateTime(), nullable=False),
         sa.Column("project_id", sa.String(length=64), nullable=False),
@@ -147,7 +147,7 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_replicas_status"), ["status"], unique=False)
         batch_op.create_index(
             "uq_replicas_live",
-            ["weights_sha256"],
+            ["weights"],
             unique=True,
             sqlite_where=sa.text("status != 'gone'"),
             postgresql_where=sa.text("status != 'gone'"),

@@ -1,0 +1,95 @@
+"""A walk over every route there is: none without a key, and another project's things are not there.
+
+A new route is walked by itself. One with an id of a new kind, or with a body, has to be told here what to send.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from starlette.routing import BaseRoute
+
+from tests.unit.api.conftest import Api
+
+OPEN = {("GET", "/healthz")}
+"""What answers without a key."""
+
+NAMES_NOBODYS_THINGS = {("POST", "/files")}
+"""What takes a body and names nothing that is there already; paths are without the prefix of their dialect."""
+
+
+def bare(path: str) -> str:
+    """A path without the prefix of its dialect."""
+    return path[path.index("/v1") + 3 :]
+
+
+def chat(model: str) -> dict[str, object]:
+    return {"model": model, "messages": [{"role": "user", "content": "Hi"}]}
+
+
+def bodies(method: str, path: str, theirs: dict[str, str]) -> list[dict[str, object]]:
+    """Bodies that name another project's things, for a route that takes one."""
+    return {
+        ("POST", "/fine_tuning/jobs"): [
+            {"model": "toy", "training_file": theirs["file_id"]},
+            {"model": theirs["name"], "training_file": theirs["file_id"]},
+        ],
+        ("POST", "/chat/completions"): [chat(theirs["name"]), chat(theirs["checkpoint"])],
+    }[method, bare(path)]
+
+
+def routes(api: Api) -> Iterator[tuple[str, str, bool]]:
+    for path, methods in api.app.openapi()["paths"].items():
+        for method, described in methods.items():
+            yield method.upper(), path, "requestBody" in described
+
+
+def test_every_route_is_in_the_document(api: Api) -> None:
+    def paths(found: list[BaseRoute]) -> set[str]:
+        return {getattr(route, "path_format", "") for route in found}
+
+    hidden = paths(api.app.routes) - {path for _, path, _ in routes(api)} - {"", "/openapi.json"}
+    assert hidden == set()
+
+
+def test_no_route_answers_without_a_key(api: Api) -> None:
+    for method, path, _ in routes(api):
+        if (method, path) in OPEN:
+            assert api.call(method, path, None).status_code == 200
+            continue
+        status, error = api.refused(method, path.format(**api.bobs), None)
+        assert (status, error["code"]) == (401, "invalid_api_key"), f"{method} {path}"
+
+
+def test_another_projects_things_are_not_there_on_any_route(api: Api) -> None:
+    for method, path, has_body in routes(api):
+        if (method, path) in OPEN or (method, bare(path)) in NAMES_NOBODYS_THINGS:
+            continue
+        for body in bodies(method, path, api.bobs) if has_body else [None]:
+            if "{" in path or has_body:
+                status, error = api.refused(method, path.format(**api.bobs), api.ada, json=body)
+                assert (status, error["type"]) == (404, "invalid_request_error"), f"{method} {path}"
+                assert error["code"].endswith("not_found")
+            else:
+                answer = api.call(method, path, api.ada)
+                assert answer.status_code == 200, f"{method} {path}"
+                assert not [thing for thing in api.bobs.values() if thing in answer.text], f"{method} {path}"
+
+
+def test_the_ids_of_that_walk_are_real(api: Api) -> None:
+    for method, path, _ in routes(api):
+        if method == "GET":
+            assert api.call(method, path.format(**api.bobs), api.bob).status_code == 200, path
+    assert api.bobs["file_id"] in api.call("GET", "/v1/files", api.bob).text
+    assert api.bobs["job_id"] in api.call("GET", "/v1/fine_tuning/jobs", api.bob).text
+    assert api.bobs["name"] in api.call("GET", "/v1/models", api.bob).text
+
+
+@pytest.mark.parametrize("nonsense", ["nonsense", "%2e%2e%2f", "%00", "%20", "x" * 3000, "'%20OR%201=1", "谢谢"])
+def test_a_nonsense_id_is_a_thing_that_is_not_there(api: Api, nonsense: str) -> None:
+    for method, path, has_body in routes(api):
+        if "{" in path and not has_body:
+            filled = path.format(**dict.fromkeys(api.bobs, nonsense))
+            status, _ = api.refused(method, filled, api.ada)
+            assert status == 404, f"{method} {filled}"
