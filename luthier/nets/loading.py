@@ -35,8 +35,8 @@ def load_model(folder: Path, *, precision: Precision, expected_sha256: str | Non
         folder, dtype=_DTYPES[precision], local_files_only=True, use_safetensors=True, trust_remote_code=False
     )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    placed: Any = model.to(device)  # whose type says only that it is a module
-    return placed.eval()
+    untyped: Any = model.eval()  # the library's own wrapper of `to` has lost its types
+    return untyped.to(device)
 
 
 def weights_sha256(folder: Path) -> str:

@@ -103,7 +103,8 @@ def test_all_faults_of_a_row_are_told_at_once() -> None:
     ]
 
 
-def test_what_is_quoted_from_a_row_is_cut(long: str = "x" * 100_000) -> None:
+def test_what_is_quoted_from_a_row_is_cut() -> None:
+    long = "x" * 100_000
     rows = [{long: 1}, {"messages": [{"role": long, "content": ""}]}, {"messages": [USER | {"weight": long}]}]
     found = read(*rows, b'{"%s": 1, "%s": 1}' % (long.encode(), long.encode()))
     assert [one.line for one in found] == [1, 2, 3, 4]
