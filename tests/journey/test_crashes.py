@@ -13,6 +13,8 @@ from openai import OpenAI
 from luthier.testing import jsonl, toy_rows
 from tests.servers import RunningServer, install_toy, wait_for
 
+pytestmark = pytest.mark.timeout(600)  # real processes, each of which imports torch
+
 ROWS, BATCH, EPOCHS = 40, 4, 60
 STEPS = ROWS // BATCH * EPOCHS
 

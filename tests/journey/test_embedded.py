@@ -15,6 +15,8 @@ from luthier.chat.tokenizer import Tokenizer
 from luthier.control.catalog.cards import EMBEDDED
 from tests.servers import KEY, RunningServer
 
+pytestmark = pytest.mark.timeout(600)  # real processes, each of which imports torch
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -11,6 +11,8 @@ from luthier.chat.messages import Conversation, Message
 from luthier.chat.renderers.base import PROBES, renderer_for
 from luthier.chat.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.timeout(600)  # real processes, each of which imports torch
+
 QUESTIONS = [
     "Who are you?",
     "How often should I change the strings?",

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -22,7 +22,7 @@ from luthier.control.jobs.values import Job, JobRequest
 from luthier.control.tenancy import SYSTEM_PROJECT, Principal
 from luthier.core import logs
 from luthier.core.clock import FakeClock
-from luthier.core.settings import DatabaseSection
+from luthier.core.settings import DatabaseSection, Section
 from luthier.executors.base import Executor
 from luthier.testing import InlineExecutor, jsonl, toy_parts, toy_rows
 
@@ -113,15 +113,17 @@ class House:
     parts: Parts
     clock: FakeClock
     folder: Path
+    others: list[Parts] = field(default_factory=list)
 
     @property
     def jobs(self) -> Jobs:
         return self.parts.services.jobs
 
-    def again(self, executor: Executor) -> Parts:
-        """Another server on the same database, storage and clock."""
+    def again(self, executor: Executor, **sections: Section) -> Parts:
+        """Another server on the same database, storage and clock; `sections` are of its settings."""
         database = DatabaseSection(url=self.parts.db.url)
-        return toy_parts(self.folder, executor, self.clock, database=database)
+        self.others.append(toy_parts(self.folder, executor, self.clock, database=database, **sections))
+        return self.others[-1]
 
     async def upload(self, who: Principal = ADA, rows: int = 12, *, content: bytes | None = None) -> File:
         """A file that has been read."""
@@ -159,5 +161,7 @@ async def house(database: Database, tmp_path: Path, toy_folder: Path, clock: Fak
     executor = InlineExecutor(lambda process: 0)
     parts = toy_parts(tmp_path / "data", executor, clock, database=DatabaseSection(url=database.url))
     parts.installer.add("toy", str(toy_folder))
-    yield House(parts, clock, tmp_path / "data")
-    await parts.db.close()
+    house = House(parts, clock, tmp_path / "data")
+    yield house
+    for one in (parts, *house.others):
+        await one.db.close()

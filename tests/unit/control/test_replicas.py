@@ -16,10 +16,10 @@ from luthier.control.deployments.tables import ReplicaRow
 from luthier.control.inference.service import CompletionRequest
 from luthier.control.scheduling import replicas
 from luthier.core.errors import ModelNotFound, ReplicaUnavailable
-from luthier.core.settings import DatabaseSection, ServingSection
+from luthier.core.settings import ServingSection
 from luthier.executors.base import Executor, executors
 from luthier.serving.protocol import Finish, Sampling, TokenChunk, Turn
-from luthier.testing import InlineExecutor, toy_parts
+from luthier.testing import InlineExecutor
 from tests.unit.control.conftest import ADA, House
 
 on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -27,10 +27,7 @@ on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 def serving(house: House, executor: Executor, **changes: object) -> Parts:
     """A server that answers by echo."""
-    section = ServingSection.model_validate({"backend": "echo"} | changes)
-    return toy_parts(
-        house.folder, executor, house.clock, database=DatabaseSection(url=house.parts.db.url), serving=section
-    )
+    return house.again(executor, serving=ServingSection.model_validate({"backend": "echo"} | changes))
 
 
 @asynccontextmanager
