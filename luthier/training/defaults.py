@@ -59,7 +59,7 @@ def resolve(
         max_length=min(context_length, _LONGEST),
         epochs=epochs,
         batch_size=batch_size,
-        micro_batch_tokens=8192 if is_gpu else 512,
+        micro_batch_tokens=8192 if is_gpu else 1024,
         learning_rate=rate * (learning_rate_multiplier or 1.0),
         seed=secrets.randbelow(2**31) if seed is None else seed,
         precision=precision(),

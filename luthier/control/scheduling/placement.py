@@ -16,5 +16,5 @@ def fits(wanted: int, capacity: int, taken: Iterable[int]) -> bool:
 
 
 def replica_cores(capacity: int) -> int:
-    """All of the machine: a replica computes only while it answers, and then a person waits."""
-    return capacity
+    """Half of the machine, so that answers and a training run disturb each other little."""
+    return max(1, capacity // 2)

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from luthier.nets.losses import TokenLosses
 
 
+PADDED_TO = 16
+"""Rows are padded to a multiple of this many tokens: processors and libraries prepare a kernel for every new shape."""
+
+
 class SftOptions(Options):
     """There is nothing to choose."""
 
@@ -40,7 +44,7 @@ class Sft(Objective):
     def collate(self, rows: Sequence[Encoded], device: torch.device) -> Batch:
         import torch
 
-        longest = max(row.length for row in rows)
+        longest = -(-max(row.length for row in rows) // PADDED_TO) * PADDED_TO
 
         def padded(values: list[list[int]] | list[list[float]], dtype: torch.dtype) -> torch.Tensor:
             filled = [value + [0] * (longest - len(value)) for value in values]
