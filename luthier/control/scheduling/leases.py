@@ -14,11 +14,15 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from sqlalchemy import ColumnElement, Select, Update, or_, select, update
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped
 
 from luthier.control.db import Database, now
 from luthier.control.tenancy import SYSTEM, Queries
+from luthier.core import logs
+
+log = logs.get("leases")
 
 
 class Claimable(Protocol):
@@ -95,8 +99,11 @@ async def renewed(db: Database, lease: Lease[R], *, seconds: float = LEASE_SECON
     async def renew() -> None:
         while True:
             await asyncio.sleep(seconds / 3)
-            async with db.write() as session:
-                await session.execute(_ours(lease).values(lease_until=now(session) + seconds))
+            try:
+                async with db.write() as session:
+                    await session.execute(_ours(lease).values(lease_until=now(session) + seconds))
+            except SQLAlchemyError:  # the next round may do better; else the lease runs out, and `apply` says so
+                log.exception("a lease could not be renewed", row=lease.id)
 
     renewing = asyncio.create_task(renew())
     try:
