@@ -11,7 +11,7 @@ from sqlalchemy import update
 
 from luthier.control.datasets.tables import FileRow
 from luthier.control.db import Database, now
-from luthier.control.scheduling.leases import Lease, Stale, apply, claim, release
+from luthier.control.scheduling.leases import Lease, Stale, apply, claim, release, renewed
 from tests.unit.control.conftest import ADA, add_projects
 
 
@@ -95,3 +95,11 @@ async def test_a_lease_is_applied_once(files: Database) -> None:
     with pytest.raises(Stale):
         async with apply(files, lease):
             pass
+
+
+async def test_a_lease_outlives_its_time_while_the_work_goes_on(files: Database) -> None:
+    [lease] = await claim(files, FileRow, limit=1, seconds=3)
+    async with renewed(files, lease, seconds=3):
+        await asyncio.sleep(4)
+        taken = await claim(files, FileRow, limit=500)
+    assert lease.id not in [other.id for other in taken]
