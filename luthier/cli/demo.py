@@ -88,8 +88,9 @@ def demo(
             job = _tune(client, training, validation)
         tuned = job.fine_tuned_model
         assert tuned is not None
-        with parts("compare"):
+        with parts("first answers"):
             _side_by_side(client, tuned)
+        with parts("measure"):
             figures = _measure(client, job.id, tuned)
         _report(figures, parts)
         if not exit_:
