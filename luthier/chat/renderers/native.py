@@ -2,20 +2,49 @@
 
 from __future__ import annotations
 
-from luthier.chat.messages import Conversation
-from luthier.chat.renderers.base import PROBES, Rendered, Renderer
+import dataclasses
+from bisect import bisect_left, bisect_right
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+from luthier.chat import calls
+from luthier.chat.guard import Guard
+from luthier.chat.messages import Conversation, Message, ToolCall
+from luthier.chat.renderers.base import PROBES, Piece, Renderer
 from luthier.chat.tokenizer import Tokenizer
 from luthier.core.errors import InvalidRequest
 
+Part = tuple[int, int, int | None]
+
+
+@dataclass(frozen=True)
+class _Span:
+    """Where in a rendering an answer begins, where behind its stop, and where its turn ends."""
+
+    begins: int
+    stops: int
+    ends: int
+    is_trained: bool
+
 
 class Native(Renderer):
+    """A rendering is cut where an answer begins, behind the stop that ends it and where its turn ends; the pieces are
+    encoded apart, so a shorter rendering that begins the longer one as text begins it token by token.
+
+    Special tokens are those the template writes; in a text that somebody wrote they are plain, see Guard. A row is refused
+    when a trained turn's span cannot be proved. Tools are offered where the template takes them and writes calls as
+    `<tool_call>` blocks, which can be read back.
+    """
+
     @classmethod
     def recognises(cls, tokenizer: Tokenizer) -> bool:
-        """True where the spans of the probes can be proved: every shorter rendering begins the longer one."""
+        """True where the probes' spans can be proved and their pieces give the tokens of the template's whole text."""
         if not tokenizer.has_template or not tokenizer.ends:
             return False
+        ours = cls(tokenizer)
         try:
-            return all(cls(tokenizer).example(probe).trained > 0 for probe in PROBES)
+            return all(ours._proves(probe) for probe in PROBES)
         except InvalidRequest:
             return False
 
@@ -23,30 +52,100 @@ class Native(Renderer):
     def stops(self) -> frozenset[int]:
         return self.tokenizer.ends
 
-    def prompt(self, conversation: Conversation) -> list[int]:
-        return self._render(conversation, len(conversation.messages), generation_prompt=True)
+    @property
+    def offers_tools(self) -> bool:
+        return self._writes_calls_that_can_be_read
 
-    def example(self, conversation: Conversation) -> Rendered:
-        """Raises InvalidRequest when the template rewrites earlier turns, so that no span can be proved."""
-        tokens: list[int] = []
-        weights: list[float] = []
+    @cached_property
+    def _writes_calls_that_can_be_read(self) -> bool:
+        if not self.tokenizer.takes_tools:
+            return False
+        call = ToolCall("call00000", calls.PROBE.name, '{"city": "Paris"}')
+        turns = (
+            Message("user", "x"),
+            Message("assistant", "", tool_calls=(call,)),
+            Message("tool", "rain", tool_call_id=call.id),
+            Message("assistant", "Rain."),
+        )
+        try:
+            asked = self._encoded([self.pieces(Conversation(turns[:2], (calls.PROBE,)))])[0]
+            self.pieces(Conversation(turns, (calls.PROBE,)))
+        except InvalidRequest:
+            return False
+        trained = [token for token, weight in zip(asked.tokens, asked.weights, strict=True) if weight]
+        read = calls.read(self.tokenizer.decode(trained))
+        return not read.text and [(c.name, c.parsed) for c in read.tool_calls] == [(call.name, call.parsed)]
+
+    def merged(self, conversation: Conversation) -> Conversation:
+        """User messages in a row become one, a line feed between them, where the template refuses two."""
+        if self._takes_users_in_a_row:
+            return conversation
+        messages: list[Message] = []
+        for message in conversation.messages:
+            if message.role == "user" and messages and messages[-1].role == "user":
+                messages[-1] = dataclasses.replace(message, content=f"{messages[-1].text}\n{message.text}")
+            else:
+                messages.append(message)
+        return dataclasses.replace(conversation, messages=tuple(messages))
+
+    def pieces(self, conversation: Conversation, *, answering: bool = False) -> list[Piece]:
+        """Raises InvalidRequest when a trained turn's span cannot be proved."""
+        guard = Guard(self.tokenizer, conversation)
+        whole = guard.render(generation_prompt=answering)
+        guard.prove(whole)
+        parts = self.tokenizer.parts(whole)
+        spans: list[_Span] = []
         for place, message in enumerate(conversation.messages):
             if message.role != "assistant":
                 continue
-            before = self._render(conversation, place, generation_prompt=True)
-            after = self._render(conversation, place + 1, generation_prompt=False)
-            if after[: len(before)] != before or before[: len(tokens)] != tokens:
-                raise InvalidRequest("The model's template rewrites earlier turns; what it trains cannot be proved.")
-            stop = next((n for n in range(len(before), len(after)) if after[n] in self.stops), None)
-            if stop is None:
-                raise InvalidRequest("The model's template does not end an answer with a stop token.")
-            weights += [0.0] * (len(before) - len(tokens))
-            weights += [1.0 if message.trained else 0.0] * (stop + 1 - len(before))
-            weights += [0.0] * (len(after) - stop - 1)
-            tokens = after
-        whole = self._render(conversation, len(conversation.messages), generation_prompt=False)
-        return Rendered(whole, weights + [0.0] * (len(whole) - len(weights)))
+            try:
+                spans.append(self._span(guard, whole, parts, place, is_trained=message.trained))
+            except InvalidRequest:
+                if message.trained and not answering:
+                    raise  # of what is only shown nothing needs a proof
+        cuts = sorted({cut for span in spans for cut in (span.begins, span.stops, span.ends)})
+        pieces: list[Piece] = []
+        for start, end, token in parts:
+            inner = cuts[bisect_right(cuts, start) : bisect_left(cuts, end)]
+            for first, last in pairwise([start, *inner, end]):
+                said = guard.restored(whole[first:last]) if token is None else (token,)
+                pieces.append(Piece(said, any(s.is_trained and s.begins <= first < s.stops for s in spans)))
+        return pieces
 
-    def _render(self, conversation: Conversation, turns: int, *, generation_prompt: bool) -> list[int]:
-        messages = list(conversation.messages[:turns])
-        return self.tokenizer.encode(self.tokenizer.template(messages, generation_prompt=generation_prompt))
+    def message(self, tokens: list[int]) -> Message:
+        text = self.tokenizer.decode(tokens)
+        return calls.read(text) if self.offers_tools else Message("assistant", text)
+
+    def _span(self, guard: Guard, whole: str, parts: list[Part], place: int, *, is_trained: bool) -> _Span:
+        before = guard.render(place, generation_prompt=True)
+        after = guard.render(place + 1)
+        specials = [part for part in parts if part[2] is not None]
+        torn = any(start < cut < end for start, end, _ in specials for cut in (len(before), len(after)))
+        if torn or not whole.startswith(after) or not after.startswith(before):
+            raise InvalidRequest("The model's template rewrites earlier turns; what it trains cannot be proved.")
+        stops = (end for start, end, token in specials if start >= len(before) and token in self.stops)
+        stop = next((end for end in stops if end <= len(after)), None)
+        if stop is None:
+            raise InvalidRequest("The model's template does not end an answer with a stop token.")
+        return _Span(len(before), stop, len(after), is_trained)
+
+    @cached_property
+    def _takes_users_in_a_row(self) -> bool:
+        try:
+            self.tokenizer.template([Message("user", "x"), Message("user", "y")], generation_prompt=True)
+        except InvalidRequest:
+            return False
+        return True
+
+    def _proves(self, probe: Conversation) -> bool:
+        def template(conversation: Conversation, *, generation_prompt: bool) -> list[int]:
+            text = self.tokenizer.template(conversation.messages, generation_prompt=generation_prompt)
+            return self.tokenizer.encode(text)
+
+        asked = Conversation(probe.messages[:-1])
+        example = self.example(probe)
+        return (
+            example.trained > 0
+            and example.tokens == template(probe, generation_prompt=False)
+            and self.prompt(asked) == template(asked, generation_prompt=True)
+        )

@@ -79,6 +79,11 @@ def test_a_folder_without_a_fast_tokenizer_is_refused_with_what_to_do(tmp_path: 
         ("{% for %}", "Expected an expression"),
         ("{{ messages[0].content + 1 }}", "str"),
         ("{{ range(10 ** 9) | list }}", "too big"),
+        ("{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}", "too big"),
+        ("{{ 'x' * 10 ** 9 }}", "too big"),
+        ("{{ 10 ** 10 ** 10 }}", "too big"),
+        ("{% for a in range(9999) %}{{ 'x' * 9999 }}{% endfor %}", "without end"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "recursion"),
     ],
 )
 def test_a_template_that_complains_or_reaches_out_is_a_refusal(folder: Path, template: str, complaint: str) -> None:
@@ -93,3 +98,25 @@ def test_a_model_without_a_template_says_so(folder: Path) -> None:
     assert not tokenizer.has_template
     with pytest.raises(InvalidRequest, match="no chat template"):
         tokenizer.template(HI, generation_prompt=True)
+
+
+def test_blocks_that_mark_what_is_generated_are_written_as_they_are(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text("{% generation %}{{ messages[0].content }}{% endgeneration %}!")
+    assert Tokenizer(folder).template(HI, generation_prompt=True) == "Hi!"
+
+
+def test_many_texts_are_encoded_as_each_alone(folder: Path) -> None:
+    tokenizer = Tokenizer(folder)
+    texts = ["", "Hello", "<|im_end|>", "谢谢 🙂", "Hello"]
+    assert tokenizer.encode_plain_batch(texts) == [tokenizer.encode_plain(text) for text in texts]
+
+
+def test_a_text_is_split_at_its_special_tokens_and_at_nothing_else(folder: Path) -> None:
+    tokenizer = Tokenizer(folder)
+    end = tokenizer.special_id("<|im_end|>")
+    assert tokenizer.split("a<|im_end|>\n<|im_en|>") == ["a", end, "\n<|im_en|>"]
+    assert tokenizer.parts("a<|im_end|>") == [(0, 1, None), (1, 11, end)]
+    assert [tokenizer.may_hold_special(text) for text in ("a", "a<", ">", "<|im_end|>", "a < b > c")] == [
+        *(False, True, True, True, False)
+    ]
+    assert tokenizer.special_id("Hello") is None
