@@ -20,11 +20,13 @@ from luthier.control.accounts.vault import Vault
 from luthier.control.catalog.installing import Installer
 from luthier.control.catalog.service import Catalog
 from luthier.control.datasets.service import Datasets
+from luthier.control.datasets.uploads import Uploads
+from luthier.control.datasets.workshop import ProcessWorkshop, Workshop
 from luthier.control.db import Database
 from luthier.control.deployments.routing import Routing
 from luthier.control.inference.service import Inference
 from luthier.control.jobs.service import Jobs
-from luthier.control.scheduling.background import Inspector
+from luthier.control.scheduling.background import Counter, Inspector, UploadCleaner
 from luthier.control.scheduling.reconciler import Reconciler
 from luthier.control.scheduling.replicas import Pool, ReplicaReconciler
 from luthier.control.scheduling.training import Trainers, TrainingReconciler
@@ -48,15 +50,22 @@ class Parts:
     installer: Installer
     services: Services
     inspector: Inspector
+    counter: Counter
+    cleaner: UploadCleaner
     training: TrainingReconciler
     replicas: ReplicaReconciler
 
     @property
     def reconcilers(self) -> list[Reconciler]:
-        return [self.inspector, self.training, self.replicas]
+        return [self.inspector, self.counter, self.cleaner, self.training, self.replicas]
 
 
-def assemble(settings: Settings, clock: Clock | None = None, executor: Executor | None = None) -> Parts:
+def assemble(
+    settings: Settings,
+    clock: Clock | None = None,
+    executor: Executor | None = None,
+    workshop: Callable[[Storage], Workshop] | None = None,
+) -> Parts:
     """Build the parts; nothing is started, nothing is written but the data folder and the server key."""
     clock = clock or SystemClock()
     data = settings.server.data
@@ -66,7 +75,26 @@ def assemble(settings: Settings, clock: Clock | None = None, executor: Executor 
     executor = executor or executors.load(settings.executor.name)(data / "processes", settings.cores)  # pyright: ignore[reportCallIssue]
     accounts = Accounts(db, Vault(data / "server.key"), clock)
     catalog = Catalog(db, storage, clock)
-    datasets = Datasets(db, storage, clock)
+    work = (
+        workshop(storage)
+        if workshop
+        else ProcessWorkshop(
+            settings.storage_url,
+            cache=str(data / "cache"),
+            processes=settings.cores,
+            memory_bytes=settings.data.check_memory_bytes,
+            least_seconds=settings.data.check_seconds,
+        )
+    )
+    datasets = Datasets(db, storage, work, clock)
+    uploads = Uploads(
+        db,
+        storage,
+        datasets,
+        clock,
+        total_limit_bytes=settings.server.upload_total_limit_bytes,
+        expires_after_seconds=settings.server.upload_expires_after_seconds,
+    )
     jobs = Jobs(db, catalog, datasets, clock, cores=settings.cores)
     routing = Routing(db, clock, ready_within_seconds=settings.serving.ready_within_seconds)
     trainers = Trainers(
@@ -88,8 +116,10 @@ def assemble(settings: Settings, clock: Clock | None = None, executor: Executor 
         db=db,
         storage=storage,
         installer=Installer(storage, data / "scratch", trainers.python, clock),
-        services=Services(accounts, datasets, catalog, jobs, Inference(catalog, routing)),
-        inspector=Inspector(db, storage),
+        services=Services(accounts, datasets, uploads, catalog, jobs, Inference(catalog, routing)),
+        inspector=Inspector(db, work, image_hosts=settings.data.image_hosts, advised_rows=settings.data.advised_rows),
+        counter=Counter(db, work),
+        cleaner=UploadCleaner(db, storage, clock),
         training=TrainingReconciler(db, jobs, storage, executor, trainers, clock),
         replicas=ReplicaReconciler(db, executor, pool, clock),
     )

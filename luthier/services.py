@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from luthier.control.accounts.service import Accounts
 from luthier.control.catalog.service import Catalog
 from luthier.control.datasets.service import Datasets
+from luthier.control.datasets.uploads import Uploads
 from luthier.control.inference.service import Inference
 from luthier.control.jobs.service import Jobs
 
@@ -15,6 +16,7 @@ from luthier.control.jobs.service import Jobs
 class Services:
     accounts: Accounts
     datasets: Datasets
+    uploads: Uploads
     catalog: Catalog
     jobs: Jobs
     inference: Inference

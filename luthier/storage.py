@@ -5,11 +5,13 @@ Keys are relative, with `/` between their parts. A written object is whole or ab
 
 from __future__ import annotations
 
+import asyncio
+import glob
 import hashlib
 import os
 import shutil
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ from obstore.store import LocalStore, MemoryStore, from_url
 from luthier.core.errors import AlreadyExists, NotFound, StorageUnavailable
 
 _PART = 8 * 1024 * 1024  # bytes read from or sent to the store at a time
+_AT_ONCE = 4  # parts of a stream on their way to the store: what a stream takes of the memory
 
 
 class ObjectNotFound(NotFound):
@@ -57,6 +60,15 @@ class Storage:
         with _translated(key):
             return bytes(obstore.get(self._store, key).bytes())
 
+    def read_range(self, key: str, start: int, end: int) -> bytes:
+        """The bytes of an object from `start` to before `end`."""
+        with _translated(key):
+            return bytes(obstore.get_range(self._store, key, start=start, end=end))
+
+    def local_path(self, key: str) -> Path | None:
+        """Where an object lies on this machine, read only; None for a store that is elsewhere."""
+        return self._root / key if self._root is not None else None
+
     def write(self, key: str, data: bytes) -> StoredObject:
         """Write or replace an object."""
         with _translated(key):
@@ -85,10 +97,14 @@ class Storage:
 
     def delete(self, prefix: str) -> None:
         """Remove every object below the folder `prefix`, and the object of that name; absent ones are no error."""
+        if not prefix.strip("/"):
+            raise ValueError("a store is not emptied by one call")
         with _translated(prefix):
             keys = [key for key in [*self.list(prefix), prefix] if self.exists(key)]
             if keys:
                 obstore.delete(self._store, keys)
+        if self._root is not None:
+            _sweep(self._root / prefix.strip("/"))
 
     def upload(self, source: Path, key: str) -> StoredObject:
         """Copy a file of this machine into the store, streamed."""
@@ -111,11 +127,11 @@ class Storage:
         finally:
             partial.unlink(missing_ok=True)
 
-    def folder(self, prefix: str) -> Path:
+    def folder(self, prefix: str, *, only: Collection[str] | None = None) -> Path:
         """The objects below `prefix` as a folder of this machine, for libraries that open files by path; read only.
 
         In a local store it is the folder itself; otherwise it is copied into the cache once, so such objects must
-        never change. Raises ObjectNotFound when there is none.
+        never change. With `only`, no others than these names are sure to be there. Raises ObjectNotFound when there is none.
         """
         keys = self.list(prefix)
         if not keys:
@@ -125,6 +141,9 @@ class Storage:
         if self._cache is None:
             raise StorageUnavailable(f"No cache folder was given to copy {prefix!r} to.")
         target = self._cache / prefix
+        if only is not None and not target.exists():
+            keys = [key for key in keys if key.rsplit("/", 1)[-1] in only]
+            target = self._cache / f"{prefix}.{hashlib.sha256(repr(sorted(only)).encode()).hexdigest()[:12]}"
         if not target.exists():
             partial = _beside(target)
             try:
@@ -163,18 +182,25 @@ class Storage:
         async def counted() -> AsyncIterator[bytes]:
             nonlocal size
             async for chunk in chunks:
-                digest.update(chunk)
+                await asyncio.to_thread(digest.update, chunk)  # others are served meanwhile
                 size += len(chunk)
                 yield chunk
 
         with _translated(key):
-            await obstore.put_async(self._store, key, counted())
+            await obstore.put_async(self._store, key, counted(), max_concurrency=_AT_ONCE)
         return StoredObject(key, size, digest.hexdigest())
 
 
 def _beside(target: Path) -> Path:
     """A name for what will be `target`, used by this thread alone."""
     return target.with_name(f".{target.name}.{os.getpid()}-{threading.get_ident()}")
+
+
+def _sweep(path: Path) -> None:
+    """Remove what writers that were killed left unfinished at or below a deleted path: `name#1` and the like."""
+    shutil.rmtree(path, ignore_errors=True)
+    for half in path.parent.glob(f"{glob.escape(path.name)}#*"):
+        half.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -227,7 +227,8 @@ def toy_parts(folder: Path, executor: Executor, clock: Clock | None = None, **se
     `sections` replace those of the settings; neither the environment nor a luthier.toml is read.
     """
     from luthier.app import assemble
+    from luthier.control.datasets.workshop import InlineWorkshop
 
     server = ServerSection.model_validate({"data": folder})
     settled: dict[str, Any] = {"server": server, "executor": ExecutorSection(name="local", cores=executor.cores)}
-    return assemble(Settings.model_construct(None, **settled | sections), clock, executor)
+    return assemble(Settings.model_construct(None, **settled | sections), clock, executor, InlineWorkshop)

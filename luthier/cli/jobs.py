@@ -11,6 +11,7 @@ import typer
 
 from luthier.cli.client import DEFAULT_URL, Key, Refused, Url, connected
 from luthier.cli.console import Json, TrainingBar, out, print_json, table
+from luthier.cli.files import send
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -139,8 +140,7 @@ def _file(client: OpenAI, named: str) -> str:
     path = Path(named)
     if not path.is_file():
         return named
-    with path.open("rb") as content:
-        return client.files.create(file=(path.name, content), purpose="fine-tune").id
+    return send(client, path).id
 
 
 def _judge(job: FineTuningJob, json: bool) -> None:

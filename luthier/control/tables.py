@@ -3,7 +3,7 @@
 from luthier.control.accounts.tables import KeyRow, ProjectRow
 from luthier.control.audit import AuditRow
 from luthier.control.catalog.tables import ModelRow
-from luthier.control.datasets.tables import FileRow
+from luthier.control.datasets.tables import FileRow, LengthsRow, UploadPartRow, UploadRow
 from luthier.control.deployments.tables import ReplicaRow
 from luthier.control.jobs.tables import CheckpointRow, EventRow, JobRow, RunRow
 
@@ -14,8 +14,11 @@ __all__ = [
     "FileRow",
     "JobRow",
     "KeyRow",
+    "LengthsRow",
     "ModelRow",
     "ProjectRow",
     "ReplicaRow",
     "RunRow",
+    "UploadPartRow",
+    "UploadRow",
 ]

@@ -4,6 +4,7 @@ LuthierError
 ├── InvalidRequest            the caller can fix it
 │   ├── InvalidParameter      `param` names the field
 │   ├── DatasetInvalid        problems of a file, all found in one reading
+│   ├── FileNotChecked        a file that is still being read
 │   ├── MethodNotAllowed      this base model does not offer that method
 │   ├── NotOffered            a published call or field that this server does not offer
 │   └── ContextTooLong        the prompt does not fit the model
@@ -65,6 +66,10 @@ class DatasetInvalid(InvalidRequest):
     def __init__(self, message: str, problems: list[tuple[int, str]], *, param: str | None = None) -> None:
         super().__init__(message, param=param)
         self.problems = problems
+
+
+class FileNotChecked(InvalidRequest):
+    code = "file_not_checked"
 
 
 class MethodNotAllowed(InvalidRequest):

@@ -36,6 +36,12 @@ class ServerSection(Section):
     upload_limit_bytes: int = Field(
         default=512 * 1024 * 1024, ge=1, description="Largest file that one request may upload."
     )
+    upload_total_limit_bytes: int = Field(
+        default=10 * 1024**3, ge=1, description="Largest file that may be uploaded in parts."
+    )
+    upload_expires_after_seconds: float = Field(
+        default=3600, gt=0, description="An upload in parts that gets no part for so long expires."
+    )
 
     @field_validator("data")
     @classmethod
@@ -50,6 +56,24 @@ class DatabaseSection(Section):
 class StorageSection(Section):
     url: str | None = Field(
         default=None, description="file://, s3://, gs:// or az:// URL; absent: a folder in the data folder."
+    )
+
+
+class DataSection(Section):
+    image_hosts: tuple[str, ...] = Field(
+        default=(),
+        description='Hosts that images of rows may be fetched from, as names or *.example.com; "*" is any public one.',
+    )
+    advised_rows: int | None = Field(
+        default=None,
+        ge=0,
+        description="A file with fewer rows is warned about; absent: 1,000 of chat, 100 of other kinds.",
+    )
+    check_memory_bytes: int = Field(
+        default=4 * 1024**3, ge=256 * 1024**2, description="Address space of a process that works on a file."
+    )
+    check_seconds: float = Field(
+        default=120, gt=0, description="Time that work on a file may take, beside a second for every two megabytes."
     )
 
 
@@ -104,6 +128,7 @@ class Settings(BaseSettings):
     server: ServerSection = Field(default_factory=ServerSection)
     database: DatabaseSection = Field(default_factory=DatabaseSection)
     storage: StorageSection = Field(default_factory=StorageSection)
+    data: DataSection = Field(default_factory=DataSection)
     executor: ExecutorSection = Field(default_factory=ExecutorSection)
     models: ModelsSection = Field(default_factory=ModelsSection)
     training: TrainingSection = Field(default_factory=TrainingSection)

@@ -1,47 +1,175 @@
-"""The DatasetFormat contract: lines in, examples or BadLines out, every line accounted for."""
+"""The DatasetFormat contract: which rows are of a format, everything that is wrong with one, and what it says."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from functools import cache
+from importlib import resources
+from typing import Any, ClassVar, Literal
 
-from luthier.chat.messages import Conversation
+from luthier.chat.messages import Conversation, ImageGeneration, Message, PlainText, PreferencePair
 from luthier.core.registry import Registry
+from luthier.records.lenient import MOST_FAULTS, Path
+from luthier.records.problems import MEANINGS, Problem, shown
+from luthier.records.reader import Reader, Record
 
-Kind = Literal["chat"]
+Kind = Literal["chat", "preference", "image_understanding", "image_generation", "text"]
 """What an example teaches; an objective says which kinds it wants."""
+
+Value = Conversation | PreferencePair | ImageGeneration | PlainText
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Example:
-    """One row that can be trained. `line` is where it begins in the file, counted from 1."""
+    """One row that can be trained. `row` counts rows, `line` is where it begins in the file; both from 1."""
 
+    row: int
     line: int
-    conversation: Conversation
+    value: Value
 
 
-@dataclass(frozen=True)
-class BadLine:
-    """One fault of a line: a stable `code`, and what is wrong in words that say what to do. A line may have several."""
+@dataclass
+class Findings:
+    """Collects what is wrong with a record, each fault with its place in the file."""
 
-    line: int
-    code: str
-    message: str
+    record: Record
+    problems: list[Problem] = field(default_factory=list)
+    warnings: list[Problem] = field(default_factory=list)
+
+    def add(self, code: str, path: Path, *, found: str = "", expected: str = "", of_key: bool = False) -> None:
+        kept = self.problems if MEANINGS[code].level == "error" else self.warnings
+        if len(kept) < MOST_FAULTS:
+            kept.append(self.record.problem(code, path, found=found, expected=expected, of_key=of_key))
 
 
 class DatasetFormat(ABC):
-    kind: Kind
+    """The rows of one shape. A file of `formats/` defines one; all methods are pure and may run in any process."""
+
+    kind: ClassVar[Kind]
+    includes: ClassVar[frozenset[str]] = frozenset()
+    """Names of the formats whose rows are also rows of this one, so that a file may mix them."""
+    describes: ClassVar[str]
+    """The fields of a row, as a message to somebody who got them wrong."""
+    in_archive: ClassVar[bool] = False
+    """Whether the file is a zip archive of such rows and their images."""
 
     @classmethod
     @abstractmethod
-    def recognises(cls, head: bytes) -> bool:
-        """Whether a file that begins with these bytes is of this format."""
+    def recognises(cls, row: Row) -> bool:
+        """Whether this row is meant to be of this format, right or wrong. Of the samples, exactly one format says so."""
 
+    @classmethod
+    def claims(cls, row: Row) -> bool:
+        """Whether a row that another format recognises belongs here all the same once the file is known to be of this one."""
+        return False
+
+    @classmethod
     @abstractmethod
-    def read(self, lines: Iterable[bytes]) -> Iterator[Example | BadLine]:
-        """Read the lines of a file in order, holding one at a time. Blank lines give nothing."""
+    def check(cls, row: Row, findings: Findings) -> None:
+        """Find everything that is wrong with a row."""
+
+    @classmethod
+    @abstractmethod
+    def value(cls, row: Row) -> Value:
+        """What a row says, for one without problems."""
+
+    @classmethod
+    def repaired(cls, row: Row) -> Row:
+        """The row with every fault removed that is marked as repairable; the same where there is none."""
+        return row
+
+    @classmethod
+    def sample(cls) -> bytes:
+        """The sample file of the format, as users download it."""
+        name = cls.__module__.rsplit(".", 1)[-1]
+        suffix = "zip" if cls.in_archive else "jsonl"
+        return (resources.files("luthier.formats") / "samples" / f"{name}.{suffix}").read_bytes()
+
+    @classmethod
+    def read(cls, blocks: Iterable[bytes]) -> Iterator[Example | Problem]:
+        """The rows of a file in order, holding one at a time; what is wrong with one comes instead of it."""
+        for found in Reader(blocks):
+            if isinstance(found, Problem):
+                yield found
+            elif isinstance(found, Record):
+                problems = problems_of(found, cls)
+                yield from problems
+                if not problems:
+                    yield Example(found.row, found.line, cls.value(found.value))
+
+
+def problems_of(record: Record, form: type[DatasetFormat]) -> list[Problem]:
+    """Every error of a record in a file of that format. Of a row that was cut off, or could not be read, nothing more is said."""
+    if not record.is_sure:
+        return record.problems
+    if not isinstance(record.value, dict):
+        if record.value is None and record.problems:
+            return record.problems
+        return [*record.problems, record.problem("not_an_object", (), found=shown(record.value))]
+    findings = Findings(record)
+    form.check(record.value, findings)
+    return [*record.problems, *findings.problems]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How large a row is: turns of a conversation, those that are trained, characters of all texts, images."""
+
+    turns: int
+    trained_turns: int
+    characters: int
+    images: int
+
+
+def measure(value: Value) -> Measure:
+    match value:
+        case PlainText(text):
+            return Measure(1, 1, len(text), 0)
+        case ImageGeneration(prompt):
+            return Measure(len(prompt.messages) + 1, 1, _characters(prompt.messages), 1)
+        case PreferencePair(prompt, chosen, rejected):
+            said = (*prompt.messages, chosen, rejected)
+            return Measure(len(prompt.messages) + 1, 1, _characters(said), len(prompt.images))
+        case Conversation(messages):
+            trained = sum(1 for message in messages if message.role == "assistant" and message.trained)
+            return Measure(len(messages), trained, _characters(messages), len(value.images))
+
+
+def _characters(messages: Iterable[Message]) -> int:
+    return sum(
+        len(message.text) + sum(len(call.name) + len(call.arguments) for call in message.tool_calls)
+        for message in messages
+    )
 
 
 formats: Registry[DatasetFormat] = Registry("luthier.formats", DatasetFormat, kind="format")
+
+
+@cache
+def known() -> dict[str, type[DatasetFormat]]:
+    """Every format by its name."""
+    return {name: formats.load(name) for name in formats.names()}
+
+
+def recognised(row: Row) -> list[str]:
+    """The names of the formats that a row is of: one, unless something is wrong with it."""
+    return [name for name, form in known().items() if form.recognises(row)]
+
+
+_FIELDS = ("messages", "input", "preferred_output", "non_preferred_output", "chosen", "rejected", "text")
+
+
+def misspelled(row: Row) -> tuple[str, str] | None:
+    """A field of a row of no format that is nearly one of ours, and that one."""
+    for name in list(row)[:20]:
+        if (
+            isinstance(name, str)
+            and len(name) < 40
+            and (near := get_close_matches(name.strip().lower(), _FIELDS, 1, 0.8))
+        ):
+            return name, near[0]
+    return None

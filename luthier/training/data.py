@@ -10,9 +10,12 @@ from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from luthier.chat.examples import Drop, Overlength, fitted
 from luthier.chat.renderers.base import Renderer
-from luthier.core.errors import DatasetInvalid, InvalidRequest
-from luthier.formats.base import BadLine, formats
+from luthier.core.errors import DatasetInvalid, InvalidRequest, RunFailed
+from luthier.formats.base import formats
+from luthier.records.problems import Problem
+from luthier.records.source import LocalFile
 from luthier.storage import Storage
 from luthier.training.objectives.base import Encoded, Objective
 from luthier.training.spec import DataFile
@@ -20,12 +23,22 @@ from luthier.training.spec import DataFile
 _PROBLEMS = 1000  # listed at most
 
 
+class RowsLost(RunFailed):
+    """A file gives other rows than were promised when its job was made: rows in = rows trained + rows dropped."""
+
+    code = "rows_lost"
+
+
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a file that are trained, in its order, and the lines of those that were too long."""
+    """The rows of a file that are trained, in its order, and the numbers of those that are not, by reason."""
 
     rows: list[Encoded]
-    dropped: list[int]
+    dropped: dict[Drop, list[int]]
+
+    @property
+    def dropped_rows(self) -> int:
+        return sum(map(len, self.dropped.values()))
 
     @property
     def tokens(self) -> int:
@@ -62,41 +75,60 @@ class BatchPlan:
         return _order(self.rows, self.seed, epoch)[place * self.batch_size : (place + 1) * self.batch_size]
 
 
-def read_rows(storage: Storage, file: DataFile, objective: Objective, renderer: Renderer, *, max_length: int) -> Rows:
+def read_rows(
+    storage: Storage,
+    file: DataFile,
+    objective: Objective,
+    renderer: Renderer,
+    *,
+    max_length: int,
+    overlength: Overlength = "drop",
+) -> Rows:
     """The rows of a stored file, rendered.
 
-    Raises InvalidRequest when the file is not the one of the spec or not of a kind that the objective wants,
-    DatasetInvalid when it has faults or nothing in it that can be trained.
+    Raises InvalidRequest when the file is not the one of the spec or not of a kind that the objective wants; RowsLost when
+    it does not give the rows that were promised; DatasetInvalid when it has faults or nothing in it that can be trained.
     """
-    form = formats.load(file.format)()
+    form = formats.load(file.format)
     if form.kind != objective.wants:
         raise InvalidRequest(f"{file.key} holds {form.kind} rows; the objective wants {objective.wants}.")
     rows: list[Encoded] = []
-    too_long: list[tuple[int, str]] = []
-    faults: list[tuple[int, str]] = []
+    dropped: dict[Drop, list[int]] = {}
+    faults: list[Problem] = []
     with TemporaryDirectory() as folder:
         path = Path(folder) / "rows"
         storage.download(file.key, path)
         with path.open("rb") as lines:
             _check(file, hashlib.file_digest(lines, "sha256").hexdigest())
-            lines.seek(0)
-            for example in form.read(lines):
-                if isinstance(example, BadLine):
-                    faults.append((example.line, example.message))
-                    continue
-                row = objective.encode(example, renderer)
-                if row.length > max_length:
-                    too_long.append((example.line, f"{row.length} tokens; at most {max_length} are trained"))
-                else:
-                    rows.append(row)
+        for example in form.read(LocalFile(path).blocks()):
+            if isinstance(example, Problem):
+                faults.append(example)
+                continue
+            row = fitted(objective.encode(example, renderer), max_length=max_length, overlength=overlength)
+            if row.dropped:
+                dropped.setdefault(row.dropped, []).append(example.row)
+            else:
+                rows.append(objective.joined(row.sequences))
     if faults:
-        line, what = faults[0]
-        message = f"{file.key} has {len(faults)} faults, the first in line {line}: {what}"
-        raise DatasetInvalid(message, faults[:_PROBLEMS])
-    read = Rows(rows, [line for line, _ in too_long])
+        raise DatasetInvalid(
+            f"{file.key} has {len(faults)} faults, the first: {faults[0].text.en}",
+            [(problem.line or 0, problem.text.en) for problem in faults[:_PROBLEMS]],
+        )
+    read = Rows(rows, dropped)
+    too_long = dropped.get("too_long", [])
+    if overlength == "fail" and (long := [n for n, row in enumerate(rows, 1) if row.length > max_length]):
+        raise DatasetInvalid(f"{len(long)} rows of {file.key} are longer than {max_length} tokens.", [])
     if not read.trained:
-        why = f"{len(too_long)} rows are longer than {max_length} tokens, {len(rows)} have nothing to learn"
-        raise DatasetInvalid(f"Nothing in {file.key} can be trained: {why}.", too_long[:_PROBLEMS])
+        empty = read.dropped_rows - len(too_long)
+        why = f"{len(too_long)} rows are longer than {max_length} tokens, {empty} have nothing to learn"
+        raise DatasetInvalid(f"Nothing in {file.key} can be trained: {why}.", [])
+    promised = (file.rows, file.trained_rows)
+    if None not in promised and promised != (len(rows) + read.dropped_rows, len(rows)):
+        raise RowsLost(
+            f"{file.key} was promised to give {file.trained_rows} of {file.rows} rows; it gives {len(rows)} of "
+            f"{len(rows) + read.dropped_rows}.",
+            hint="Start a new job: its data is counted anew.",
+        )
     return read
 
 

@@ -11,7 +11,8 @@ from luthier.training.spec import Value
 _TUNED_ON = 135e6  # parameters of the model for which the rate below was found
 _TUNED_RATE = 5e-4
 _VISITS = 400  # how often a small file's rows are seen in all
-_LONGEST = 4096  # tokens
+LONGEST = 2048
+"""Tokens that a row may have where nothing else is asked and the model can read so many."""
 
 
 class Resolved(Value):
@@ -40,6 +41,7 @@ def resolve(
     learning_rate: float | None = None,
     learning_rate_multiplier: float | None = None,
     seed: int | None = None,
+    max_length: int | None = None,
 ) -> Resolved:
     """Numbers for what is None; what is given is kept.
 
@@ -47,7 +49,7 @@ def resolve(
     - batch_size: the power of two at or below a 32nd of the rows, from 4 to 64, and never more than the rows.
     - learning_rate: 5e-4 at 135 million parameters, falling with the fourth root of the size (a model 16 times as large
       takes half), to two digits, at most 5e-3. `learning_rate_multiplier` multiplies it, given or not.
-    - max_length: the model's context, at most 4,096.
+    - max_length: 2,048, or the model's context where that is less.
     - evaluation and checkpoints: four times a run, the end included.
     """
     epochs = epochs or (1 if rows >= 10_000 else min(max(-(-_VISITS // rows), 2), 10))
@@ -56,7 +58,7 @@ def resolve(
     steps = epochs * -(-rows // batch_size)
     is_gpu = _has_gpu()
     return Resolved(
-        max_length=min(context_length, _LONGEST),
+        max_length=min(context_length, LONGEST) if max_length is None else max_length,
         epochs=epochs,
         batch_size=batch_size,
         micro_batch_tokens=8192 if is_gpu else 1024,

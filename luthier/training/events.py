@@ -30,7 +30,8 @@ class Started(Told):
     type: Literal["started"] = "started"
     total_steps: int
     rows: int
-    dropped: list[int] = Field(description="Line numbers of rows longer than the limit, which are not trained.")
+    dropped: list[int] = Field(description="Numbers of the first 1,000 rows that are not trained, counted from 1.")
+    dropped_rows: int = 0
     validation_dropped: list[int] = Field(default=[], description="The same, of the validation file.")
     trained_tokens_per_epoch: int
     tokens_per_epoch: int
@@ -83,6 +84,8 @@ class Succeeded(Told):
     artifact_key: str
     artifact_sha256: str
     trained_tokens: int
+    rows: int | None = Field(default=None, description="That were trained, once an epoch.")
+    dropped_rows: int = 0
 
 
 class Failed(Told):

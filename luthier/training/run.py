@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from importlib.metadata import version
+from typing import Any
 
 import torch
 
@@ -25,6 +26,7 @@ from luthier.training.optim import Optimizer
 from luthier.training.spec import TrainingSpec
 
 _LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "safetensors")
+_LISTED = 1000  # dropped rows that an event names
 _log = logs.get("training")
 
 
@@ -63,10 +65,11 @@ def _play(spec: TrainingSpec, storage: Storage, attempt: int, emitter: Emitter, 
     weights = storage.folder(spec.weights)
     renderer = renderer_for(Tokenizer(weights))
     renderer_sha256 = _check_renderer(spec, renderer)
-    training = read_rows(storage, spec.training, objective, renderer, max_length=spec.max_length)
+    limits: dict[str, Any] = {"max_length": spec.max_length, "overlength": spec.overlength}
+    training = read_rows(storage, spec.training, objective, renderer, **limits)
     validation = None
     if spec.validation is not None:
-        validation = read_rows(storage, spec.validation, objective, renderer, max_length=spec.max_length)
+        validation = read_rows(storage, spec.validation, objective, renderer, **limits)
     if stop.is_set():
         raise Stopped
 
@@ -86,6 +89,8 @@ def _play(spec: TrainingSpec, storage: Storage, attempt: int, emitter: Emitter, 
     return emitter.emit(
         Succeeded,
         step=plan.total_steps,
+        rows=len(training.rows),
+        dropped_rows=training.dropped_rows,
         artifact_kind=method.artifact_kind,
         artifact_key=last.artifact_key,
         artifact_sha256=last.artifact_sha256,
@@ -116,13 +121,18 @@ def _tell_started(
         step=resumed.state.step if resumed else 0,
         total_steps=plan.total_steps,
         rows=len(training.rows),
-        dropped=training.dropped,
-        validation_dropped=validation.dropped if validation else [],
+        dropped=_listed(training),
+        dropped_rows=training.dropped_rows,
+        validation_dropped=_listed(validation) if validation else [],
         trained_tokens_per_epoch=training.trained,
         tokens_per_epoch=training.tokens,
         trainable_parameters=trainable,
         libraries={name: version(name) for name in _LIBRARIES},
     )
+
+
+def _listed(rows: Rows) -> list[int]:
+    return sorted(number for numbers in rows.dropped.values() for number in numbers)[:_LISTED]
 
 
 def _is_told(storage: Storage, spec: TrainingSpec, saved: Checkpoint, attempt: int) -> bool:

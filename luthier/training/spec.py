@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from luthier.chat.examples import Overlength
+
 
 class Value(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -23,11 +25,16 @@ class PluginChoice(Value):
 
 
 class DataFile(Value):
-    """A file of examples: storage key, sha256 of its bytes, name of its format."""
+    """A file of examples: storage key, sha256 of its bytes, name of its format.
+
+    `rows` and `trained_rows` are what was promised before the job started; a run that reads otherwise ends.
+    """
 
     key: str
     sha256: str
     format: str = "messages"
+    rows: int | None = None
+    trained_rows: int | None = None
 
 
 class TrainingSpec(Value):
@@ -43,7 +50,10 @@ class TrainingSpec(Value):
     validation: DataFile | None = None
     method: PluginChoice = PluginChoice(name="lora")
     objective: PluginChoice = PluginChoice(name="sft")
-    max_length: int = Field(ge=8, description="Tokens; a longer row is dropped and counted.")
+    max_length: int = Field(ge=8, description="Tokens that a row may have.")
+    overlength: Overlength = Field(
+        default="drop", description="What becomes of a longer row: left out, cut, or a reason not to start."
+    )
     epochs: int = Field(ge=1, le=100)
     batch_size: int = Field(ge=1, le=4096, description="Rows per optimizer step.")
     micro_batch_tokens: int = Field(ge=8, description="Tokens, padding included, that one forward pass takes at most.")

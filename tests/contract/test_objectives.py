@@ -16,7 +16,7 @@ from luthier.training.spec import PluginChoice
 
 EXAMPLES = {
     "chat": [
-        Example(line, Conversation((Message("user", asked), Message("assistant", said))))
+        Example(line, line, Conversation((Message("user", asked), Message("assistant", said))))
         for line, (asked, said) in enumerate([("a", "b"), ("what is it", "a longer answer"), ("x" * 9, "yes")], start=1)
     ]
 }
@@ -41,7 +41,7 @@ def toy(tmp_path):
 
 def test_padding_and_grouping_do_not_change_the_loss(objective, toy):
     model, renderer = toy
-    rows = [objective.encode(example, renderer) for example in EXAMPLES[objective.wants]]
+    rows = [objective.joined(objective.encode(example, renderer)) for example in EXAMPLES[objective.wants]]
     device = torch.device("cpu")
     together = objective.loss(model, objective.collate(rows, device))
     alone = [objective.loss(model, objective.collate([row], device)) for row in rows]
@@ -52,7 +52,7 @@ def test_padding_and_grouping_do_not_change_the_loss(objective, toy):
 
 def test_what_is_learned_lies_within_the_row(objective, toy):
     for example in EXAMPLES[objective.wants]:
-        row = objective.encode(example, toy[1])
+        row = objective.joined(objective.encode(example, toy[1]))
         assert len(row.tokens) == len(row.weights) == row.length
         assert 0 < row.trained < row.length
 

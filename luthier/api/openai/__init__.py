@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from luthier.api.dialect import Dialect
-from luthier.api.openai import chat, errors, files, fine_tuning, models
+from luthier.api.openai import chat, errors, files, fine_tuning, models, uploads
 from luthier.core.errors import LuthierError
 
 
@@ -15,7 +15,7 @@ class OpenAI(Dialect):
 
     def routes(self) -> APIRouter:
         router = APIRouter()
-        for part in (files, fine_tuning, models, chat):
+        for part in (files, uploads, fine_tuning, models, chat):
             router.include_router(part.router)
         return router
 

@@ -25,10 +25,11 @@ async def upload(
     file: UploadFile,
     purpose: Annotated[str, Form()],
     expires: Annotated[str | None, Form(alias="expires_after[anchor]")] = None,
+    category: Annotated[str | None, Form()] = None,
 ) -> FileObject:
     if expires is not None:
         raise NotOffered("Files that expire are not offered by this version; delete them.", param="expires_after")
-    stored = await services.datasets.add_file(who, file.filename or "upload", purpose, _chunks(file))
+    stored = await services.datasets.add_file(who, file.filename or "upload", purpose, chunks(file), category=category)
     return FileObject.of(stored)
 
 
@@ -62,6 +63,7 @@ async def delete(file_id: str, who: Caller, services: Asked) -> dict[str, Any]:
     return {"id": file_id, "object": "file", "deleted": True}
 
 
-async def _chunks(file: UploadFile) -> AsyncIterator[bytes]:
+async def chunks(file: UploadFile) -> AsyncIterator[bytes]:
+    """The bytes of a part of a form, as they are stored."""
     while chunk := await file.read(_CHUNK):
         yield chunk

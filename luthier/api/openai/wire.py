@@ -10,8 +10,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
+from luthier.chat.examples import Overlength
 from luthier.control.catalog.service import NamedModel
 from luthier.control.datasets.service import File
+from luthier.control.datasets.uploads import Part as SentPart
+from luthier.control.datasets.uploads import Upload
 from luthier.control.inference.service import CompletionRequest
 from luthier.control.jobs.lifecycle import Status
 from luthier.control.jobs.values import Checkpoint, Job, JobEvent, JobRequest
@@ -86,6 +89,65 @@ class FileObject(Sent):
         )
 
 
+# Uploads
+
+
+class CreateUpload(Received):
+    """The `mime_type` that clients send is not kept: what a file holds is read from its bytes."""
+
+    bytes: Annotated[int, Field(ge=1)]
+    filename: str
+    purpose: str
+    category: str | None = None
+    mime_type: str | None = None
+    expires_after: dict[str, Any] | None = None
+
+    def refuse_what_is_not_offered(self) -> None:
+        if self.expires_after is not None:
+            raise NotOffered("Files that expire are not offered by this version; delete them.", param="expires_after")
+
+
+class CompleteUpload(Received):
+    part_ids: list[str]
+    md5: str | None = None
+
+
+class UploadObject(Sent):
+    id: str
+    object: Literal["upload"] = "upload"
+    bytes: int
+    created_at: int
+    expires_at: int
+    filename: str
+    purpose: str
+    status: str
+    file: FileObject | None
+
+    @classmethod
+    def of(cls, upload: Upload) -> UploadObject:
+        return cls(
+            id=upload.id,
+            bytes=upload.bytes,
+            created_at=int(upload.created_at.timestamp()),
+            expires_at=int(upload.expires_at.timestamp()),
+            filename=upload.filename,
+            purpose=upload.purpose,
+            status=upload.status,
+            file=FileObject.of(upload.file) if upload.file else None,
+        )
+
+
+class UploadPart(Sent):
+    id: str
+    object: Literal["upload.part"] = "upload.part"
+    created_at: int
+    upload_id: str
+
+    @classmethod
+    def of(cls, part: SentPart) -> UploadPart:
+        return cls(id=part.id, created_at=int(part.created_at.timestamp()), upload_id=part.upload)
+
+
 # Fine-tuning
 
 Auto = BeforeValidator(lambda value: None if value == "auto" else value)
@@ -121,6 +183,11 @@ class CreateJob(Received):
     method: Method | None = None
     hyperparameters: Hyperparameters | None = None
     integrations: list[Any] | None = None
+    max_length: Annotated[int, Field(ge=8)] | None = Field(
+        default=None,
+        description="Ours: tokens that a row may have; absent: 2,048, or the model's context where it is less.",
+    )
+    overlength: Overlength | None = Field(default=None, description="Ours: what becomes of a longer row; absent: drop.")
 
     def to_request(self) -> JobRequest:
         method = self.method or Method()
@@ -144,6 +211,8 @@ class CreateJob(Received):
             epochs=asked.n_epochs,
             batch_size=asked.batch_size,
             learning_rate_multiplier=asked.learning_rate_multiplier,
+            max_length=self.max_length,
+            overlength=self.overlength or "drop",
             least_rows=LEAST_ROWS,
             metadata=self.metadata,
         )

@@ -73,6 +73,11 @@ class Catalog:
         )
         return Servable(name, row.base_model, row.weights, row.weights_sha256, adapter)
 
+    async def context_length(self, model: Servable) -> int | None:
+        """Tokens that a model can read; None when its base model is not installed any more."""
+        card = await asyncio.to_thread(cards.installed, self.storage, model.base_model)
+        return card.context_length if card is not None else None
+
     async def list(self, who: Principal) -> list[NamedModel]:
         """Base models, then the caller's fine-tuned ones."""
         base = await asyncio.to_thread(cards.all_installed, self.storage)

@@ -1,8 +1,8 @@
-"""All SQL on files."""
+"""All SQL on files, the lengths of their rows, and uploads."""
 
 from __future__ import annotations
 
-from luthier.control.datasets.tables import FileRow
+from luthier.control.datasets.tables import FileRow, LengthsRow, UploadPartRow, UploadRow
 from luthier.control.tenancy import Queries
 from luthier.core.pages import Page, PageRequest
 
@@ -23,3 +23,42 @@ class FileQueries(Queries):
         rows = rows.order_by(FileRow.id.desc() if newest_first else FileRow.id).limit(page.limit + 1)
         found = list(await self.session.scalars(rows))
         return Page(found[: page.limit], has_more=len(found) > page.limit)
+
+    async def first_version(self, row: FileRow) -> str:
+        """The id of the file that a row was made of in the end, deleted or not."""
+        while row.parent_id is not None:
+            parent = await self.session.scalar(self.visible(FileRow).where(FileRow.id == row.parent_id))
+            if parent is None:
+                break
+            row = parent
+        return row.id
+
+    async def children(self, file_id: str) -> list[FileRow]:
+        """Files that were made from this one, oldest first."""
+        rows = self.visible(FileRow).where(FileRow.parent_id == file_id, FileRow.deleted_at.is_(None))
+        return list(await self.session.scalars(rows.order_by(FileRow.id)))
+
+
+class LengthsQueries(Queries):
+    async def of(self, file_id: str, weights_sha256: str) -> LengthsRow | None:
+        """What was counted of a file with the tokenizer of that model."""
+        rows = self.visible(LengthsRow).where(
+            LengthsRow.file_id == file_id, LengthsRow.weights_sha256 == weights_sha256
+        )
+        return await self.session.scalar(rows)
+
+    async def get(self, lengths_id: str) -> LengthsRow | None:
+        return await self.session.scalar(self.visible(LengthsRow).where(LengthsRow.id == lengths_id))
+
+
+class UploadQueries(Queries):
+    async def get(self, upload_id: str) -> UploadRow | None:
+        return await self.session.scalar(self.visible(UploadRow).where(UploadRow.id == upload_id))
+
+    async def parts(self, upload_id: str) -> list[UploadPartRow]:
+        rows = self.visible(UploadPartRow).where(UploadPartRow.upload_id == upload_id)
+        return list(await self.session.scalars(rows.order_by(UploadPartRow.id)))
+
+    async def forget_parts(self, upload_id: str) -> None:
+        for part in await self.parts(upload_id):
+            await self.session.delete(part)

@@ -1,24 +1,43 @@
-"""Files: taken in, read once, listed, given back, deleted; and whether one is ready to be trained on."""
+"""Files: taken in, read once, listed, given back, deleted; how long their rows are, and whether one can be trained on."""
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any, Protocol
 
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from luthier.chat.examples import Overlength
+from luthier.chat.tokenizer import Tokenizer
 from luthier.control import audit
-from luthier.control.datasets.inspection import DatasetReport
-from luthier.control.datasets.queries import FileQueries
-from luthier.control.datasets.tables import FileRow
+from luthier.control.datasets.counting import Lengths
+from luthier.control.datasets.preview import Preview, preview
+from luthier.control.datasets.queries import FileQueries, LengthsQueries
+from luthier.control.datasets.report import DatasetReport
+from luthier.control.datasets.tables import FileRow, LengthsRow
+from luthier.control.datasets.tasks import TOKENIZER_FILES, Task, perform
+from luthier.control.datasets.workshop import Workshop
 from luthier.control.db import Database
 from luthier.control.tenancy import Principal
 from luthier.core import ids
 from luthier.core.clock import Clock
-from luthier.core.errors import DatasetInvalid, FileNotFound, InvalidParameter
+from luthier.core.errors import DatasetInvalid, FileNotChecked, FileNotFound, InvalidParameter, InvalidRequest
 from luthier.core.pages import Page, PageRequest
-from luthier.storage import Storage
+from luthier.formats.base import formats
+from luthier.records.problems import MEANINGS
+from luthier.records.source import stored
+from luthier.storage import Storage, StoredObject
 
 PURPOSES = ("fine-tune",)
+
+_LOOK_AGAIN_SECONDS = 0.1
+
+_COUNTED_AT_ONCE = 1024 * 1024  # bytes
 
 
 @dataclass(frozen=True)
@@ -30,22 +49,73 @@ class File:
     sha256: str
     key: str
     status: str
+    category: str | None
+    parent: str | None
+    operation: dict[str, Any] | None
     report: DatasetReport | None
     created_at: datetime
 
 
+class TokenizedBy(Protocol):
+    """A model by whose tokenizer rows are counted."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def weights(self) -> str: ...
+    @property
+    def weights_sha256(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Counted:
+    """How long the rows of a file are by one model; `lengths` is None while they are being counted."""
+
+    lengths: Lengths | None
+    statistics: dict[str, Any]
+
+
 class Datasets:
-    def __init__(self, db: Database, storage: Storage, clock: Clock) -> None:
+    def __init__(self, db: Database, storage: Storage, workshop: Workshop, clock: Clock) -> None:
         self.db = db
         self.storage = storage
+        self.workshop = workshop
         self.clock = clock
 
-    async def add_file(self, who: Principal, filename: str, purpose: str, content: AsyncIterator[bytes]) -> File:
+    async def add_file(
+        self,
+        who: Principal,
+        filename: str,
+        purpose: str,
+        content: AsyncIterator[bytes],
+        *,
+        category: str | None = None,
+    ) -> File:
         """Store a file whole, then add its row; it is read in the background."""
-        if purpose not in PURPOSES:
-            raise InvalidParameter("purpose", f"must be {' or '.join(map(repr, PURPOSES))}, got {purpose!r}")
+        check_purpose(purpose)
+        check_category(category)
         file_id = ids.new("file")
-        stored = await self.storage.write_stream(f"files/{who.project}/{file_id}", content)
+        stored = await self.storage.write_stream(key_of(who.project, file_id), content)
+        async with self.db.write("files") as session:
+            return self.admit(session, who, file_id, filename, purpose, stored, category=category)
+
+    def admit(
+        self,
+        session: AsyncSession,
+        who: Principal,
+        file_id: str,
+        filename: str,
+        purpose: str,
+        stored: StoredObject,
+        *,
+        category: str | None = None,
+        parent: str | None = None,
+        operation: dict[str, Any] | None = None,
+    ) -> File:
+        """Add the row of a file whose bytes are stored, in the caller's transaction, which should nudge "files".
+
+        `parent` is the file it was made from by `operation`.
+        """
         row = FileRow(
             id=file_id,
             project_id=who.project,
@@ -55,13 +125,15 @@ class Datasets:
             sha256=stored.sha256,
             key=stored.key,
             status="uploaded",
+            category=category,
+            parent_id=parent,
+            operation=operation,
             report=None,
             created_at=self.clock.now(),
             deleted_at=None,
         )
-        async with self.db.write("files") as session:
-            session.add(row)
-            audit.note(session, who, "file.created", file_id, self.clock)
+        session.add(row)
+        audit.note(session, who, "file.created", file_id, self.clock)
         return _file(row)
 
     async def get(self, who: Principal, file_id: str) -> File:
@@ -84,22 +156,32 @@ class Datasets:
             row.deleted_at = self.clock.now()
             audit.note(session, who, "file.deleted", file_id, self.clock)
 
-    async def ready(self, who: Principal, file_id: str, *, param: str, wants: str, at_least: int = 1) -> File | None:
-        """The file, when it can be trained on; None while it has not been read yet.
+    async def ready(
+        self,
+        who: Principal,
+        file_id: str,
+        *,
+        param: str,
+        wants: str,
+        at_least: int = 1,
+        patience_seconds: float = 0.0,
+    ) -> File:
+        """The file, when it can be trained on; `param` is the caller's name for it.
 
-        Raises FileNotFound, and DatasetInvalid with every problem; `param` is the caller's name for this file.
+        Raises FileNotFound, FileNotChecked when it has not been read within `patience_seconds`, and DatasetInvalid with
+        every problem.
         """
-        async with self.db.read() as session:
-            row = await FileQueries(session, who).get(file_id)
-        if row is None:
-            raise FileNotFound(
-                f"There is no file {file_id!r}.", param=param, hint="Upload it first, with purpose fine-tune."
-            )
-        file = _file(row)
-        if file.report is None:
-            return None
+        deadline = time.monotonic() + patience_seconds
+        while (file := await self._for_training(who, file_id, param)).report is None:
+            if time.monotonic() >= deadline:
+                raise FileNotChecked(
+                    f"The file {file.filename!r} is still being checked.",
+                    param=param,
+                    hint="Wait until its status is processed, then create the job.",
+                )
+            await asyncio.sleep(_LOOK_AGAIN_SECONDS)
         if not file.report.fit:
-            problems = [(problem.line, problem.message) for problem in file.report.problems]
+            problems = [(problem.line or 0, problem.text.en) for problem in file.report.problems]
             raise DatasetInvalid(
                 f"The file {file.filename!r} cannot be trained on: {file.report.summary}", problems, param=param
             )
@@ -114,6 +196,198 @@ class Datasets:
                 param=param,
             )
         return file
+
+    async def _for_training(self, who: Principal, file_id: str, param: str) -> File:
+        async with self.db.read() as session:
+            row = await FileQueries(session, who).get(file_id)
+        if row is None:
+            raise FileNotFound(
+                f"There is no file {file_id!r}.", param=param, hint="Upload it first, with purpose fine-tune."
+            )
+        return _file(row)
+
+    async def lengths(self, file: File, project: str, model: TokenizedBy) -> Counted:
+        """How long the rows are by a model; counted in the background when nobody has asked before.
+
+        Raises InvalidRequest for a file that cannot be trained on, or what kept its rows from being counted.
+        """
+        _fit(file, "counted")
+        row = await self._lengths_of(file, project, model) or await self._new_lengths(file, project, model)
+        result = row.result or {}
+        if row.status == "error":
+            raise InvalidRequest(f"The rows of {file.filename!r} could not be counted: {result['why']}")
+        if row.status == "counting":
+            return Counted(None, {})
+        data = await asyncio.to_thread(self.storage.read, row.key)
+        refused = [(row, why) for row, why in result["refused"]]
+        return Counted(Lengths.of(data, refused, result["refused_rows"]), result["statistics"])
+
+    async def _lengths_of(self, file: File, project: str, model: TokenizedBy) -> LengthsRow | None:
+        async with self.db.read() as session:
+            return await LengthsQueries(session, Principal("system", project)).of(file.id, model.weights_sha256)
+
+    async def _new_lengths(self, file: File, project: str, model: TokenizedBy) -> LengthsRow:
+        """Have a file counted; of several who ask at once one does it, and the others take what it has."""
+        row = self._lengths_row(file, project, model)
+        if file.bytes <= _COUNTED_AT_ONCE:
+            await self._count(row, file)
+        try:
+            async with self.db.write("lengths") as session:
+                session.add(row)
+        except IntegrityError:
+            theirs = await self._lengths_of(file, project, model)
+            if theirs is None:
+                raise
+            await asyncio.to_thread(self.storage.delete, row.key)
+            return theirs
+        return row
+
+    async def _count(self, row: LengthsRow, file: File) -> None:
+        """Count a small file here and now, so that whoever asks need not wait for a process to start."""
+        assert file.report is not None
+        options = {"format": file.report.format, "weights": row.weights, "result": row.key}
+        task = Task(kind="count", key=file.key, size=file.bytes, options=options)
+        row.result = await asyncio.to_thread(perform, task, self.storage)
+        row.status = "counted"
+
+    def _lengths_row(self, file: File, project: str, model: TokenizedBy) -> LengthsRow:
+        lengths_id = ids.new("lengths")
+        return LengthsRow(
+            id=lengths_id,
+            project_id=project,
+            file_id=file.id,
+            model=model.name[:64],
+            weights=model.weights,
+            weights_sha256=model.weights_sha256,
+            key=f"lengths/{project}/{lengths_id}",
+            status="counting",
+            result=None,
+            created_at=self.clock.now(),
+        )
+
+    async def preview(
+        self,
+        who: Principal,
+        file_id: str,
+        row: int,
+        model: TokenizedBy,
+        *,
+        max_length: int | None,
+        overlength: Overlength,
+    ) -> Preview:
+        """Exactly what will be trained of one row, counted from 1."""
+        file = await self.get(who, file_id)
+        form = _format_of(file)
+        assert file.report is not None
+        if row > file.report.rows:  # found out without reading the file
+            raise InvalidParameter(
+                "row", f"must be at most {file.report.rows:,}, the number of rows of {file.filename!r}, got {row:,}"
+            )
+
+        def look() -> Preview:
+            source = stored(self.storage, file.key, file.bytes)
+            folder = self.storage.folder(model.weights, only=TOKENIZER_FILES)
+            return preview(source, form, row, folder, max_length=max_length, overlength=overlength)
+
+        return await asyncio.to_thread(look)
+
+    def tokens(self, model: TokenizedBy, text: str) -> int:
+        """How many tokens a text is, as it is."""
+        return len(Tokenizer(self.storage.folder(model.weights, only=TOKENIZER_FILES)).encode_plain(text))
+
+    async def repair(self, who: Principal, file_id: str) -> tuple[File, dict[str, Any]]:
+        """Make a new version without the faults that have one right answer; the file, and what was changed."""
+        file = await self.get(who, file_id)
+        if file.report is None:
+            raise _unchecked(file)
+        if not any(MEANINGS[code].repairable for code in file.report.counts):
+            raise InvalidRequest(
+                f"There is nothing in {file.filename!r} that the repair could do.",
+                hint="See its report for what is wrong.",
+            )
+        made = ids.new("file")
+        done = await self.workshop.do(
+            Task(kind="repair", key=file.key, size=file.bytes, options={"result": key_of(who.project, made)})
+        )
+        changes = done["changes"]
+        operation = {"name": "repair", "counts": changes["counts"], "rows_changed": changes["rows_changed"]}
+        [repaired] = await self._versions(who, file, operation, {made: ("repaired", done["file"])})
+        return repaired, changes
+
+    async def split(self, who: Principal, file_id: str, options: dict[str, Any]) -> tuple[File, File, dict[str, Any]]:
+        """Make a training and a validation version; both, and how the rows were divided."""
+        file = await self.get(who, file_id)
+        _fit(file, "split")
+        made = {name: ids.new("file") for name in ("training", "validation")}
+        keys = {name: key_of(who.project, file_id) for name, file_id in made.items()}
+        task = Task(kind="split", key=file.key, size=file.bytes, options={"split": options, **keys})
+        done = await self.workshop.do(task)
+        operation = {"name": "split", "options": options, "division": done["division"]}
+        files = {made[name]: (name, done[name]) for name in ("training", "validation")}
+        training, validation = await self._versions(who, file, operation, files)
+        return training, validation, done["division"]
+
+    async def _versions(
+        self, who: Principal, file: File, operation: dict[str, Any], made: dict[str, tuple[str, dict[str, Any]]]
+    ) -> list[File]:
+        stem, _, suffix = file.filename.rpartition(".")
+        async with self.db.write("files") as session:
+            return [
+                self.admit(
+                    session,
+                    who,
+                    file_id,
+                    f"{stem or suffix}.{name}.jsonl",
+                    file.purpose,
+                    StoredObject(**written),
+                    category=file.category,
+                    parent=file.id,
+                    operation={**operation, "output": name},
+                )
+                for file_id, (name, written) in made.items()
+            ]
+
+    async def children(self, who: Principal, file_id: str) -> list[File]:
+        """Versions that were made from a file, oldest first."""
+        async with self.db.read() as session:
+            return [_file(row) for row in await FileQueries(session, who).children(file_id)]
+
+
+def check_category(category: str | None) -> None:
+    if category is not None and category not in formats.names():
+        raise InvalidParameter("category", f"must be one of {', '.join(formats.names())}, got {category!r}")
+
+
+def _format_of(file: File) -> str:
+    """The format of a file that has been read. Raises InvalidRequest for one that has none, or was not read yet."""
+    if file.report is None:
+        raise _unchecked(file)
+    if file.report.format is None:
+        raise InvalidRequest(f"The file {file.filename!r} has no rows that can be read: {file.report.summary}")
+    return file.report.format
+
+
+def _fit(file: File, what: str) -> DatasetReport:
+    """The report of a file that can be trained on. Raises InvalidRequest for every other one; `what` was to be done."""
+    if file.report is None:
+        raise _unchecked(file)
+    if not file.report.fit:
+        raise InvalidRequest(f"The file {file.filename!r} cannot be {what}, it has problems: {file.report.summary}")
+    return file.report
+
+
+def _unchecked(file: File) -> InvalidRequest:
+    return InvalidRequest(f"The file {file.filename!r} has not been checked yet.", hint="Ask again in a moment.")
+
+
+def check_purpose(purpose: str) -> None:
+    if purpose not in PURPOSES:
+        raise InvalidParameter("purpose", f"must be {' or '.join(map(repr, PURPOSES))}, got {purpose!r}")
+
+
+def key_of(project: str, file_id: str) -> str:
+    """Where a file's bytes lie in the storage."""
+    return f"files/{project}/{file_id}"
 
 
 def _found(row: FileRow | None, file_id: str) -> FileRow:
@@ -131,6 +405,9 @@ def _file(row: FileRow) -> File:
         sha256=row.sha256,
         key=row.key,
         status=row.status,
+        category=row.category,
+        parent=row.parent_id,
+        operation=row.operation,
         report=DatasetReport.model_validate(row.report) if row.report else None,
         created_at=row.created_at,
     )

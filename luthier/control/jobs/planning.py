@@ -2,34 +2,47 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from luthier.control.catalog.cards import ModelCard
+from luthier.control.datasets.counting import Lengths, Selection
 from luthier.control.datasets.service import File
 from luthier.control.jobs.values import JobRequest
-from luthier.core.errors import InvalidParameter
+from luthier.core.errors import DatasetInvalid, InvalidParameter
 from luthier.training import defaults
 from luthier.training.methods.base import methods
 from luthier.training.objectives.base import objectives
 from luthier.training.spec import DataFile, PluginChoice, TrainingSpec
 
 
+@dataclass(frozen=True)
+class Data:
+    """A file that is ready, and how long its rows are by the job's model."""
+
+    file: File
+    lengths: Lengths
+
+
 def plan(
-    job: str, request: JobRequest, card: ModelCard, training: File, validation: File | None, *, cores: int
+    job: str, request: JobRequest, card: ModelCard, training: Data, validation: Data | None, *, cores: int
 ) -> TrainingSpec:
-    """Everything that was left to us is computed and written down. Raises InvalidParameter for what was asked wrongly."""
-    assert training.report is not None
+    """Everything that was left to us is computed and written down.
+
+    Raises InvalidParameter for what was asked wrongly, DatasetInvalid when a length limit leaves nothing to train.
+    """
     numbers = defaults.resolve(
         parameters=card.parameters,
         context_length=card.context_length,
-        rows=training.report.rows,
+        rows=training.lengths.rows,
         cores=cores,
         epochs=request.epochs,
         batch_size=request.batch_size,
         learning_rate_multiplier=request.learning_rate_multiplier,
         seed=request.seed,
+        max_length=limit_of(card.name, card.context_length, request.max_length),
     )
     return _checked(
         TrainingSpec,
@@ -38,11 +51,21 @@ def plan(
         weights=card.weights,
         weights_sha256=card.weights_sha256,
         renderer_sha256=card.renderer_sha256,
-        training=_data(training),
-        validation=_data(validation) if validation else None,
+        training=_data(training, request, numbers.max_length, "training_file"),
+        validation=_data(validation, request, numbers.max_length, "validation_file") if validation else None,
+        overlength=request.overlength,
         **choices(request),
         **numbers.model_dump(),
     )
+
+
+def limit_of(model: str, context_length: int, asked: int | None) -> int:
+    """Tokens that a row may have: what is asked, otherwise the default. Raises InvalidParameter where the model reads less."""
+    if asked is not None and asked > context_length:
+        raise InvalidParameter(
+            "max_length", f"must be at most {context_length:,}, the context of {model}, got {asked:,}"
+        )
+    return min(context_length, defaults.LONGEST) if asked is None else asked
 
 
 def choices(request: JobRequest) -> dict[str, PluginChoice]:
@@ -53,9 +76,44 @@ def choices(request: JobRequest) -> dict[str, PluginChoice]:
     }
 
 
-def _data(file: File) -> DataFile:
+def _data(data: Data, request: JobRequest, max_length: int, param: str) -> DataFile:
+    """The file with what is promised of it: rows in = rows trained + rows dropped."""
+    file, lengths = data.file, data.lengths
     assert file.report is not None and file.report.format is not None
-    return DataFile(key=file.key, sha256=file.sha256, format=file.report.format)
+    if lengths.refused_rows:
+        row, why = lengths.refused[0]
+        raise DatasetInvalid(
+            f"{lengths.refused_rows:,} rows of {file.filename!r} cannot be written for {request.base_model}; row {row}: {why}",
+            [(lengths.lines[number - 1], reason) for number, reason in lengths.refused],
+            param=param,
+        )
+    chosen = lengths.under(max_length, request.overlength)
+    if request.overlength == "fail" and chosen.too_long:
+        raise DatasetInvalid(
+            f"{chosen.too_long:,} rows of {file.filename!r} are longer than {max_length:,} tokens; the longest has "
+            f"{max(lengths.longest):,}.",
+            [],
+            param=param,
+        )
+    if not chosen.trained_rows:
+        raise DatasetInvalid(_nothing_left(file, lengths, chosen, max_length), [], param=param)
+    return DataFile(
+        key=file.key,
+        sha256=file.sha256,
+        format=file.report.format,
+        rows=chosen.rows,
+        trained_rows=chosen.trained_rows,
+    )
+
+
+def _nothing_left(file: File, lengths: Lengths, chosen: Selection, max_length: int) -> str:
+    told: list[str] = []
+    if count := chosen.dropped_counts.get("too_long", 0):
+        shortest = min(tokens for tokens in lengths.longest if tokens > max_length)
+        told.append(f"{count:,} are longer than {max_length:,} tokens (the shortest of them has {shortest:,})")
+    if count := chosen.dropped_counts.get("nothing_trained", 0):
+        told.append(f"{count:,} have nothing that is learned")
+    return f"No row of {file.filename!r} can be trained: of {chosen.rows:,} rows {' and '.join(told)}."
 
 
 def _options(plugin: Any, choice: PluginChoice) -> PluginChoice:

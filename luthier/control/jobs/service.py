@@ -9,18 +9,19 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from luthier.control import audit
+from luthier.control.catalog.cards import ModelCard
 from luthier.control.catalog.service import Catalog, Trained, artifact_id
 from luthier.control.datasets.service import Datasets, File
 from luthier.control.db import Database
 from luthier.control.jobs.lifecycle import ACTIVE, TERMINAL, Status, check
-from luthier.control.jobs.planning import choices, plan
+from luthier.control.jobs.planning import Data, choices, plan
 from luthier.control.jobs.queries import JobQueries
 from luthier.control.jobs.tables import CheckpointRow, EventRow, JobRow, RunRow
 from luthier.control.jobs.values import Checkpoint, Error, Job, JobEvent, JobRequest
 from luthier.control.tenancy import SYSTEM, Principal
 from luthier.core import ids
 from luthier.core.clock import Clock
-from luthier.core.errors import InvalidParameter, InvalidTransition, JobNotFound, LuthierError
+from luthier.core.errors import FileNotChecked, InvalidParameter, InvalidTransition, JobNotFound, LuthierError
 from luthier.core.pages import Page, PageRequest
 from luthier.serving.protocol import AdapterRef
 from luthier.training import events
@@ -31,6 +32,9 @@ _SUFFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class Jobs:
+    patience_seconds = 10.0
+    """How long a request for a job waits for files that are being checked."""
+
     def __init__(self, db: Database, catalog: Catalog, datasets: Datasets, clock: Clock, *, cores: int) -> None:
         self.db = db
         self.catalog = catalog
@@ -41,11 +45,14 @@ class Jobs:
     # What customers ask for
 
     async def submit(self, who: Principal, request: JobRequest) -> Job:
-        """Take a job. What is wrong with it is raised now; only files that were not read yet are judged later."""
+        """Take a job. What is wrong with it is raised now; only what the tokens of large files tell is judged later.
+
+        Files that were uploaded just now are waited for a little.
+        """
         _check_request(request)
         card = await self.catalog.trainable(request.base_model, request.method.name)
         spec_id = ids.new("ftjob")
-        spec = await self._spec(who, spec_id, request)
+        spec = await self._spec(who, spec_id, request, patience_seconds=self.patience_seconds)
         row = JobRow(
             id=spec_id,
             project_id=who.project,
@@ -63,7 +70,7 @@ class Jobs:
             audit.note(session, who, "job.created", row.id, self.clock)
             self._tell(session, row, "The job was created.")
             if spec is None:
-                self._tell(session, row, "Its files are being read.")
+                self._tell(session, row, "The tokens of its files are being counted.")
             else:
                 self.queue(session, row, spec)
         return _job(row)
@@ -111,7 +118,10 @@ class Jobs:
 
     async def prepare(self, job: Job) -> TrainingSpec | None:
         """The spec of a job whose files have been read; None while they have not. Raises what is wrong with them."""
-        return await self._spec(Principal(id="system", project=job.project), job.id, job.request)
+        try:
+            return await self._spec(Principal(id="system", project=job.project), job.id, job.request)
+        except FileNotChecked:  # it is being read once more, by a newer version of ours
+            return None
 
     def queue(self, session: AsyncSession, row: JobRow, spec: TrainingSpec) -> None:
         row.spec = spec.model_dump(mode="json")
@@ -161,6 +171,9 @@ class Jobs:
                 await self._checkpoint_saved(session, row, run, event)
             case events.Succeeded():
                 spec = TrainingSpec.model_validate(row.spec)
+                if (lost := _lost(spec, event)) is not None:
+                    self.fail(session, row, lost)
+                    return
                 self.catalog.publish(
                     session,
                     row.project_id,
@@ -197,14 +210,16 @@ class Jobs:
             row,
             f"{event.rows} rows, {event.trained_tokens_per_epoch:,} trained tokens an epoch, {event.total_steps} steps, "
             f"{event.trainable_parameters:,} trainable parameters.",
-            data=event.model_dump(include={"rows", "dropped", "total_steps", "trainable_parameters", "libraries"}),
+            data=event.model_dump(
+                include={"rows", "dropped", "dropped_rows", "total_steps", "trainable_parameters", "libraries"}
+            ),
             run=run,
             event=event,
         )
         for what, dropped in (("trained", event.dropped), ("used for validation", event.validation_dropped)):
             if dropped:
-                lines = ", ".join(map(str, dropped[:10])) + (" ..." if len(dropped) > 10 else "")
-                told = f"{len(dropped)} rows are longer than the limit and are not {what}: lines {lines}."
+                rows = ", ".join(map(str, dropped[:10])) + (" ..." if len(dropped) > 10 else "")
+                told = f"{len(dropped)} rows are longer than the limit, or have nothing to learn, and are not {what}: {rows}."
                 self._tell(session, row, told, level="warn", run=run, event=event)
 
     async def _checkpoint_saved(
@@ -237,19 +252,31 @@ class Jobs:
         )
         self._tell(session, row, f"Checkpoint created at step {event.step}: {name}", run=run, event=event)
 
-    async def _spec(self, who: Principal, job_id: str, request: JobRequest) -> TrainingSpec | None:
-        """Everything computed that was left to us; None while a file has not been read."""
+    async def _spec(
+        self, who: Principal, job_id: str, request: JobRequest, *, patience_seconds: float = 0.0
+    ) -> TrainingSpec | None:
+        """Everything computed that was left to us; None while the tokens of a file are being counted."""
         card = await self.catalog.trainable(request.base_model, request.method.name)
         wants = objectives.load(request.objective.name).wants
-        training = await self.datasets.ready(
-            who, request.training_file, param="training_file", wants=wants, at_least=request.least_rows
-        )
-        validation: File | None = None
+        files = [("training_file", request.training_file, request.least_rows)]
         if request.validation_file is not None:
-            validation = await self.datasets.ready(who, request.validation_file, param="validation_file", wants=wants)
-        if training is None or (request.validation_file is not None and validation is None):
+            files.append(("validation_file", request.validation_file, 1))
+        ready = [
+            await self.datasets.ready(
+                who, file, param=param, wants=wants, at_least=least, patience_seconds=patience_seconds
+            )
+            for param, file, least in files
+        ]
+        counted = [await self._counted(file, who.project, card) for file in ready]
+        data = [one for one in counted if one is not None]
+        if len(data) < len(counted):
             return None
-        return plan(job_id, request, card, training, validation, cores=self.cores)
+        return plan(job_id, request, card, data[0], data[1] if len(data) > 1 else None, cores=self.cores)
+
+    async def _counted(self, file: File, project: str, card: ModelCard) -> Data | None:
+        """The file with the lengths of its rows; None while they are being counted."""
+        lengths = (await self.datasets.lengths(file, project, card)).lengths
+        return Data(file, lengths) if lengths is not None else None
 
     async def _unused_name(self, session: AsyncSession, base_model: str, suffix: str | None) -> str:
         """A name for the tuned model that no job of any project has."""
@@ -306,6 +333,17 @@ def _check_request(request: JobRequest) -> None:
     if request.seed is not None and not 0 <= request.seed < 2**31:
         raise InvalidParameter("seed", f"must be between 0 and {2**31 - 1}, got {request.seed}")
     choices(request)
+
+
+def _lost(spec: TrainingSpec, event: events.Succeeded) -> Error | None:
+    """What is wrong when a run did not train the rows that were promised: rows in = rows trained + rows dropped."""
+    promised, rows = spec.training, event.rows
+    if promised.rows is None or rows is None:
+        return None
+    if (promised.trained_rows, promised.rows) == (rows, rows + event.dropped_rows):
+        return None
+    told = f"{rows} rows were trained and {event.dropped_rows} dropped"
+    return Error(code="rows_lost", message=f"{told}; {promised.trained_rows} of {promised.rows} were promised.")
 
 
 def _trained(spec: TrainingSpec) -> Trained:

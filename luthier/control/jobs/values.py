@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from luthier.chat.examples import Overlength
 from luthier.control.jobs.lifecycle import Status
 from luthier.training.spec import PluginChoice, TrainingSpec
 
@@ -28,6 +29,8 @@ class JobRequest(Value):
     epochs: int | None = None
     batch_size: int | None = None
     learning_rate_multiplier: float | None = None
+    max_length: int | None = Field(default=None, description="Tokens that a row may have.")
+    overlength: Overlength = Field(default="drop", description="What becomes of a longer row.")
     least_rows: int = Field(default=1, description="Fewer rows than this are refused.")
     metadata: dict[str, str] | None = None
     shown: dict[str, Any] = Field(

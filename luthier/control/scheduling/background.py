@@ -1,25 +1,39 @@
-"""Reads files that were uploaded and not read yet."""
+"""Reads files that were uploaded and not read yet, counts their tokens; removes the parts of uploads that have ended."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from datetime import timedelta
 
-from luthier.control.datasets.inspection import inspect
-from luthier.control.datasets.queries import FileQueries
-from luthier.control.datasets.tables import FileRow
+from sqlalchemy import or_
+
+from luthier.control.datasets.queries import FileQueries, LengthsQueries, UploadQueries
+from luthier.control.datasets.report import DatasetReport, of_problem
+from luthier.control.datasets.service import key_of
+from luthier.control.datasets.tables import FileRow, LengthsRow, UploadRow
+from luthier.control.datasets.tasks import Task
+from luthier.control.datasets.uploads import folder_of
+from luthier.control.datasets.workshop import Workshop, WorkStopped
 from luthier.control.db import Database
-from luthier.control.scheduling.leases import Lease, apply
+from luthier.control.scheduling.leases import Lease, apply, release
 from luthier.control.scheduling.reconciler import Reconciler
 from luthier.control.tenancy import SYSTEM
+from luthier.core.clock import Clock
+from luthier.core.errors import LuthierError, Unavailable
+from luthier.records.problems import Problem
 from luthier.storage import Storage
 
 
 class Inspector(Reconciler[FileRow]):
     topic = "files"
 
-    def __init__(self, db: Database, storage: Storage) -> None:
+    def __init__(
+        self, db: Database, workshop: Workshop, *, image_hosts: Sequence[str] = (), advised_rows: int | None = None
+    ) -> None:
         super().__init__(db)
-        self.storage = storage
+        self.workshop = workshop
+        self.options = {"image_hosts": list(image_hosts), "advised_rows": advised_rows}
 
     def table(self) -> type[FileRow]:
         return FileRow
@@ -30,10 +44,103 @@ class Inspector(Reconciler[FileRow]):
     async def work(self, lease: Lease[FileRow]) -> None:
         async with self.db.read() as session:
             row = await FileQueries(session, SYSTEM).get(lease.id)
-        if row is None:
+            first = await FileQueries(session, SYSTEM).first_version(row) if row is not None else None
+        if row is None or first is None:
             return
-        report = await asyncio.to_thread(inspect, self.storage, row.key)
+        pins = f"images/{row.project_id}/{first}"  # versions share what was fetched for the first of them
+        options = {"category": row.category, "pins": pins, **self.options}
+        task = Task(kind="inspect", key=row.key, size=row.bytes, options=options)
+        try:
+            report = DatasetReport.model_validate(await self.workshop.do(task))
+        except LuthierError as stopped:
+            if _may_pass(stopped):
+                raise
+            report = of_problem(Problem(code="check_stopped", found=stopped.message.rstrip(".")))
         async with apply(self.db, lease, "jobs") as (_, row):
             row.report = report.model_dump(mode="json")
             row.status = "processed" if report.fit else "error"
         self.log.info("file read", file=lease.id, rows=report.rows, problems=sum(report.counts.values()))
+
+
+class Counter(Reconciler[LengthsRow]):
+    """Counts the tokens of files that somebody asked about with a model."""
+
+    topic = "lengths"
+
+    def __init__(self, db: Database, workshop: Workshop) -> None:
+        super().__init__(db)
+        self.workshop = workshop
+
+    def table(self) -> type[LengthsRow]:
+        return LengthsRow
+
+    def due(self) -> list:
+        return [LengthsRow.status == "counting"]
+
+    async def work(self, lease: Lease[LengthsRow]) -> None:
+        async with self.db.read() as session:
+            row = await LengthsQueries(session, SYSTEM).get(lease.id)
+            file = await FileQueries(session, SYSTEM).get(row.file_id) if row is not None else None
+        if row is None:
+            return
+        status = "error"
+        if file is None or file.report is None:
+            result = {"why": "The file was deleted."}
+        else:
+            options = {"format": file.report["format"], "weights": row.weights, "result": row.key}
+            try:
+                result = await self.workshop.do(Task(kind="count", key=file.key, size=file.bytes, options=options))
+                status = "counted"
+            except LuthierError as refused:
+                if _may_pass(refused):
+                    raise
+                result = {"why": refused.text}
+        async with apply(self.db, lease, "jobs") as (_, row):
+            row.result, row.status = result, status
+
+
+def _may_pass(error: LuthierError) -> bool:
+    """Whether the same work may go well another time; what went over a limit would do so again."""
+    return isinstance(error, Unavailable) and not isinstance(error, WorkStopped)
+
+
+class UploadCleaner(Reconciler[UploadRow]):
+    """Parts go at once when their upload ends, and once more a while later: one may have been on its way just then."""
+
+    topic = "uploads"
+    every_seconds = 30.0
+    again_after = timedelta(minutes=10)
+
+    def __init__(self, db: Database, storage: Storage, clock: Clock) -> None:
+        super().__init__(db)
+        self.storage = storage
+        self.clock = clock
+
+    def table(self) -> type[UploadRow]:
+        return UploadRow
+
+    def due(self) -> list:
+        has_ended = or_(UploadRow.status != "pending", UploadRow.expires_at <= self.clock.now())
+        return [UploadRow.cleared_at.is_(None), has_ended]
+
+    async def work(self, lease: Lease[UploadRow]) -> None:
+        async with self.db.read() as session:
+            row = await UploadQueries(session, SYSTEM).get(lease.id)
+        if row is None:
+            return
+        if row.status == "pending":
+            async with apply(self.db, lease, "uploads") as (_, row):
+                row.status = "expired"
+                row.ended_at = self.clock.now()
+            self.log.info("upload expired", upload=lease.id)
+            return
+        await asyncio.to_thread(self.storage.delete, folder_of(row.project_id, row.id))
+        if row.status != "completed" and row.file_id is not None:  # what a call to complete it left behind
+            await asyncio.to_thread(self.storage.delete, key_of(row.project_id, row.file_id))
+        ended_at = row.ended_at or row.expires_at
+        if self.clock.now() < ended_at + self.again_after:
+            await release(self.db, lease, again_after_seconds=self.again_after.total_seconds())
+            return
+        async with apply(self.db, lease) as (session, row):
+            await UploadQueries(session, SYSTEM).forget_parts(lease.id)
+            row.cleared_at = self.clock.now()

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from luthier.chat.renderers.base import Renderer
+from luthier.chat.examples import sequences
+from luthier.chat.renderers.base import Rendered, Renderer
 from luthier.core.registry import Registry
 from luthier.formats.base import Example, Kind
 from luthier.training import options as plugin
@@ -49,8 +50,13 @@ class Objective(ABC):
     def __init__(self, options: plugin.Options) -> None:
         self.options = options
 
+    def encode(self, example: Example, renderer: Renderer) -> tuple[Rendered, ...]:
+        """The sequences that an example is trained as; the length limit is held against each of them."""
+        return sequences([example.value], renderer)[0]
+
     @abstractmethod
-    def encode(self, example: Example, renderer: Renderer) -> Encoded: ...
+    def joined(self, row: tuple[Rendered, ...]) -> Encoded:
+        """The sequences of one row as the loop plans with them."""
 
     @abstractmethod
     def collate(self, rows: Sequence[Encoded], device: torch.device) -> Any:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from luthier.chat.renderers.base import Renderer
-from luthier.formats.base import Example
+from luthier.chat.renderers.base import Rendered
 from luthier.training.objectives.base import Encoded, Objective
 from luthier.training.options import Options
 
@@ -37,8 +36,8 @@ class Sft(Objective):
     Options = SftOptions
     wants = "chat"
 
-    def encode(self, example: Example, renderer: Renderer) -> Encoded:
-        rendered = renderer.example(example.conversation)
+    def joined(self, row: tuple[Rendered, ...]) -> Encoded:
+        [rendered] = row
         return Encoded(rendered.tokens, rendered.weights)
 
     def collate(self, rows: Sequence[Encoded], device: torch.device) -> Batch:

@@ -43,11 +43,15 @@ class Api:
         return answer
 
     def refused(self, method: str, path: str, key: str | None, **sent: Any) -> tuple[int, dict[str, Any]]:
-        """The status and the error of a call that must be refused, in OpenAI's envelope."""
+        """The status and the error of a call that must be refused, in the envelope of the path's dialect."""
         answer = self.call(method, path, key, **sent)
         assert answer.status_code >= 400, answer.text
         assert answer.headers["content-type"] == "application/json"
         body = answer.json()
+        if path.startswith("/api/platform/"):
+            assert {"code", "message", "hint", "param", "request_id"} <= set(body) | {"problems"}
+            assert body["message"] and body["request_id"] == answer.headers["x-request-id"]
+            return answer.status_code, body
         assert set(body) == {"error"}
         assert set(body["error"]) == {"message", "type", "param", "code"}
         assert body["error"]["message"]
@@ -96,7 +100,12 @@ def _fill(api: Api) -> None:
     job = api.call("POST", "/v1/fine_tuning/jobs", api.bob, json={"model": "toy", "training_file": file}).json()["id"]
     done = api.until(f"/v1/fine_tuning/jobs/{job}", api.bob, "succeeded", "failed")
     checkpoints = api.call("GET", f"/v1/fine_tuning/jobs/{job}/checkpoints", api.bob).json()["data"]
+    sent = {"bytes": 8, "filename": "rows.jsonl", "purpose": "fine-tune", "mime_type": "application/jsonl"}
+    upload = api.call("POST", "/v1/uploads", api.bob, json=sent).json()["id"]
+    part = api.call("POST", f"/v1/uploads/{upload}/parts", api.bob, files={"data": b"rows"}).json()["id"]
     api.bobs = {
+        "upload_id": upload,
+        "part_id": part,
         "file_id": file,
         "job_id": job,
         "name": done["fine_tuned_model"],

@@ -126,13 +126,17 @@ def test_a_job_that_cannot_be_is_refused(api: Api, asked: dict[str, Any], status
 
 
 def test_a_file_that_is_broken_or_too_short_is_told_with_its_lines(api: Api) -> None:
-    for content, said in ((jsonl(toy_rows(12)) + b"{\n", "line 13: not JSON"), (jsonl(toy_rows(9)), "at least 10")):
+    for content, said in (
+        (jsonl(toy_rows(12)) + b"{\n", "line 13, column 1, row 13: "),
+        (jsonl(toy_rows(9)), "at least 10"),
+    ):
         file = api.upload(api.ada, content)
         read = api.until(f"/v1/files/{file}", api.ada, "processed", "error")
         assert read["status"] == ("error" if "line" in said else "processed")
         status, error = api.refused("POST", "/v1/fine_tuning/jobs", api.ada, json=JOB | {"training_file": file})
         assert (status, error["code"], error["param"]) == (400, "invalid_training_file", "training_file")
         assert said in error["message"]
+        assert read["status_details"] is None or read["status_details"] in error["message"]
         assert api.call("DELETE", f"/v1/files/{file}", api.ada).json()["deleted"] is True
 
 

@@ -15,13 +15,22 @@ from tests.unit.api.conftest import Api
 OPEN = {("GET", "/healthz")}
 """What answers without a key."""
 
-NAMES_NOBODYS_THINGS = {("POST", "/files")}
+NAMES_NOBODYS_THINGS = {("POST", "/files"), ("POST", "/uploads")}
 """What takes a body and names nothing that is there already; paths are without the prefix of their dialect."""
+
+NOBODYS = {("GET", "/formats/{name}/sample")}
+"""What has a name in its path that belongs to no project."""
 
 
 def bare(path: str) -> str:
     """A path without the prefix of its dialect."""
-    return path[path.index("/v1") + 3 :]
+    return path.removeprefix("/api/platform") if path.startswith("/api/platform/") else path[path.index("/v1") + 3 :]
+
+
+def filled(path: str, things: dict[str, str]) -> str:
+    """A path with things in it, and what it must be asked with."""
+    asked = "?model=toy" if path.endswith("/rows/{row}") else ""
+    return path.format(**things | {"row": "1"}) + asked
 
 
 def chat(model: str) -> dict[str, object]:
@@ -29,14 +38,21 @@ def chat(model: str) -> dict[str, object]:
 
 
 def bodies(method: str, path: str, theirs: dict[str, str]) -> list[dict[str, object]]:
-    """Bodies that name another project's things, for a route that takes one."""
-    return {
+    """Bodies that name another project's things, for a route that takes one; a form is under `files`."""
+    named: dict[tuple[str, str], list[dict[str, object]]] = {
+        ("POST", "/uploads/{upload_id}/complete"): [{"part_ids": [theirs["part_id"]]}],
+        ("POST", "/tokens"): [{"model": theirs["name"], "text": "Hi"}, {"model": theirs["checkpoint"], "text": "Hi"}],
+        ("POST", "/files/{file_id}/split"): [{}, {"ratio": 0.5, "seed": 1}],
         ("POST", "/fine_tuning/jobs"): [
             {"model": "toy", "training_file": theirs["file_id"]},
             {"model": theirs["name"], "training_file": theirs["file_id"]},
         ],
         ("POST", "/chat/completions"): [chat(theirs["name"]), chat(theirs["checkpoint"])],
-    }[method, bare(path)]
+    }
+    forms: dict[tuple[str, str], list[dict[str, object]]] = {
+        ("POST", "/uploads/{upload_id}/parts"): [{"files": {"data": b"rows"}}],
+    }
+    return forms.get((method, bare(path))) or [{"json": body} for body in named[method, bare(path)]]
 
 
 def routes(api: Api) -> Iterator[tuple[str, str, bool]]:
@@ -58,18 +74,18 @@ def test_no_route_answers_without_a_key(api: Api) -> None:
         if (method, path) in OPEN:
             assert api.call(method, path, None).status_code == 200
             continue
-        status, error = api.refused(method, path.format(**api.bobs), None)
+        status, error = api.refused(method, filled(path, api.bobs), None)
         assert (status, error["code"]) == (401, "invalid_api_key"), f"{method} {path}"
 
 
 def test_another_projects_things_are_not_there_on_any_route(api: Api) -> None:
     for method, path, has_body in routes(api):
-        if (method, path) in OPEN or (method, bare(path)) in NAMES_NOBODYS_THINGS:
+        if (method, path) in OPEN or (method, bare(path)) in NAMES_NOBODYS_THINGS | NOBODYS:
             continue
-        for body in bodies(method, path, api.bobs) if has_body else [None]:
+        for body in bodies(method, path, api.bobs) if has_body else [{}]:
             if "{" in path or has_body:
-                status, error = api.refused(method, path.format(**api.bobs), api.ada, json=body)
-                assert (status, error["type"]) == (404, "invalid_request_error"), f"{method} {path}"
+                status, error = api.refused(method, filled(path, api.bobs), api.ada, **body)
+                assert status == 404, f"{method} {path}"
                 assert error["code"].endswith("not_found")
             else:
                 answer = api.call(method, path, api.ada)
@@ -80,7 +96,12 @@ def test_another_projects_things_are_not_there_on_any_route(api: Api) -> None:
 def test_the_ids_of_that_walk_are_real(api: Api) -> None:
     for method, path, _ in routes(api):
         if method == "GET":
-            assert api.call(method, path.format(**api.bobs), api.bob).status_code == 200, path
+            things = (
+                api.bobs | {"name": "messages"}
+                if (method, path) not in OPEN and (method, bare(path)) in NOBODYS
+                else api.bobs
+            )
+            assert api.call(method, filled(path, things), api.bob).status_code == 200, path
     assert api.bobs["file_id"] in api.call("GET", "/v1/files", api.bob).text
     assert api.bobs["job_id"] in api.call("GET", "/v1/fine_tuning/jobs", api.bob).text
     assert api.bobs["name"] in api.call("GET", "/v1/models", api.bob).text
@@ -90,6 +111,6 @@ def test_the_ids_of_that_walk_are_real(api: Api) -> None:
 def test_a_nonsense_id_is_a_thing_that_is_not_there(api: Api, nonsense: str) -> None:
     for method, path, has_body in routes(api):
         if "{" in path and not has_body:
-            filled = path.format(**dict.fromkeys(api.bobs, nonsense))
-            status, _ = api.refused(method, filled, api.ada)
-            assert status == 404, f"{method} {filled}"
+            address = filled(path, dict.fromkeys(api.bobs, nonsense))
+            status, _ = api.refused(method, address, api.ada)
+            assert status == 404, f"{method} {address}"

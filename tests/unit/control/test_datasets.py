@@ -9,10 +9,11 @@ import pytest
 from sqlalchemy import select
 
 from luthier.control.audit import AuditRow
-from luthier.control.datasets.inspection import KEPT, inspect
-from luthier.core.errors import DatasetInvalid, FileNotFound, InvalidParameter
+from luthier.control.datasets.inspection import inspect
+from luthier.control.datasets.report import KEPT
+from luthier.core.errors import DatasetInvalid, FileNotChecked, FileNotFound, InvalidParameter
 from luthier.core.pages import PageRequest
-from luthier.storage import Storage
+from luthier.records.source import Given
 from luthier.testing import jsonl, toy_rows
 from tests.unit.control.conftest import ADA, BOB, House, add
 
@@ -23,10 +24,10 @@ async def test_a_file_is_kept_whole_read_and_given_back(house: House) -> None:
     datasets = house.parts.services.datasets
     added = await add(house.parts, ADA, GOOD, name="my rows.jsonl")
     assert (added.filename, added.bytes, added.status, added.report) == ("my rows.jsonl", len(GOOD), "uploaded", None)
-    assert await datasets.ready(ADA, added.id, param="training_file", wants="chat") is None
+    with pytest.raises(FileNotChecked, match="still being checked"):
+        await datasets.ready(ADA, added.id, param="training_file", wants="chat")
     await house.parts.inspector.once()
     ready = await datasets.ready(ADA, added.id, param="training_file", wants="chat", at_least=3)
-    assert ready is not None
     assert (ready.status, ready.report and ready.report.rows) == ("processed", 3)
     assert b"".join([chunk async for chunk in await datasets.content(ADA, added.id)]) == GOOD
 
@@ -111,11 +112,11 @@ async def test_another_projects_file_is_not_there(house: House) -> None:
 @pytest.mark.parametrize(
     ("content", "wants", "said"),
     [
-        (b"", "chat", "the file has no rows"),
-        (b"\xef\xbb\xbf\n \n\r\n", "chat", "the file has no rows"),
-        (b"\xef\xbb\xbf[\n]\n", "chat", "line 1: not JSON"),
-        (b"col,umn\n1,2\n", "chat", "no row of the form"),
-        (GOOD + b"{\n", "chat", "line 4: not JSON"),
+        (b"", "chat", "The file has no rows"),
+        (b"\xef\xbb\xbf\n \n\r\n", "chat", "The file has no rows"),
+        (b"\xef\xbb\xbf[\n]\n", "chat", "The file has no rows"),
+        (b"col,umn\n1,2\n", "chat", "line 1, column 1: .*begins with col,umn"),
+        (GOOD + b"{\n", "chat", "line 4, column 1, row 4: "),
         (GOOD, "preference", "holds chat rows; this job wants preference"),
         (GOOD, "chat", "has 3 rows; at least 10 are needed"),
     ],
@@ -136,20 +137,16 @@ async def test_what_reading_found_can_be_kept_whatever_the_file_holds(house: Hou
 
 
 def test_a_report_counts_every_row_and_every_problem_but_lists_the_first_thousand() -> None:
-    storage = Storage("memory://")
-    storage.write("f", GOOD + b"{\n" * (KEPT + 5) + b"[]\n\n" + GOOD)
-    report = inspect(storage, "f")
-    assert (report.format, report.kind, report.rows, report.fit) == ("messages", "chat", 6, False)
-    assert report.counts == {"not_json": KEPT + 5, "not_an_object": 1}
+    report = inspect(Given(GOOD + b"1\n" * (KEPT + 5) + b"[]\n\n" + GOOD))
+    assert (report.format, report.kind, report.rows, report.fit) == ("messages", "chat", KEPT + 12, False)
+    assert report.counts == {"not_an_object": KEPT + 6}
     assert len(report.problems) == KEPT
-    assert (report.problems[0].line, report.problems[0].code) == (4, "not_json")
+    assert (report.problems[0].line, report.problems[0].code) == (4, "not_an_object")
     assert report.summary is not None
     assert report.summary.endswith("(1,005 more)")
 
 
 def test_a_report_counts_the_characters_of_all_messages() -> None:
-    storage = Storage("memory://")
     turns = [{"role": "user", "content": "谢谢"}, {"role": "assistant", "content": "🙂!!"}]
-    storage.write("f", json.dumps({"messages": turns}).encode())
-    report = inspect(storage, "f")
+    report = inspect(Given(json.dumps({"messages": turns}).encode()))
     assert (report.rows, report.characters, report.fit, report.summary) == (1, 5, True, None)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from itertools import count
 
 import pytest
 
+from luthier.control.datasets import service
 from luthier.control.datasets.service import File
 from luthier.control.jobs.lifecycle import Status
 from luthier.control.jobs.values import JobRequest
 from luthier.core import ids
 from luthier.core.errors import (
     DatasetInvalid,
+    FileNotChecked,
     FileNotFound,
     InvalidParameter,
     InvalidTransition,
@@ -20,6 +23,7 @@ from luthier.core.errors import (
     ModelNotFound,
 )
 from luthier.core.pages import PageRequest
+from luthier.testing import jsonl, toy_rows
 from tests.unit.control.conftest import ADA, BOB, House, add
 from tests.unit.control.trainers import told
 
@@ -38,10 +42,20 @@ async def test_a_job_on_a_file_that_was_read_is_queued_with_every_number_written
     ]
 
 
-async def test_a_job_on_a_file_that_was_not_read_waits_for_it(house: House) -> None:
+async def test_a_job_on_a_file_that_was_not_read_is_refused(house: House) -> None:
+    house.jobs.patience_seconds = 0.0
     file = await add(house.parts, ADA, b"{\n")
-    job = await house.submit(training_file=file.id)
-    assert (job.status, job.spec) == (Status.CHECKING, None)
+    with pytest.raises(FileNotChecked, match="is still being checked") as refused:
+        await house.submit(training_file=file.id)
+    assert refused.value.param == "training_file"
+
+
+async def test_a_job_waits_a_little_for_a_file_that_was_uploaded_just_now(house: House) -> None:
+    file = await add(house.parts, ADA, jsonl(toy_rows(12)))
+    asked = asyncio.create_task(house.submit(training_file=file.id))
+    await asyncio.sleep(0.05)
+    await house.parts.inspector.once()
+    assert (await asked).status is Status.QUEUED
 
 
 async def files(house: House) -> dict[str, File]:
@@ -133,22 +147,26 @@ async def test_another_projects_job_is_not_there(house: House) -> None:
     assert (await house.jobs.get(BOB, job.id)).status is Status.QUEUED
 
 
-async def test_a_job_without_a_process_is_cancelled_at_once_and_again_changes_nothing(house: House) -> None:
+async def test_a_job_without_a_process_is_cancelled_at_once_and_again_changes_nothing(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
     queued = await house.submit()
-    file = await add(house.parts, ADA, b"{\n")
-    for job in (queued, await house.submit(training_file=file.id)):
+    monkeypatch.setattr(service, "_COUNTED_AT_ONCE", 10)
+    counting = await house.submit()
+    assert (queued.status, counting.status) == (Status.QUEUED, Status.CHECKING)
+    for job in (queued, counting):
         cancelled = await house.jobs.cancel(ADA, job.id)
         assert (cancelled.status, cancelled.finished_at) == (Status.CANCELLED, house.clock.now())
         assert await house.jobs.cancel(ADA, job.id) == cancelled
-    await house.parts.inspector.once()
+    await house.parts.counter.once()
     await house.parts.training.once()
-    assert (await house.jobs.get(ADA, job.id)).status is Status.CANCELLED
+    assert (await house.jobs.get(ADA, counting.id)).status is Status.CANCELLED
 
 
-async def test_a_job_that_has_ended_cannot_be_cancelled(house: House) -> None:
-    file = await add(house.parts, ADA, b"{\n")
-    job = await house.submit(training_file=file.id)
-    await house.parts.inspector.once()
+async def test_a_job_that_has_ended_cannot_be_cancelled(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "_COUNTED_AT_ONCE", 10)
+    job = await house.submit(overlength="fail", max_length=8)
+    await house.parts.counter.once()
     await house.parts.training.once()
     failed = await house.jobs.get(ADA, job.id)
     assert failed.status is Status.FAILED

@@ -45,10 +45,10 @@ async def test_a_job_goes_from_an_unread_file_to_a_model_that_can_be_called(hous
     executor = InlineExecutor(played(play))
     parts = house.again(executor)
     content = b"".join([chunk async for chunk in await parts.services.datasets.content(ADA, (await house.upload()).id)])
-    job = await house.submit(training_file=(await add(parts, ADA, content)).id)
-    await parts.training.once()
-    assert (await house.jobs.get(ADA, job.id)).status is Status.CHECKING
+    file = await add(parts, ADA, content)
     await parts.inspector.once()
+    job = await house.submit(training_file=file.id)
+    assert job.status is Status.QUEUED
     for expected in (Status.QUEUED, Status.STARTING):
         await rounds(parts, ADA, job, expected)
     assert executor.started == []
@@ -61,7 +61,6 @@ async def test_a_job_goes_from_an_unread_file_to_a_model_that_can_be_called(hous
     assert trained_steps(events) == [1, 2, 3, 4, 5, 6]
     assert [event.message for event in events if event.kind == "message"] == [
         "The job was created.",
-        "Its files are being read.",
         "The job is queued.",
         "The trainer is being started.",
         "Training has started.",

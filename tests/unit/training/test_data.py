@@ -1,14 +1,17 @@
 """Rows read and refused, batches planned."""
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from luthier.chat.renderers.base import renderer_for
 from luthier.chat.tokenizer import Tokenizer
 from luthier.core.errors import DatasetInvalid, InvalidRequest
-from luthier.testing import jsonl, toy_rows, toy_tokenizer
-from luthier.training.data import BatchPlan, micro_batches, read_rows
+from luthier.formats.messages import Messages
+from luthier.nets.loading import load_model
+from luthier.testing import jsonl, toy_model, toy_rows, toy_tokenizer
+from luthier.training.data import BatchPlan, RowsLost, micro_batches, read_rows
 from luthier.training.objectives.base import Encoded
 from luthier.training.objectives.sft import Sft, SftOptions
 from luthier.training.spec import DataFile
@@ -28,10 +31,10 @@ def stored(storage, data: bytes) -> DataFile:
     return DataFile(key="files/x", sha256=storage.write("files/x", data).sha256)
 
 
-def test_rows_that_are_too_long_are_dropped_by_their_line(storage, renderer):
+def test_rows_that_are_too_long_are_dropped_by_their_number(storage, renderer):
     file = stored(storage, jsonl([row("a", "b"), row("a", "b" * 50), row("c", "d"), row("e" * 50, "f")]))
     read = read_rows(storage, file, Sft(SftOptions()), renderer, max_length=50)
-    assert (len(read.rows), read.dropped) == (2, [2, 4])
+    assert (len(read.rows), read.dropped, read.dropped_rows) == (2, {"too_long": [2, 4]}, 2)
 
 
 def test_the_first_token_and_what_the_user_says_are_not_trained(storage, renderer):
@@ -45,7 +48,7 @@ def test_the_first_token_and_what_the_user_says_are_not_trained(storage, rendere
     [
         (jsonl([row("a", "b" * 90)]), "1 rows are longer than 50 tokens"),
         (b"", "can be trained"),
-        (jsonl([row("a", "b")]) + b"{", "1 faults, the first in line 2: not JSON"),
+        (jsonl([row("a", "b")]) + b"{", "1 faults, the first: line 2, column 1, row 2: "),
     ],
 )
 def test_a_file_without_anything_to_train_says_why(storage, renderer, data, words):
@@ -83,3 +86,52 @@ def test_micro_batches_hold_every_row_within_the_limit(lengths, limit):
     groups = micro_batches(rows, limit)
     assert sorted(row.length for group in groups for row in group) == sorted(lengths)
     assert all(len(group) == 1 or len(group) * max(row.length for row in group) <= limit for group in groups)
+
+
+def read(storage, renderer, rows: list[dict], **asked):
+    return read_rows(storage, stored(storage, jsonl(rows)), Sft(SftOptions()), renderer, **asked)
+
+
+def test_a_truncated_row_is_trained_on_what_is_left_of_it(storage, renderer):
+    long, short = row("a", "b" * 50), row("a", "b")
+    found = read(storage, renderer, [long, short], max_length=40, overlength="truncate")
+    assert (len(found.rows), found.dropped) == (2, {})
+    whole = renderer.example(Messages.value(long))
+    assert (found.rows[0].tokens, found.rows[0].weights) == (whole.tokens[:40], whole.weights[:40])
+    assert found.rows[0].trained == 20  # the answer begins after 20 tokens
+
+
+def test_a_truncated_row_contributes_to_the_loss(storage, renderer, tmp_path):
+    objective = Sft(SftOptions())
+    found = read(storage, renderer, [row("a", "b" * 50)], max_length=40, overlength="truncate")
+    model = load_model(toy_model(tmp_path / "model"), precision="fp32")
+    loss = objective.loss(model, objective.collate(found.rows, torch.device("cpu")))
+    assert loss.trained == 20
+    loss.total.backward()
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+def test_a_row_is_cut_only_while_something_learned_is_left(storage, renderer):
+    found = read(storage, renderer, [row("a" * 50, "b"), row("a", "b")], max_length=40, overlength="truncate")
+    assert (len(found.rows), found.dropped) == (1, {"too_long": [1]})
+
+
+def test_a_limit_that_must_hold_is_a_reason_not_to_start(storage, renderer):
+    with pytest.raises(DatasetInvalid, match="1 rows of files/x are longer than 40 tokens"):
+        read(storage, renderer, [row("a", "b" * 50), row("a", "b")], max_length=40, overlength="fail")
+    assert len(read(storage, renderer, [row("a", "b")], max_length=40, overlength="fail").rows) == 1
+
+
+@pytest.mark.parametrize(
+    ("promised", "is_kept"), [((3, 2), True), ((None, None), True), ((3, 3), False), ((2, 2), False), ((4, 2), False)]
+)
+def test_rows_other_than_the_promised_ones_end_the_run(storage, renderer, promised, is_kept):
+    file = stored(storage, jsonl([row("a", "b"), row("a", "b" * 50), row("c", "d")]))
+    file = file.model_copy(update={"rows": promised[0], "trained_rows": promised[1]})
+    asked = {"max_length": 40}
+    if is_kept:
+        assert len(read_rows(storage, file, Sft(SftOptions()), renderer, **asked).rows) == 2
+        return
+    with pytest.raises(RowsLost, match=f"{promised[1]} of {promised[0]} rows; it gives 2 of 3") as lost:
+        read_rows(storage, file, Sft(SftOptions()), renderer, **asked)
+    assert lost.value.code == "rows_lost"

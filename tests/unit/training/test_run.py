@@ -143,14 +143,20 @@ def test_a_loss_that_is_no_number_ends_the_run(storage):
     assert "at step 1" in last.message
 
 
-def test_rows_that_teach_nothing_are_harmless_beside_others(storage):
+def test_answers_that_are_not_learned_are_harmless_beside_others(storage, told):
+    rows = toy_rows(4)
+    for row in rows:
+        row["messages"] = [*row["messages"], *row["messages"]]
+        row["messages"][1] = row["messages"][1] | {"weight": 0}
+    assert run(toy_spec(storage, rows=rows, batch_size=1, epochs=1, max_length=200), storage).type == "succeeded"
+
+
+def test_a_file_in_which_nothing_is_learned_is_refused(storage):
     quiet = toy_rows(4)
     for row in quiet:
         row["messages"][1]["weight"] = 0
-    spec = toy_spec(storage, rows=quiet + toy_rows(4), batch_size=1, epochs=1)
-    assert run(spec, storage).type == "succeeded"
-    only = toy_spec(storage, job="ftjob-only", rows=quiet)
-    assert "4 have nothing to learn" in run(only, storage).message
+    last = run(toy_spec(storage, rows=quiet), storage)
+    assert (last.code, "4 faults" in last.message) == ("invalid_training_file", True)
 
 
 def test_a_storage_that_fails_at_the_end_still_gives_the_end(storage, monkeypatch):
@@ -167,3 +173,22 @@ def test_a_changed_file_is_refused(storage):
     spec = toy_spec(storage)
     storage.write(spec.training.key, jsonl(toy_rows(5)))
     assert "not the file this job was made for" in run(spec, storage).message
+
+
+def test_a_run_that_reads_other_rows_than_promised_fails_with_its_code(storage, told):
+    spec = toy_spec(storage)
+    spec = spec.model_copy(update={"training": spec.training.model_copy(update={"rows": 12, "trained_rows": 11})})
+    last = run(spec, storage)
+    assert (last.type, last.code, told(spec)) == ("failed", "rows_lost", [last])
+    assert "11 of 12 rows; it gives 12 of 12" in last.message
+
+
+def test_a_run_tells_how_many_rows_it_trained_and_dropped(storage):
+    rows = toy_rows(13)
+    rows[12]["messages"][1]["content"] = "x" * 99
+    spec = toy_spec(storage, rows=rows)
+    last = run(spec, storage)
+    assert (last.rows, last.dropped_rows) == (12, 1)
+    cut = run(spec.model_copy(update={"job": "ftjob-cut", "overlength": "truncate"}), storage)
+    assert (cut.rows, cut.dropped_rows) == (13, 0)
+    assert cut.trained_tokens == last.trained_tokens + 3 * 64

@@ -1,0 +1,34 @@
+"""/uploads: create, parts, complete, cancel."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, UploadFile
+
+from luthier.api.auth import Asked, Caller
+from luthier.api.openai.files import chunks
+from luthier.api.openai.wire import CompleteUpload, CreateUpload, UploadObject, UploadPart
+
+router = APIRouter()
+
+
+@router.post("/uploads")
+async def create(body: CreateUpload, who: Caller, services: Asked) -> UploadObject:
+    body.refuse_what_is_not_offered()
+    return UploadObject.of(
+        await services.uploads.create(who, body.filename, body.purpose, body.bytes, category=body.category)
+    )
+
+
+@router.post("/uploads/{upload_id}/parts")
+async def add_part(upload_id: str, data: UploadFile, who: Caller, services: Asked) -> UploadPart:
+    return UploadPart.of(await services.uploads.add_part(who, upload_id, chunks(data)))
+
+
+@router.post("/uploads/{upload_id}/complete")
+async def complete(upload_id: str, body: CompleteUpload, who: Caller, services: Asked) -> UploadObject:
+    return UploadObject.of(await services.uploads.complete(who, upload_id, body.part_ids, body.md5))
+
+
+@router.post("/uploads/{upload_id}/cancel")
+async def cancel(upload_id: str, who: Caller, services: Asked) -> UploadObject:
+    return UploadObject.of(await services.uploads.cancel(who, upload_id))

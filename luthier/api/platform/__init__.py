@@ -1,0 +1,23 @@
+"""What no provider's API has: reports on files, what exactly will be trained, repairs, splits, token counts."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from starlette.responses import JSONResponse, Response
+
+from luthier.api.dialect import Dialect
+from luthier.api.platform import errors, files, formats, tokens
+from luthier.core.errors import LuthierError
+
+
+class Platform(Dialect):
+    prefixes = ("/api/platform",)
+
+    def routes(self) -> APIRouter:
+        router = APIRouter()
+        for part in (files, formats, tokens):
+            router.include_router(part.router)
+        return router
+
+    def render_error(self, error: LuthierError, request_id: str) -> Response:
+        return JSONResponse(*errors.told(error, request_id))

@@ -1,0 +1,35 @@
+"""How our own API says an error: flat, with what to do next and the request's id."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from luthier.api.edge import TooLarge, WrongMethod
+from luthier.core import errors
+
+_STATUSES: dict[type[errors.LuthierError], int] = {
+    TooLarge: 413,
+    WrongMethod: 405,
+    errors.InvalidRequest: 400,
+    errors.Unauthenticated: 401,
+    errors.PermissionDenied: 403,
+    errors.NotFound: 404,
+    errors.Conflict: 400,
+    errors.Unavailable: 503,
+    errors.LuthierError: 500,
+}
+
+
+def told(error: errors.LuthierError, request_id: str) -> tuple[dict[str, Any], int]:
+    """The body and the status."""
+    status = next(_STATUSES[kind] for kind in type(error).__mro__ if kind in _STATUSES)
+    body = {
+        "code": error.code,
+        "message": error.message,
+        "hint": error.hint,
+        "param": error.param,
+        "request_id": request_id,
+    }
+    if isinstance(error, errors.DatasetInvalid):
+        body["problems"] = [{"line": line, "message": message} for line, message in error.problems]
+    return body, status

@@ -1,0 +1,130 @@
+"""/files: upload with a category, report, rows as they will be trained, repair, split, versions."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Form, Query, UploadFile
+
+from luthier.api.auth import Asked, Caller
+from luthier.api.platform.wire import FileVersion, Report, SplitRequest, Tokens
+from luthier.chat.examples import Overlength
+from luthier.control.datasets.preview import Preview
+from luthier.control.jobs.planning import limit_of
+from luthier.core.errors import InvalidParameter
+from luthier.training.defaults import LONGEST
+
+router = APIRouter()
+
+_CHUNK = 1024 * 1024  # bytes
+_OBJECTIVES = {"chat": "sft", "preference": "dpo", "text": "cpt"}
+
+Objective = Annotated[Literal["sft", "dpo", "cpt"] | None, Query(description="Absent: that of the file's kind.")]
+MaxLength = Annotated[
+    int | None,
+    Query(
+        ge=8,
+        le=1_000_000,
+        description="Tokens that a row may have; absent: 2,048, or the model's context where that is less.",
+    ),
+]
+
+
+@router.post("/files")
+async def upload(
+    who: Caller,
+    services: Asked,
+    file: UploadFile,
+    purpose: Annotated[str, Form()] = "fine-tune",
+    category: Annotated[
+        str | None, Form(description="The format that the file is of; absent: it is told from the rows.")
+    ] = None,
+) -> FileVersion:
+    async def chunks():
+        while chunk := await file.read(_CHUNK):
+            yield chunk
+
+    stored = await services.datasets.add_file(who, file.filename or "upload", purpose, chunks(), category=category)
+    return FileVersion.of(stored)
+
+
+@router.get("/files/{file_id}")
+async def retrieve(file_id: str, who: Caller, services: Asked) -> dict[str, Any]:
+    """A file, where it comes from, and the versions made of it."""
+    file = await services.datasets.get(who, file_id)
+    made = await services.datasets.children(who, file_id)
+    return FileVersion.of(file).model_dump() | {"versions": [FileVersion.of(one).model_dump() for one in made]}
+
+
+@router.get("/files/{file_id}/report")
+async def report(
+    file_id: str,
+    who: Caller,
+    services: Asked,
+    model: str | None = None,
+    objective: Objective = None,
+    max_length: MaxLength = None,
+    overlength: Overlength = "drop",
+) -> Report:
+    """What checking the file found; with a model also how long its rows are, and which of them a limit leaves out."""
+    file = await services.datasets.get(who, file_id)
+    found = Report.of(file)
+    if model is None:
+        return found
+    by = await services.catalog.resolve(who, model)
+    limit = limit_of(model, await services.catalog.context_length(by) or LONGEST, max_length)
+    if file.report is None or not file.report.fit:
+        return found
+    fitting = _objective(objective, file.report.kind)
+    counted = await services.datasets.lengths(file, who.project, by)
+    tokens = await asyncio.to_thread(  # a large file has many rows to look at
+        Tokens.of, counted, model=model, objective=fitting, max_length=limit, overlength=overlength
+    )
+    return found.model_copy(update={"tokens": tokens})
+
+
+@router.get("/files/{file_id}/rows/{row}")
+async def row(
+    file_id: str,
+    row: int,
+    who: Caller,
+    services: Asked,
+    model: str,
+    max_length: Annotated[
+        int | None, Query(ge=8, le=1_000_000, description="Tokens that a row may have; absent: any number.")
+    ] = None,
+    overlength: Overlength = "drop",
+) -> Preview:
+    """Exactly what will be trained of one row, counted from 1."""
+    servable = await services.catalog.resolve(who, model)
+    return await services.datasets.preview(who, file_id, row, servable, max_length=max_length, overlength=overlength)
+
+
+@router.post("/files/{file_id}/repair")
+async def repair(file_id: str, who: Caller, services: Asked) -> dict[str, Any]:
+    """Make a new version without the faults that have one right answer, and say what was changed."""
+    made, changes = await services.datasets.repair(who, file_id)
+    return FileVersion.of(made).model_dump() | {"changes": changes}
+
+
+@router.post("/files/{file_id}/split")
+async def split(file_id: str, who: Caller, services: Asked, body: SplitRequest | None = None) -> dict[str, Any]:
+    """Make a training and a validation version; the same options on the same file give the same rows."""
+    asked = body or SplitRequest()
+    options = asked.model_dump() | {"seed": secrets.randbelow(2**31) if asked.seed is None else asked.seed}
+    training, validation, division = await services.datasets.split(who, file_id, options)
+    return {
+        "training": FileVersion.of(training).model_dump(),
+        "validation": FileVersion.of(validation).model_dump(),
+        "options": options,
+        "division": division,
+    }
+
+
+def _objective(asked: str | None, kind: str | None) -> str:
+    fitting = _OBJECTIVES.get(kind or "", "sft")
+    if asked not in (None, fitting):
+        raise InvalidParameter("objective", f"must be {fitting} for a file of {kind} rows, got {asked}")
+    return fitting

@@ -1,0 +1,31 @@
+"""/tokens: how many tokens a text is for a model."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import APIRouter
+from pydantic import BaseModel, Field
+
+from luthier.api.auth import Asked, Caller
+
+router = APIRouter()
+
+
+class Text(BaseModel):
+    model: str
+    text: str = Field(max_length=1_000_000)
+
+
+class TokenCount(BaseModel):
+    model: str
+    characters: int
+    tokens: int
+
+
+@router.post("/tokens")
+async def count(who: Caller, services: Asked, body: Text) -> TokenCount:
+    """Count a text as it is, by the tokenizer that counts training data and bills it; a template adds its own tokens."""
+    model = await services.catalog.resolve(who, body.model)
+    tokens = await asyncio.to_thread(services.datasets.tokens, model, body.text)
+    return TokenCount(model=body.model, characters=len(body.text), tokens=tokens)

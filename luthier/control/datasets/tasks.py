@@ -1,0 +1,105 @@
+"""Work on a stored file that reads all of it: checking, counting, repairing, splitting. What goes in and out is JSON."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from luthier.control.datasets.archives import is_archive
+from luthier.control.datasets.counting import count_file
+from luthier.control.datasets.inspection import inspect
+from luthier.control.datasets.pictures import Pins
+from luthier.control.datasets.repairing import repair
+from luthier.control.datasets.transforms.split import SplitOptions, split
+from luthier.core.errors import InvalidRequest
+from luthier.records.source import Source, stored
+from luthier.storage import Storage
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "config.json",
+    "generation_config.json",
+)
+"""What counting needs of a model."""
+
+
+class Task(BaseModel):
+    """A task on one file; `options` are those of its kind."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["inspect", "count", "repair", "split"]
+    key: str
+    size: int
+    options: dict[str, Any] = Field(default_factory=dict)
+    processes: int = 1
+
+
+def perform(task: Task, storage: Storage) -> dict[str, Any]:
+    """Do a task and return what it found. Raises LuthierErrors that the caller is to be told."""
+    source = stored(storage, task.key, task.size)
+    return _KINDS[task.kind](task, source, storage)
+
+
+def _inspect(task: Task, source: Source, storage: Storage) -> dict[str, Any]:
+    """Options: `category`, `image_hosts`, and `pins`, the folder of the images that are fetched."""
+    options = dict(task.options)
+    if (prefix := options.pop("pins", None)) is not None:
+        options["pins"] = Pins(storage, prefix)
+    return inspect(source, processes=task.processes, **options).model_dump(mode="json")
+
+
+def _count(task: Task, source: Source, storage: Storage) -> dict[str, Any]:
+    """Options: `format`, `weights` (the model's folder), `result` (where the lengths are written)."""
+    folder = storage.folder(task.options["weights"], only=TOKENIZER_FILES)
+    lengths = count_file(source, task.options["format"], folder, processes=task.processes)
+    storage.write(task.options["result"], lengths.to_bytes())
+    return {
+        "rows": lengths.rows,
+        "tokens": lengths.tokens,
+        "refused": lengths.refused,
+        "refused_rows": lengths.refused_rows,
+        "statistics": lengths.statistics(),
+    }
+
+
+def _repair(task: Task, source: Source, storage: Storage) -> dict[str, Any]:
+    """Options: `result`, where the repaired file is written."""
+    _refuse_archive(source)
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "repaired"
+        with path.open("wb") as out:
+            changes = repair(source, out)
+        return {
+            "changes": {**vars(changes), "counts": dict(changes.counts)},
+            "file": asdict(storage.upload(path, task.options["result"])),
+        }
+
+
+def _split(task: Task, source: Source, storage: Storage) -> dict[str, Any]:
+    """Options: those of the split as `split`, and `training` and `validation`, where the two files are written."""
+    _refuse_archive(source)
+    options = SplitOptions.model_validate(task.options["split"])
+    with tempfile.TemporaryDirectory() as scratch:
+        paths = {name: Path(scratch) / name for name in ("training", "validation")}
+        with paths["training"].open("wb") as training, paths["validation"].open("wb") as validation:
+            division = split(source, options, training, validation)
+        files = {name: asdict(storage.upload(path, task.options[name])) for name, path in paths.items()}
+    return {"division": division, **files}
+
+
+def _refuse_archive(source: Source) -> None:
+    if is_archive(source):
+        raise InvalidRequest(
+            "The file is a zip archive; only files of lines can be repaired or split here.",
+            hint="Do it with the text file in the archive, then pack it again.",
+        )
+
+
+_KINDS = {"inspect": _inspect, "count": _count, "repair": _repair, "split": _split}

@@ -1,0 +1,1 @@
+"""Versions of a file made from another one, by a recorded operation."""

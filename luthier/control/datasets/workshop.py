@@ -1,0 +1,121 @@
+"""Where files are worked on: in a process of its own, with a limit on memory and time, so that no file harms the server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from abc import ABC, abstractmethod
+from contextlib import suppress
+from typing import Any
+
+from luthier.control.datasets.tasks import Task, perform
+from luthier.core import logs
+from luthier.core.errors import InvalidRequest, LuthierError, Unavailable
+from luthier.storage import Storage
+
+log = logs.get("workshop")
+_MEGABYTES_A_SECOND = 2  # slower than any machine that is worth waiting for
+_FETCHING_SECONDS = 3600.0  # more, where images may come from elsewhere
+_SAID = 2000  # characters of what a process said when it died
+_AT_ONCE = 4  # tasks
+_OUT_OF_MEMORY = ("memoryerror", "brokenprocesspool", "memory allocation", "cannot allocate memory", "bad_alloc")
+
+
+class WorkStopped(Unavailable):
+    """The work on a file took too long or too much memory."""
+
+    code = "check_stopped"
+
+
+class Workshop(ABC):
+    @abstractmethod
+    async def do(self, task: Task) -> dict[str, Any]:
+        """Do a task. Raises what the task raises, and WorkStopped when it went over a limit."""
+
+
+class InlineWorkshop(Workshop):
+    """The twin for tests and for the command line: the work is done in a thread of this process, without limits."""
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+
+    async def do(self, task: Task) -> dict[str, Any]:
+        return await asyncio.to_thread(perform, task, self.storage)
+
+
+class ProcessWorkshop(Workshop):
+    def __init__(
+        self, storage_url: str, *, cache: str, processes: int, memory_bytes: int, least_seconds: float
+    ) -> None:
+        """`memory_bytes` is the address space of each process; a task may take `least_seconds` and a second for two MB.
+
+        Tasks beyond the fourth wait their turn, which counts for nothing against their time.
+        """
+        self.storage_url = storage_url
+        self.cache = cache
+        self.processes = processes
+        self.memory_bytes = memory_bytes
+        self.least_seconds = least_seconds
+        self._turn = asyncio.Semaphore(_AT_ONCE)
+
+    async def do(self, task: Task) -> dict[str, Any]:
+        async with self._turn:
+            return await self._do(task)
+
+    async def _do(self, task: Task) -> dict[str, Any]:
+        within = self.least_seconds + task.size / (_MEGABYTES_A_SECOND * 1e6)
+        if task.options.get("image_hosts"):
+            within += _FETCHING_SECONDS
+        letter = {
+            "storage": self.storage_url,
+            "cache": self.cache,
+            "memory_bytes": self.memory_bytes,
+            "task": task.model_copy(update={"processes": self.processes}).model_dump(),
+        }
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "luthier.control.datasets.worker",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,  # its own helpers end with it
+            env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
+        )
+        try:
+            async with asyncio.timeout(within):
+                answer, said = await process.communicate(json.dumps(letter).encode())
+        except TimeoutError as slow:
+            raise WorkStopped(f"The work took longer than {within:,.0f} seconds.") from slow
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            if process.returncode is None:
+                await process.wait()
+        if process.returncode or not answer:
+            text = said.decode(errors="replace")[-_SAID:]
+            log.error("work on a file ended badly", kind=task.kind, key=task.key, status=process.returncode, said=text)
+            raise WorkStopped(_ended(process.returncode, text))
+        told = json.loads(answer)
+        if "error" in told:
+            raise _raised(told["error"])
+        return told["result"]
+
+
+def _ended(status: int | None, said: str) -> str:
+    if any(sign in said.lower() for sign in _OUT_OF_MEMORY) or status == -signal.SIGKILL:
+        return "The work needed more memory than it may have."
+    return f"The process that does the work ended with status {status}."
+
+
+def _raised(error: dict[str, Any]) -> LuthierError:
+    """The error that the process told of; what may pass by itself stays recognisable."""
+    if error["is_unavailable"]:
+        found: LuthierError = Unavailable(error["message"], hint=error["hint"])
+    else:
+        found = InvalidRequest(error["message"], param=error["param"], hint=error["hint"])
+    found.code = error["code"]
+    return found

@@ -1,0 +1,541 @@
+"""What the formats made of messages have in common: what is wrong with a conversation, and what it says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+from luthier.chat.messages import Conversation, Image, Message, Text, Tool, ToolCall
+from luthier.formats.base import Findings, Row
+from luthier.records.lenient import Path
+from luthier.records.problems import shown, type_of
+from luthier.records.reader import strict
+
+ROLE_WORDS = {
+    "human": "user",
+    "customer": "user",
+    "prompter": "user",
+    "gpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "ai": "assistant",
+    "chatgpt": "assistant",
+    "developer": "system",
+    "function": "tool",
+    "observation": "tool",
+    "function_response": "tool",
+}
+"""Words that other tools use for a role."""
+
+
+_MESSAGE_FIELDS = ("role", "content", "weight", "name", "tool_calls", "tool_call_id")
+_TEXT_FIELDS = ("type", "text")
+_IMAGE_FIELDS = ("type", "image_url")
+_NAMED_IMAGE_FIELDS = ("image",)
+_URL_FIELDS = ("url", "detail")
+_CALL_FIELDS = ("id", "type", "function", "index")
+_CALLED_FIELDS = ("name", "arguments")
+_TOOL_FIELDS = ("type", "function")
+_FUNCTION_FIELDS = ("name", "description", "parameters", "strict")
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a format allows in its conversations."""
+
+    tools: bool = False
+    images_of: frozenset[str] = frozenset()
+    """Roles whose messages may hold images."""
+    archive: bool = False
+    """Whether images are named by their file, as `{"image": name}`."""
+    needs_answer: bool = True
+    """Whether the conversation holds the answer to be learned; otherwise it is a prompt."""
+    fields: frozenset[str] = field(default=frozenset({"messages", "tag"}))
+
+
+def check_row(row: Row, findings: Findings, rules: Rules) -> None:
+    """A row whose conversation stands in `messages`, beside `tools` and the tag."""
+    check_fields(row, findings, (), rules.fields)
+    check_tag(row, findings)
+    names = check_tools(row, findings, ()) if rules.tools else None
+    check_messages(row, findings, (), rules, names)
+
+
+def check_fields(row: Row, findings: Findings, path: Path, allowed: Iterable[str]) -> None:
+    expected = ", ".join(sorted(allowed))
+    for name in row:
+        if name not in allowed:
+            findings.add("unknown_field", (*path, name), expected=expected, of_key=True)
+
+
+def check_tag(row: Row, findings: Findings) -> None:
+    if "tag" in row and not isinstance(row["tag"], str):
+        findings.add("wrong_type", ("tag",), found=type_of(row["tag"]), expected="string")
+
+
+def check_tools(row: Row, findings: Findings, path: Path) -> set[str] | None:
+    """Check the declared functions; their names, or None where they cannot be told."""
+    tools = row.get("tools")
+    if tools is None:
+        return set()
+    path = (*path, "tools")
+    if not isinstance(tools, list):
+        findings.add("wrong_type", path, found=type_of(tools), expected="array")
+        return None
+    names: set[str] = set()
+    is_known = True
+    for place, tool in enumerate(tools):
+        name = _check_tool(tool, findings, (*path, place))
+        if name is None:
+            is_known = False
+        elif name in names:
+            findings.add("duplicate_tool", (*path, place, "function", "name"), found=shown(name))
+        else:
+            names.add(name)
+    return names if is_known else None
+
+
+def _check_tool(tool: Any, findings: Findings, path: Path) -> str | None:
+    if not isinstance(tool, dict):
+        findings.add("wrong_type", path, found=type_of(tool), expected="object")
+        return None
+    check_fields(tool, findings, path, _TOOL_FIELDS)
+    if tool.get("type", "function") != "function":
+        findings.add("wrong_type", (*path, "type"), found=shown(tool["type"]), expected='"function"')
+    function = tool.get("function")
+    if not isinstance(function, dict):
+        _missing_or_wrong(tool, "function", "object", findings, path)
+        return None
+    path = (*path, "function")
+    check_fields(function, findings, path, _FUNCTION_FIELDS)
+    if "description" in function and not isinstance(function["description"], str):
+        _missing_or_wrong(function, "description", "string", findings, path)
+    if (schema := function.get("parameters")) is not None and (fault := _schema_fault(schema)):
+        findings.add("bad_schema", (*path, "parameters"), found=fault)
+    name = function.get("name")
+    if not isinstance(name, str) or not name:
+        _missing_or_wrong(function, "name", "string", findings, path)
+        return None
+    return name
+
+
+def _schema_fault(schema: Any) -> str | None:
+    """What is wrong with the JSON schema of a function's parameters; None for a valid one."""
+    if not isinstance(schema, dict):
+        return type_of(schema)
+    if schema.get("type", "object") != "object":
+        return f"type is {shown(schema['type'])}"
+    written = json.dumps(schema)
+    return _known_schema_fault(written) if len(written) < 10_000 else _meta_schema_fault(written)
+
+
+@lru_cache(maxsize=256)  # the rows of a file mostly declare the same functions, and this takes a millisecond
+def _known_schema_fault(written: str) -> str | None:
+    return _meta_schema_fault(written)
+
+
+def _meta_schema_fault(written: str) -> str | None:
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import SchemaError
+
+    schema = json.loads(written)
+    try:
+        Draft202012Validator.check_schema(schema)
+    except SchemaError as wrong:
+        where = ".".join(map(str, wrong.absolute_path))
+        return f"{where}: {wrong.message}"[:160] if where else wrong.message[:160]
+    required = schema.get("required", [])
+    properties = schema.get("properties", {})
+    if isinstance(required, list) and isinstance(properties, dict):
+        absent = [name for name in required if name not in properties]
+        if absent:
+            return f"required names {shown(absent[0])}, which properties has not"
+    return None
+
+
+def check_messages(row: Row, findings: Findings, path: Path, rules: Rules, functions: set[str] | None) -> None:
+    """Check `messages` of a row. `functions` are the names that may be called; None where that is not known."""
+    messages = row.get("messages")
+    if not isinstance(messages, list):
+        _missing_or_wrong(row, "messages", "array", findings, path)
+        return
+    path = (*path, "messages")
+    roles = [
+        check_message(message, findings, (*path, place), rules, functions) for place, message in enumerate(messages)
+    ]
+    _check_order(messages, roles, findings, path, rules)
+
+
+def check_message(message: Any, findings: Findings, path: Path, rules: Rules, functions: set[str] | None) -> str | None:
+    """One message by itself; the role that is meant, or None where that cannot be told."""
+    if not isinstance(message, dict):
+        findings.add("wrong_type", path, found=type_of(message), expected="object")
+        return None
+    role = _role(message, findings, path, rules)
+    fields = {"role", "content", "weight", "name"}
+    if rules.tools:
+        fields |= {"tool_calls", "tool_call_id"}
+    for name in message:
+        if name in ("tool_calls", "tool_call_id") and name not in fields:
+            findings.add("tools_here", (*path, name), of_key=True)
+        elif name not in fields:
+            findings.add("unknown_field", (*path, name), expected=", ".join(sorted(fields)), of_key=True)
+    if "name" in message:
+        findings.add("name_ignored", (*path, "name"), of_key=True)
+    if "weight" in message:
+        _check_weight(message["weight"], role, findings, path)
+    calls = message.get("tool_calls") if rules.tools else None
+    if calls is not None:
+        _check_calls(calls, role, findings, path, functions)
+    if role == "tool" and not isinstance(message.get("tool_call_id"), str):
+        _missing_or_wrong(message, "tool_call_id", "string", findings, path)
+    _check_content(message, role, findings, path, rules, has_calls=bool(calls))
+    return role
+
+
+def _role(message: Row, findings: Findings, path: Path, rules: Rules) -> str | None:
+    allowed = ("system", "user", "assistant", "tool") if rules.tools else ("system", "user", "assistant")
+    if "role" not in message:
+        findings.add("missing_field", (*path, "role"), expected=", ".join(allowed))
+        return None
+    role = message["role"]
+    if isinstance(role, str) and role in allowed:
+        return role
+    meant = ROLE_WORDS.get(role.strip().lower(), role.strip().lower()) if isinstance(role, str) else None
+    if meant in allowed:
+        findings.add("role_word", (*path, "role"), found=shown(role), expected=f'"{meant}"')
+        return meant
+    findings.add("unknown_role", (*path, "role"), found=shown(role), expected=", ".join(allowed))
+    return None
+
+
+def _check_weight(weight: Any, role: str | None, findings: Findings, path: Path) -> None:
+    if isinstance(weight, bool) or weight not in (0, 1):
+        findings.add("bad_weight", (*path, "weight"), found=shown(weight))
+    elif role not in ("assistant", None):
+        findings.add("weight_of_others", (*path, "weight"), of_key=True)
+
+
+def _check_content(
+    message: Row, role: str | None, findings: Findings, path: Path, rules: Rules, *, has_calls: bool
+) -> None:
+    content, path = message.get("content"), (*path, "content")
+    if content is None:
+        if not has_calls:
+            if "content" in message:
+                findings.add("wrong_type", path, found="null", expected="string")
+            else:
+                findings.add("missing_field", path, expected="string")
+        return
+    if isinstance(content, list):
+        text = _check_parts(content, role, findings, path, rules)
+        if text is None:
+            return
+    elif isinstance(content, str):
+        text = content
+    else:
+        findings.add("wrong_type", path, found=type_of(content), expected="string")
+        return
+    if not text.strip() and not has_calls and role in ("assistant", "user"):
+        findings.add("empty_answer" if role == "assistant" else "empty_text", path)
+
+
+def _check_parts(parts: list[Any], role: str | None, findings: Findings, path: Path, rules: Rules) -> str | None:
+    """Check a content of parts; its text, or None where it may be empty because there is an image, or is wrong."""
+    texts: list[str] = []
+    has_image = False
+    before = len(findings.problems)
+    for place, part in enumerate(parts):
+        inner = (*path, place)
+        if not isinstance(part, dict):
+            findings.add("wrong_type", inner, found=type_of(part), expected="object")
+        elif is_image(part):
+            has_image = True
+            if not rules.images_of:
+                findings.add("image_place", inner, found="no image format", expected="file of an image category")
+            elif role is not None and role not in rules.images_of:
+                findings.add(
+                    "image_place", inner, found=f"message of {role}", expected=f"messages of {min(rules.images_of)}"
+                )
+            else:
+                _check_image(part, findings, inner, rules)
+        elif part.get("type", "text") != "text":
+            findings.add("wrong_type", (*inner, "type"), found=shown(part["type"]), expected='"text"')
+        elif isinstance(part.get("text"), str):
+            check_fields(part, findings, inner, _TEXT_FIELDS)
+            texts.append(part["text"])
+        elif "text" in part:
+            findings.add("wrong_type", (*inner, "text"), found=type_of(part["text"]), expected="string")
+        else:
+            findings.add("missing_field", (*inner, "text"), expected="string")
+    return None if has_image or len(findings.problems) > before else "".join(texts)
+
+
+def is_image(part: Row) -> bool:
+    return part.get("type") == "image_url" or "image_url" in part or "image" in part
+
+
+def _check_image(part: Row, findings: Findings, path: Path, rules: Rules) -> None:
+    if rules.archive:
+        name = part.get("image")
+        if not isinstance(name, str) or not name:
+            _missing_or_wrong(part, "image", "string", findings, path)
+        check_fields(part, findings, path, _NAMED_IMAGE_FIELDS)
+        return
+    check_fields(part, findings, path, _IMAGE_FIELDS)
+    holder = part.get("image_url")
+    if isinstance(holder, dict):
+        path = (*path, "image_url")
+        check_fields(holder, findings, path, _URL_FIELDS)
+        url, name = holder.get("url"), "url"
+    else:
+        url, name, holder = holder, "image_url", part
+    if not isinstance(url, str):
+        _missing_or_wrong(holder, name, "string", findings, path)
+        return
+    path = (*path, name)
+    if url.startswith("data:"):
+        if not url.startswith(("data:image/jpeg;base64,", "data:image/png;base64,", "data:image/webp;base64,")):
+            findings.add("image_prefix", path, found=shown(url[:30]), expected="data:image/jpeg;base64,")
+    elif not url.startswith(("https://", "http://")):
+        code = "image_prefix" if len(url) > 100 and " " not in url[:100] else "image_url"
+        findings.add(code, path, found=shown(url[:30]), expected="data:image/jpeg;base64,")
+
+
+def _check_calls(calls: Any, role: str | None, findings: Findings, path: Path, functions: set[str] | None) -> None:
+    if role not in ("assistant", None):
+        findings.add("tools_here", (*path, "tool_calls"), of_key=True)
+    path = (*path, "tool_calls")
+    if not isinstance(calls, list) or not calls:
+        findings.add("wrong_type", path, found=type_of(calls), expected="array")
+        return
+    ids: set[str] = set()
+    for place, call in enumerate(calls):
+        inner = (*path, place)
+        if not isinstance(call, dict):
+            findings.add("wrong_type", inner, found=type_of(call), expected="object")
+            continue
+        check_fields(call, findings, inner, _CALL_FIELDS)
+        if call.get("type", "function") != "function":
+            findings.add("wrong_type", (*inner, "type"), found=shown(call["type"]), expected='"function"')
+        if not isinstance(call.get("id"), str):
+            _missing_or_wrong(call, "id", "string", findings, inner)
+        elif call["id"] in ids:
+            findings.add("duplicate_id", (*inner, "id"), found=shown(call["id"]))
+        else:
+            ids.add(call["id"])
+        function = call.get("function")
+        if not isinstance(function, dict):
+            _missing_or_wrong(call, "function", "object", findings, inner)
+            continue
+        _check_called(function, findings, (*inner, "function"), functions)
+
+
+def _check_called(function: Row, findings: Findings, path: Path, functions: set[str] | None) -> None:
+    check_fields(function, findings, path, _CALLED_FIELDS)
+    name = function.get("name")
+    if not isinstance(name, str):
+        _missing_or_wrong(function, "name", "string", findings, path)
+    elif functions is not None and name not in functions:
+        expected = ", ".join(map(shown, sorted(functions)[:5])) or "none"
+        findings.add("unknown_function", (*path, "name"), found=shown(name), expected=expected)
+    arguments = function.get("arguments")
+    if isinstance(arguments, dict):
+        findings.add("arguments_object", (*path, "arguments"))
+    elif not isinstance(arguments, str):
+        _missing_or_wrong(function, "arguments", "string", findings, path)
+    else:
+        if not isinstance(strict(arguments.encode("utf-8", "replace")), dict):
+            findings.add("arguments_not_json", (*path, "arguments"), found=shown(arguments))
+
+
+def _check_order(messages: list[Any], roles: list[str | None], findings: Findings, path: Path, rules: Rules) -> None:
+    """The messages together. A message of which the role cannot be told may be of any."""
+    earlier: str | None = None
+    has_system = False
+    for place, role in enumerate(roles):
+        if role == "system":
+            if place > 0:
+                findings.add("system_twice" if has_system else "system_not_first", (*path, place, "role"))
+            has_system = True
+        if role is not None and role == earlier and role in ("user", "assistant") and not rules.images_of:
+            findings.add("same_role_twice", (*path, place, "role"), found=role)
+        earlier = role
+    is_known = None not in roles
+    if "user" not in roles and is_known:
+        findings.add("no_user", path)
+    if rules.tools and is_known:
+        _check_answers(messages, roles, findings, path)
+    if not rules.needs_answer:
+        return
+    answers = [message for message, role in zip(messages, roles, strict=True) if role == "assistant"]
+    if not answers:
+        if is_known:
+            findings.add("no_assistant", path)
+    elif is_known and all(_is_zero(message.get("weight")) for message in answers):
+        findings.add("nothing_trained", path)
+    elif roles[-1] == "user":
+        findings.add("ends_with_user", (*path, len(roles) - 1, "role"))
+
+
+def _is_zero(weight: Any) -> bool:
+    return isinstance(weight, int | float) and not isinstance(weight, bool) and weight == 0
+
+
+def _check_answers(messages: list[Row], roles: list[str | None], findings: Findings, path: Path) -> None:
+    """Every call is answered before the conversation goes on, and every tool message answers a call."""
+    open_calls: dict[str, Path] = {}
+    made: dict[str, None] = {}
+    for place, (message, role) in enumerate(zip(messages, roles, strict=True)):
+        inner = (*path, place)
+        if role == "tool":
+            answered = message.get("tool_call_id")
+            if not isinstance(answered, str):
+                open_calls.clear()  # it may answer any of them
+                continue
+            if not made:
+                findings.add("tool_without_call", (*inner, "role"))
+            elif answered not in made:
+                expected = ", ".join(shown(call) for call in list(made)[-5:])
+                findings.add("unknown_call", (*inner, "tool_call_id"), found=shown(answered), expected=expected)
+            open_calls.pop(answered, None)
+            continue
+        for call, where in open_calls.items():
+            findings.add("unanswered_call", where, found=shown(call))
+        open_calls = {}
+        calls = message.get("tool_calls")
+        for number, call in enumerate(calls if isinstance(calls, list) else ()):
+            if not isinstance(call, dict) or not isinstance(call.get("id"), str):
+                continue
+            where = (*inner, "tool_calls", number, "id")
+            if call["id"] in made and call["id"] not in open_calls:
+                findings.add("duplicate_id", where, found=shown(call["id"]))
+            made[call["id"]] = None
+            open_calls[call["id"]] = where
+
+
+def _missing_or_wrong(holder: Row, name: str, expected: str, findings: Findings, path: Path) -> None:
+    if name in holder:
+        findings.add("wrong_type", (*path, name), found=_described(holder[name]), expected=expected)
+    else:
+        findings.add("missing_field", (*path, name), expected=expected)
+
+
+def _described(value: Any) -> str:
+    return "empty string" if value == "" else type_of(value)
+
+
+# What a row says
+
+
+def conversation(row: Row) -> Conversation:
+    return Conversation(tuple(map(message_of, row["messages"])), tools_of(row))
+
+
+def tools_of(row: Row) -> tuple[Tool, ...]:
+    return tuple(
+        Tool(one["function"]["name"], one["function"].get("description", ""), one["function"].get("parameters"))
+        for one in row.get("tools") or ()
+    )
+
+
+def message_of(message: Row) -> Message:
+    content = message.get("content")
+    calls = tuple(
+        ToolCall(call["id"], call["function"]["name"], call["function"]["arguments"])
+        for call in message.get("tool_calls") or ()
+    )
+    return Message(
+        message["role"],
+        content if isinstance(content, str) else _parts(content),
+        trained=message.get("weight", 1) != 0,
+        tool_calls=calls,
+        tool_call_id=message.get("tool_call_id"),
+    )
+
+
+def _parts(content: list[Row] | None) -> str | tuple[Text | Image, ...]:
+    if content is None:
+        return ""
+    if not any(map(is_image, content)):
+        return "".join(part["text"] for part in content)
+    return tuple(Image(source_of(part)) if is_image(part) else Text(part["text"]) for part in content)
+
+
+def source_of(part: Row) -> str:
+    """Where the image of a part is: a URL, or a name in the archive."""
+    if "image" in part:
+        return part["image"]
+    holder = part["image_url"]
+    return holder["url"] if isinstance(holder, dict) else holder
+
+
+def images_in(messages: Any) -> list[Path]:
+    """Paths of the image parts within `messages`, whatever else is wrong with them."""
+    found: list[Path] = []
+    for place, message in enumerate(messages if isinstance(messages, list) else ()):
+        content = message.get("content") if isinstance(message, dict) else None
+        for number, part in enumerate(content if isinstance(content, list) else ()):
+            if isinstance(part, dict) and is_image(part):
+                found.append((place, "content", number))
+    return found
+
+
+# Repairs
+
+
+def repaired_messages(row: Row, rules: Rules) -> Row:
+    """The row with role words in place, arguments as strings, and without fields that are not known."""
+    kept = _only(row, rules.fields)
+    if isinstance(kept.get("messages"), list):
+        kept["messages"] = [repaired_message(message, rules) for message in kept["messages"]]
+    if isinstance(kept.get("tools"), list):
+        kept["tools"] = [_repaired_tool(tool) for tool in kept["tools"]]
+    return kept
+
+
+def repaired_message(message: Any, rules: Rules) -> Any:
+    kept = _only(message, _MESSAGE_FIELDS)  # calls of tools where there are none stay: somebody meant something by them
+    if not isinstance(kept, dict):
+        return kept
+    role = kept.get("role")
+    if isinstance(role, str):
+        word = role.strip().lower()
+        kept["role"] = ROLE_WORDS.get(word, word)
+    if isinstance(kept.get("content"), list):
+        kept["content"] = [_repaired_part(part, rules) for part in kept["content"]]
+    if isinstance(kept.get("tool_calls"), list):
+        kept["tool_calls"] = [_repaired_call(call) for call in kept["tool_calls"]]
+    return kept
+
+
+def _repaired_part(part: Any, rules: Rules) -> Any:
+    if not isinstance(part, dict) or not is_image(part):
+        return _only(part, _TEXT_FIELDS)
+    if rules.archive:
+        return _only(part, _NAMED_IMAGE_FIELDS)
+    kept = _only(part, _IMAGE_FIELDS)
+    return {**kept, "image_url": _only(kept["image_url"], _URL_FIELDS)} if "image_url" in kept else kept
+
+
+def _repaired_call(call: Any) -> Any:
+    kept = _only(call, _CALL_FIELDS)
+    if not isinstance(kept, dict) or not isinstance(kept.get("function"), dict):
+        return kept
+    function = _only(kept["function"], _CALLED_FIELDS)
+    if isinstance(function.get("arguments"), dict):
+        function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
+    return {**kept, "function": function}
+
+
+def _repaired_tool(tool: Any) -> Any:
+    kept = _only(tool, _TOOL_FIELDS)
+    return {**kept, "function": _only(kept["function"], _FUNCTION_FIELDS)} if "function" in kept else kept
+
+
+def _only(value: Any, names: Collection[str]) -> Any:
+    """An object without other fields than these; anything else as it is."""
+    return {name: inner for name, inner in value.items() if name in names} if isinstance(value, dict) else value

@@ -1,0 +1,56 @@
+"""Preference rows as Bailian publishes them: `messages` that end with the user, one `chosen` and one `rejected` answer."""
+
+from __future__ import annotations
+
+from luthier.chat.messages import PreferencePair
+from luthier.formats._turns import (
+    check_fields,
+    check_messages,
+    check_tag,
+    check_tools,
+    conversation,
+    message_of,
+    repaired_message,
+    repaired_messages,
+)
+from luthier.formats.base import DatasetFormat, Findings, Row, Value
+from luthier.formats.preferred_output import PROMPT, check_answer, check_differ, check_ends_with_question
+
+_ANSWERS = ("chosen", "rejected")
+_FIELDS = ("messages", "tools", *_ANSWERS, "tag")
+
+
+class ChosenRejected(DatasetFormat):
+    kind = "preference"
+    describes = '{"messages": [...], "chosen": {"role": "assistant", ...}, "rejected": {"role": "assistant", ...}}'
+
+    @classmethod
+    def recognises(cls, row: Row) -> bool:
+        return any(name in row for name in _ANSWERS) and "prompt" not in row
+
+    @classmethod
+    def check(cls, row: Row, findings: Findings) -> None:
+        check_fields(row, findings, (), _FIELDS)
+        check_tag(row, findings)
+        functions = check_tools(row, findings, ())
+        check_messages(row, findings, (), PROMPT, functions)
+        check_ends_with_question(row.get("messages"), findings, ("messages",))
+        answers = []
+        for name in _ANSWERS:
+            if name in row:
+                answers.append(check_answer(row[name], findings, (name,), functions))
+            else:
+                findings.add("missing_field", (name,), expected="assistant message")
+        if len(answers) == 2 and None not in answers:
+            check_differ(*answers, findings=findings, path=("rejected", "content"))
+
+    @classmethod
+    def value(cls, row: Row) -> Value:
+        return PreferencePair(conversation(row), message_of(row["chosen"]), message_of(row["rejected"]))
+
+    @classmethod
+    def repaired(cls, row: Row) -> Row:
+        kept = {name: value for name, value in row.items() if name in _FIELDS}
+        answers = {name: repaired_message(kept[name], PROMPT) for name in _ANSWERS if name in kept}
+        others = {name: value for name, value in kept.items() if name not in ("messages", "tools")}
+        return {**repaired_messages(kept, PROMPT), **others, **answers}

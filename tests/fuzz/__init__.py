@@ -1,0 +1,1 @@
+"""Programs that throw random files at what reads files."""

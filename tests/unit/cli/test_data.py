@@ -1,0 +1,225 @@
+"""luthier data: a file is looked at on this machine, without a server, a key or the engines."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from contextlib import chdir, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+from rich.console import Console
+
+from luthier.cli import data as commands
+from luthier.cli import main
+from luthier.formats.base import known
+from luthier.testing import jsonl, toy_rows, toy_tokenizer
+
+FAULTY = (
+    jsonl(toy_rows(2))
+    + b'{"messages": [{"role": "human", "content": "Hi"}, {"role": "assistant", "content": "Yes"}]}\n'
+)
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("toy")
+    toy_tokenizer(folder)
+    return folder
+
+
+def luthier(folder: Path, *said: str, **env: str) -> tuple[int, str, str]:
+    """What `luthier data ...` in that folder ends with and prints."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG", "LUTHIER_"))}
+    clean |= {"LUTHIER_SERVER__DATA": str(folder / "none"), "COLUMNS": "200"} | env
+    out, err, code, mask = io.StringIO(), io.StringIO(), 0, os.umask(0)
+    with (
+        patch.dict(os.environ, clean, clear=True),
+        patch.object(sys, "argv", ["luthier", "data", *said]),
+        chdir(folder),
+        redirect_stdout(out),
+        redirect_stderr(err),
+    ):
+        try:
+            main()
+        except SystemExit as ended:
+            code = ended.code if isinstance(ended.code, int) else 0
+        finally:
+            os.umask(mask)
+    return code, out.getvalue(), err.getvalue()
+
+
+def told(folder: Path, *said: str) -> Any:
+    code, out, err = luthier(folder, *said, "--json")
+    assert (code, err) == (0, ""), err
+    return json.loads(out)
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Path:
+    (tmp_path / "good.jsonl").write_bytes(jsonl(toy_rows(12)))
+    (tmp_path / "bad.jsonl").write_bytes(FAULTY)
+    return tmp_path
+
+
+def test_check_ends_with_0_for_a_sound_file_and_with_1_for_another(here: Path) -> None:
+    code, out, err = luthier(here, "check", "good.jsonl")
+    assert (code, err) == (0, "")
+    assert "good.jsonl: 12 rows of messages, fit for training" in out
+    code, out, _ = luthier(here, "check", "bad.jsonl")
+    assert code == 1
+    assert "role_word: line 3, column " in out
+    assert "bad.jsonl: 3 rows, 2 problems" in out or "bad.jsonl: 3 rows, 1 problems" in out
+    assert "luthier data repair bad.jsonl" in out
+    code, out, _ = luthier(here, "check", "bad.jsonl", "--json")
+    report = json.loads(out)
+    assert (code, report["fit"], report["counts"]["role_word"]) == (1, False, 1)
+    code, out, _ = luthier(here, "check", "good.jsonl", "--category", "text")
+    assert (code, "category_mismatch" in out) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("said", "env", "word"),
+    [
+        ((), {}, "line 3"),
+        ((), {"LANG": "zh_CN.UTF-8"}, "第 3 行"),
+        ((), {"LANG": "zh_CN.UTF-8", "LC_ALL": "C"}, "line 3"),
+        (("--language", "zh"), {}, "第 3 行"),
+        (("--language", "en"), {"LANG": "zh_CN.UTF-8"}, "line 3"),
+    ],
+)
+def test_problems_are_told_in_the_language_of_the_terminal(here: Path, said: tuple, env: dict, word: str) -> None:
+    assert word in luthier(here, "check", "bad.jsonl", *said, **env)[1]
+
+
+@pytest.mark.parametrize(
+    ("said", "code", "word"),
+    [
+        (("check", "none.jsonl"), 2, "does not exist"),
+        (("check", "."), 2, "is a directory"),
+        (("check", "good.jsonl", "--category", "csv"), 1, "--category: must be one of chosen_rejected"),
+        (("check", "good.jsonl", "--language", "fr"), 1, "--language: must be en or zh, got 'fr'"),
+        (("show", "good.jsonl"), 1, "is not installed in"),
+        (("stats", "good.jsonl", "--model", "/nowhere"), 1, "'/nowhere' is not installed in"),
+        (("show", "good.jsonl", "--row", "0"), 2, "greater than or equal to 1"),
+        (("show", "good.jsonl", "--row", "13", "--model", "TOY"), 1, "row: must be at most 12"),
+        (("show", "good.jsonl", "--overlength", "squeeze", "--model", "TOY"), 1, "must be drop, truncate or fail"),
+        (("show", "empty.jsonl", "--model", "TOY"), 1, "The file has no rows"),
+        (("stats", "bad.jsonl", "--model", "TOY"), 1, "FILE: line 3"),
+        (("repair", "good.jsonl"), 1, "nothing in this file that the repair could do"),
+        (("repair", "bad.jsonl", "-o", "bad.jsonl"), 1, "must be another file"),
+        (("repair", "bad.jsonl", "-o", "no/such/folder/x"), 1, "cannot be written: No such file"),
+        (("repair", "pictures.zip"), 1, "is a zip archive"),
+        (("split", "good.jsonl", "--ratio", "1"), 1, "--ratio: must be above 0 and below 1"),
+        (("split", "good.jsonl", "--ratio", "0.01"), 1, "would leave one of the files empty"),
+        (("split", "bad.jsonl"), 1, "FILE: line 3"),
+        (("sample", "csv"), 1, "no format 'csv'; known: chosen_rejected"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_done_is_said_in_a_line_or_two(here: Path, toy: Path, said: tuple, code: int, word: str) -> None:
+    (here / "empty.jsonl").write_bytes(b"")
+    (here / "pictures.zip").write_bytes(known()["image_archive"].sample())
+    before = sorted(here.iterdir())
+    ended, _, err = luthier(here, *(str(toy) if one == "TOY" else one for one in said))
+    assert ended == code, err
+    assert word in " ".join(err.replace("│", " ").split()), err
+    assert "Traceback" not in err
+    assert sorted(here.iterdir()) == before
+
+
+def test_show_prints_a_row_with_its_tokens(here: Path, toy: Path) -> None:
+    (here / "one.jsonl").write_text(
+        '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "你🙂 [bold]"}]}\n'
+    )
+    code, out, err = luthier(here, "show", "one.jsonl", "--model", str(toy))
+    assert (code, err) == (0, "")
+    assert "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n你🙂 [bold]<|im_end|>" in out
+    assert "row 1, line 1: 37 tokens, 15 learned, 37 billed" in out
+    shown = told(here, "show", "one.jsonl", "--model", str(toy), "--max-length", "30")
+    assert (shown["marks"], shown["billed_tokens"]) == (["too_long"], 0)
+
+
+def test_show_colours_what_is_learned(here: Path, toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    console = Console(force_terminal=True, color_system="standard", record=True, width=120, legacy_windows=False)
+    monkeypatch.setattr(commands, "out", console)
+    (here / "one.jsonl").write_bytes(
+        jsonl([{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}]}])
+    )
+    commands.show(here / "one.jsonl", model=str(toy))
+    styles: dict[str, str] = {}
+    for segment in console._record_buffer:
+        if segment.style is not None:
+            styles[segment.text] = styles.get(segment.text, "") or str(segment.style)
+    assert styles["Yes<|im_end|>"] == "black on green"
+    assert styles["Hi<|im_end|>"] == "dim"
+
+
+def test_repair_writes_another_file_and_shows_what_it_did(here: Path) -> None:
+    code, out, err = luthier(here, "repair", "bad.jsonl")
+    assert (code, err) == (0, "")
+    assert "row 3, line 3: role_word" in out
+    assert '- {"messages": [{"role": "human"' in out
+    assert '+ {"messages": [{"role": "user"' in out
+    assert (here / "bad.jsonl").read_bytes() == FAULTY
+    assert luthier(here, "check", "bad.repaired.jsonl")[0] == 0
+    shown = told(here, "repair", "bad.jsonl", "-o", "mended")
+    assert (shown["file"], shown["rows_changed"], shown["rows_left"]) == ("mended", 1, 0)
+    assert (here / "mended").read_bytes() == (here / "bad.repaired.jsonl").read_bytes()
+
+
+def test_stats_count_what_the_server_would(here: Path, toy: Path) -> None:
+    shown = told(here, "stats", "good.jsonl", "--model", str(toy), "--max-length", "30")
+    assert shown["trained_rows"] + shown["dropped_rows"] == 12 == shown["report"]["rows"]
+    assert all(one["tokens"] > 30 for one in shown["dropped"])
+    code, out, err = luthier(here, "stats", "good.jsonl", "--model", str(toy))
+    assert (code, err) == (0, "")
+    assert "12 of 12 under 2,048 tokens" in out
+    assert "█" in out
+
+
+def test_split_writes_two_files_the_same_for_the_same_seed(here: Path) -> None:
+    shown = told(here, "split", "good.jsonl", "--ratio", "0.25", "--seed", "5")
+    assert (shown["division"]["training"], shown["division"]["validation"]) == (9, 3)
+    first = [(here / f"good.{name}.jsonl").read_bytes() for name in ("training", "validation")]
+    assert sorted(b"".join(first).splitlines()) == sorted((here / "good.jsonl").read_bytes().splitlines())
+    assert luthier(here, "split", "good.jsonl", "--ratio", "0.25", "--seed", "5")[0] == 0
+    assert [(here / f"good.{name}.jsonl").read_bytes() for name in ("training", "validation")] == first
+
+
+def test_every_sample_is_written_checked_and_shown(here: Path, toy: Path) -> None:
+    code, out, _ = luthier(here, "sample")
+    assert code == 0
+    for name, form in known().items():
+        assert name in out
+        code, written, _ = luthier(here, "sample", name)
+        path = here / written.strip()
+        assert (code, path.read_bytes()) == (0, form.sample())
+        if form.kind != "image_understanding":
+            assert luthier(here, "show", path.name, "--model", str(toy))[0] == 0
+
+
+ALL = """
+import sys
+from luthier.cli import main
+
+for said in [["check", "good.jsonl"], ["split", "good.jsonl"], ["repair", "bad.jsonl"], ["sample"],
+             *([what, "good.jsonl", "--model", sys.argv[1]] for what in ("show", "stats"))]:
+    sys.argv[:] = ["luthier", "data", *said]
+    try:
+        main()
+    except SystemExit as ended:
+        assert not ended.code, said
+print(sorted({"torch", "transformers", "peft"} & set(sys.modules)))
+"""
+
+
+def test_nothing_of_it_needs_the_engines(here: Path, toy: Path) -> None:
+    command = [sys.executable, "-c", ALL, str(toy)]
+    done = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=100)
+    assert done.stderr == ""
+    assert done.stdout.splitlines()[-1] == "[]"

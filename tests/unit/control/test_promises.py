@@ -1,0 +1,147 @@
+"""Rows in = rows trained + rows dropped: promised before a job starts, and held against what its run did."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from luthier.control.datasets import service
+from luthier.control.jobs.lifecycle import Status
+from luthier.core.errors import DatasetInvalid, InvalidParameter
+from luthier.testing import InlineExecutor, jsonl
+from luthier.training.events import Started, Succeeded
+from tests.unit.control.conftest import ADA, House
+from tests.unit.control.trainers import TOTAL, Trainer, played, rounds, told
+
+
+def row(answer: int) -> dict[str, Any]:
+    """A row of 22 tokens and so many for the answer."""
+    return {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b" * answer}]}
+
+
+ROWS = [row(8), row(90), row(8), row(200), row(18)]  # 30, 112, 30, 222 and 40 tokens
+
+
+async def submit(house: House, rows: list[dict[str, Any]] = ROWS, **asked: Any):
+    return await house.submit(training_file=(await house.upload(content=jsonl(rows))).id, **asked)
+
+
+@pytest.mark.parametrize(
+    ("asked", "promised", "kept"),
+    [
+        ({}, (5, 5), (512, "drop")),  # the toy reads 512 tokens, less than 2,048
+        ({"max_length": 50}, (5, 3), (50, "drop")),
+        ({"max_length": 50, "overlength": "truncate"}, (5, 5), (50, "truncate")),
+        ({"max_length": 20, "overlength": "truncate"}, None, None),
+        ({"max_length": 222, "overlength": "fail"}, (5, 5), (222, "fail")),
+    ],
+)
+async def test_the_spec_says_how_many_rows_will_be_trained(
+    house: House, asked: dict[str, Any], promised: tuple[int, int] | None, kept: tuple[int, str] | None
+) -> None:
+    if promised is None:
+        with pytest.raises(DatasetInvalid, match="of 5 rows 5 are longer than 20 tokens"):
+            await submit(house, **asked)
+        return
+    spec = (await submit(house, **asked)).spec
+    assert spec is not None
+    assert (spec.training.rows, spec.training.trained_rows) == promised
+    assert (spec.max_length, spec.overlength) == kept
+
+
+async def test_a_model_that_reads_more_gets_the_default_of_2048(house: House) -> None:
+    storage = house.parts.storage
+    card = storage.read("models/toy/card.json").replace(b'"context_length": 512', b'"context_length": 32768')
+    assert b"32768" in card
+    storage.write("models/toy/card.json", card)
+    spec = (await submit(house, [*ROWS, row(2100)])).spec
+    assert spec is not None
+    assert (spec.max_length, spec.training.rows, spec.training.trained_rows) == (2048, 6, 5)
+
+
+@pytest.mark.parametrize(
+    ("rows", "asked", "said"),
+    [
+        ([row(90), row(200)], {"max_length": 50}, r"2 are longer than 50 tokens \(the shortest of them has 112\)"),
+        (
+            ROWS,
+            {"max_length": 50, "overlength": "fail"},
+            "2 rows of 'rows.jsonl' are longer than 50 tokens; the longest has 222",
+        ),
+    ],
+)
+async def test_a_job_that_could_train_nothing_is_refused_with_the_lengths(
+    house: House, rows: list[dict[str, Any]], asked: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(DatasetInvalid, match=said) as refused:
+        await submit(house, rows, **asked)
+    assert refused.value.param == "training_file"
+
+
+async def test_a_validation_file_of_which_nothing_is_left_is_named(house: House) -> None:
+    long = await house.upload(content=jsonl([row(90)]))
+    with pytest.raises(DatasetInvalid, match="1 are longer than 50") as refused:
+        await submit(house, max_length=50, validation_file=long.id)
+    assert refused.value.param == "validation_file"
+
+
+async def test_a_limit_beyond_what_the_model_reads_is_refused(house: House) -> None:
+    with pytest.raises(InvalidParameter, match="max_length: must be at most 512, the context of toy, got 513"):
+        await submit(house, max_length=513)
+
+
+async def test_a_job_waits_until_its_rows_are_counted(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "_COUNTED_AT_ONCE", 10)
+    job = await submit(house, max_length=50)
+    assert (job.status, job.spec) == (Status.CHECKING, None)
+    assert (await told(house.parts, ADA, job))[-1].message == "The tokens of its files are being counted."
+    await house.parts.training.once()
+    assert (await house.jobs.get(ADA, job.id)).status is Status.CHECKING
+    await house.parts.counter.once()
+    await house.parts.training.once()
+    ready = await house.jobs.get(ADA, job.id)
+    assert ready.spec is not None
+    assert (ready.spec.training.rows, ready.spec.training.trained_rows) == (5, 3)
+
+
+def run_of(rows: int, dropped: int):
+    """A trainer that says at its end how many rows it trained."""
+
+    def play(trainer: Trainer) -> int:
+        trainer._tell(
+            Started, 0, total_steps=TOTAL, rows=rows, dropped=[2, 4], dropped_rows=dropped, trained_tokens_per_epoch=50,
+            tokens_per_epoch=90, trainable_parameters=7, libraries={},
+        )  # fmt: skip
+        trainer.steps(1, TOTAL)
+        trainer.saved(TOTAL)
+        key = f"{trainer.spec.run_key}/checkpoints/0001-{TOTAL:08d}/adapter"
+        trainer._tell(
+            Succeeded,
+            TOTAL,
+            artifact_key=key,
+            artifact_sha256="sha",
+            trained_tokens=60,
+            rows=rows,
+            dropped_rows=dropped,
+        )
+        return 0
+
+    return play
+
+
+@pytest.mark.parametrize(
+    ("rows", "dropped", "ends"), [(3, 2, Status.SUCCEEDED), (2, 2, Status.FAILED), (3, 1, Status.FAILED)]
+)
+async def test_a_run_that_trained_other_rows_than_were_promised_has_failed(
+    house: House, rows: int, dropped: int, ends: Status
+) -> None:
+    parts = house.again(InlineExecutor(played(run_of(rows, dropped))))
+    done = await rounds(parts, ADA, await submit(house, max_length=50), Status.SUCCEEDED, Status.FAILED)
+    assert done.status is ends
+    if ends is Status.FAILED:
+        assert done.error is not None
+        assert done.error.code == "rows_lost"
+        assert f"{rows} rows were trained and {dropped} dropped; 3 of 5 were promised" in done.error.message
+    events = await told(parts, ADA, done)
+    assert any("are not trained: 2, 4." in event.message for event in events)

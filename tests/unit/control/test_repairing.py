@@ -1,0 +1,267 @@
+"""A repair removes what has one right answer, leaves the rest as it stands, and loses nothing."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from luthier.control.datasets.inspection import inspect
+from luthier.control.datasets.repairing import Changes, repair
+from luthier.core.errors import FileNotFound, InvalidRequest
+from luthier.records.problems import MEANINGS
+from luthier.records.source import Given
+from luthier.testing import jsonl, toy_rows
+from tests.unit.control.conftest import ADA, BOB, House
+
+U, A = '{"role": "user", "content": "Hi"}', '{"role": "assistant", "content": "Yes"}'
+GOOD = f'{{"messages": [{U}, {A}]}}'
+CALL = '"tool_calls": [{"id": "c1", "type": "function", "function": {"name": "f", "arguments": {"a": 1}}}]'
+STRINGS = CALL.replace('{"a": 1}', '"{}"')
+TOOLS = '"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}]'
+
+FAULTY: dict[str, str | bytes] = {
+    "utf16": (GOOD + "\n").encode("utf-16"),
+    "byte_order_mark": b"\xef\xbb\xbf" + GOOD.encode(),
+    "json_array": f"[{GOOD},\n {GOOD}]",
+    "several_lines": json.dumps(json.loads(GOOD), indent=2),
+    "shares_line": f"{GOOD} {GOOD}",
+    "comma_after_record": f"{GOOD},\n{GOOD}",
+    "trailing_comma": f'{{"messages": [{U}, {A},],}}',
+    "missing_comma": f'{{"messages": [{U} {A}]}}',
+    "missing_colon": GOOD.replace('"messages":', '"messages"'),
+    "single_quotes": GOOD.replace('"', "'"),
+    "key_not_quoted": GOOD.replace('"messages"', "messages"),
+    "python_literal": f'{{"messages": [{U}, {{"role": "assistant", "content": None, {STRINGS}}}], {TOOLS}}}',
+    "comment": f'{{/* the first */ "messages": [{U}, {A}]}}',
+    "quote_not_escaped": GOOD.replace("Yes", 'Say "yes" now'),
+    "line_break_in_string": GOOD.replace("Yes", "Yes\nand no"),
+    "control_character": GOOD.replace("Yes", "Yes\tand no"),
+    "bad_escape": GOOD.replace("Yes", r"C:\windows"),
+    "unclosed_string": GOOD.replace('"Yes"}', '"Yes}'),
+    "unknown_field": GOOD[:-1] + ', "source": "web"}',
+    "other_rows": '{"instruction": "Say hi", "input": "", "output": "Hi"}',
+    "role_word": GOOD.replace('"user"', '"human"').replace('"assistant"', '"gpt"'),
+    "arguments_object": f'{{"messages": [{U}, {{"role": "assistant", {CALL}}}], {TOOLS}}}',
+}
+
+
+def mend(content: bytes) -> tuple[bytes, Changes]:
+    out = io.BytesIO()
+    changes = repair(Given(content), out)
+    return out.getvalue(), changes
+
+
+def test_every_code_that_can_be_repaired_has_a_case_here() -> None:
+    assert set(FAULTY) == {
+        code for code, meaning in MEANINGS.items() if meaning.repairable and meaning.level == "error"
+    }
+
+
+@pytest.mark.parametrize("code", FAULTY)
+def test_what_is_repaired_is_gone_and_nothing_else_is_wrong(code: str) -> None:
+    content = FAULTY[code] if isinstance(FAULTY[code], bytes) else FAULTY[code].encode()  # type: ignore[union-attr]
+    before = inspect(Given(content))
+    assert code in before.counts
+    assert before.repairable, before.counts
+    repaired, changes = mend(content)
+    after = inspect(Given(repaired))
+    assert after.fit, (after.counts, repaired)
+    assert after.rows == (before.rows or 1)
+    assert changes.counts[code] >= 1
+    assert changes.rows_left == 0
+    with pytest.raises(InvalidRequest, match="nothing in this file"):
+        mend(repaired)
+
+
+def test_lines_without_a_fault_stay_as_they_are_byte_for_byte() -> None:
+    good = [
+        GOOD.encode(),
+        b'  {"messages":[{"role":"user","content":"\\u4f60 1e5"},{"role":"assistant","content":"\xe4\xbd\xa0"}]}\t',
+        GOOD.encode() + b"\r",
+        b'{"messages": [{"content": "a", "role": "user"}, {"content": "b", "role": "assistant", "weight": 1}], "tag": "x"}',
+    ]
+    content = b"\n".join([good[0], b"", good[1], FAULTY["trailing_comma"].encode(), good[2], good[3]])  # type: ignore[union-attr]
+    repaired, changes = mend(content)
+    lines = repaired.split(b"\n")
+    assert [lines[0], lines[1], lines[3], lines[4]] == good
+    assert (changes.rows_changed, len(lines)) == (1, 6)
+
+
+LEFT = {
+    "no answer": '{"messages": [{"role": "human", "content": "Hi"}]}',
+    "cut off": '{"messages": [{"role": "user", "content": "Hi"}',
+    "a key twice": '{"messages": 1, "messages": 2}',
+    "half a character": '{"messages": [{"role": "user", "content": "\\ud83d"},]}',
+    "no object": "[1, 2,]",
+    "no JSON": "hello there",
+    "another field": '{"mesages": [], "extra": 1}',
+    "a string": '"{}"',
+    "two formats": '{"text": "a", "chosen": {"role": "assistant", "content": "b"}}',
+}
+
+
+@pytest.mark.parametrize("case", LEFT)
+def test_what_only_a_person_can_put_right_is_left_and_counted(case: str) -> None:
+    content = f"{GOOD}\n{FAULTY['comma_after_record'].splitlines()[0]}\n{LEFT[case]}\n{GOOD}\n"  # type: ignore[union-attr]
+    repaired, changes = mend(content.encode())
+    assert changes.rows_left == 1
+    if case not in ("no answer",):  # of which the role word is put right
+        assert LEFT[case].encode() in repaired
+    after = inspect(Given(repaired))
+    assert not after.fit
+    assert after.rows == inspect(Given(content.encode())).rows
+
+
+def test_bytes_that_are_no_characters_are_left() -> None:
+    content = b'{"messages": [{"role": "user", "content": "\xff\xfe"},]}\n' + FAULTY["trailing_comma"].encode()  # type: ignore[union-attr]
+    repaired, changes = mend(content)
+    assert repaired.split(b"\n")[0] == content.split(b"\n")[0]
+    assert (changes.rows_left, changes.rows_changed) == (1, 1)
+
+
+def test_what_stands_behind_a_record_is_not_lost() -> None:
+    content = f"{FAULTY['trailing_comma']}\n{GOOD} and more\n{GOOD},\n".encode()
+    repaired, changes = mend(content)
+    assert repaired.split(b"\n")[1] == f"{GOOD} and more".encode()
+    assert changes.rows_left == 1
+    marked, _ = mend(b"\xef\xbb\xbf" + f"{GOOD} and more\n".encode())
+    assert marked == f"{GOOD} and more\n".encode()
+    wide, _ = mend(f"{GOOD} and more\n".encode("utf-16-le"))
+    assert wide == marked
+
+
+def test_a_file_with_something_that_cannot_be_copied_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="put right by hand: line 1"):
+        mend(f"[{GOOD}] and more\n".encode())
+    huge = b'{"messages": "' + b"x" * (17 * 1024 * 1024) + b'"}\n'
+    with pytest.raises(InvalidRequest, match="put right by hand: line 2"):
+        mend(FAULTY["trailing_comma"].encode() + b"\n" + huge)  # type: ignore[union-attr]
+
+
+def test_rows_of_several_formats_keep_what_is_theirs() -> None:
+    pair = json.dumps(
+        {"messages": [json.loads(U)], "chosen": json.loads(A), "rejected": {"role": "gpt", "content": "No"}}
+    )
+    repaired, changes = mend(f"{GOOD}\n{GOOD}\n{pair}\n".encode())
+    row = json.loads(repaired.splitlines()[2])
+    assert (row["chosen"], row["rejected"]) == (json.loads(A), {"role": "assistant", "content": "No"})
+    assert changes.counts == {"role_word": 1}
+
+
+@pytest.mark.parametrize(
+    ("row", "messages"),
+    [
+        (
+            {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}], "id": 7},
+            [("user", "a"), ("assistant", "b")],
+        ),
+        (
+            {"instruction": "i", "input": "j", "output": "o", "history": [["x", "y"]], "system": "s", "tag": "t"},
+            [("system", "s"), ("user", "x"), ("assistant", "y"), ("user", "i\nj"), ("assistant", "o")],
+        ),
+        ({"prompt": "p", "completion": "c"}, [("user", "p"), ("assistant", "c")]),
+    ],
+)
+def test_rows_of_other_tools_become_ours(row: dict[str, Any], messages: list[tuple[str, str]]) -> None:
+    repaired, changes = mend(jsonl([row] * 3))
+    assert changes.counts == {"other_rows": 3}
+    rows = [json.loads(line) for line in repaired.splitlines()]
+    assert [(m["role"], m["content"]) for m in rows[0]["messages"]] == messages
+    assert rows[0].get("tag") == row.get("tag")
+    assert inspect(Given(repaired)).fit
+
+
+def test_what_was_changed_is_shown() -> None:
+    _, changes = mend(f"{GOOD}\n{FAULTY['role_word']}\n".encode())
+    [shown] = changes.rows
+    assert (shown["row"], shown["line"], shown["codes"]) == (2, 2, ["role_word"])
+    assert (json.loads(shown["before"])["messages"][0]["role"], json.loads(shown["after"])) == (
+        "human",
+        json.loads(GOOD),
+    )
+
+
+PARTS = st.sampled_from(
+    [
+        GOOD,
+        U,
+        A,
+        "{",
+        "}",
+        "[",
+        "]",
+        ",",
+        ":",
+        '"',
+        "'",
+        "\\",
+        "\n",
+        " ",
+        "None",
+        "\\ud83d",
+        "\ufeff",
+        "\x00",
+        "x",
+        "// ",
+    ]
+) | st.sampled_from([one for one in FAULTY.values() if isinstance(one, str)])
+
+
+@given(parts=st.lists(PARTS, max_size=8), junk=st.binary(max_size=6))
+def test_a_repair_of_anything_ends_well_and_twice_changes_nothing(parts: list[str], junk: bytes) -> None:
+    content = "\n".join(parts).encode() + junk
+    try:
+        repaired, changes = mend(content)
+    except InvalidRequest:
+        return
+    json.dumps(vars(changes) | {"counts": dict(changes.counts)}).encode()
+    before, after = inspect(Given(content)), inspect(Given(repaired))
+    if before.repairable and "None" not in parts:  # alone it is no row, however it is written
+        assert after.fit
+    try:
+        again, _ = mend(repaired)
+    except InvalidRequest:
+        return
+    assert again == repaired
+
+
+# Kept as a version
+
+
+async def test_a_repaired_file_is_a_version_of_the_old_one_which_stays(house: House) -> None:
+    datasets = house.parts.services.datasets
+    content = f"{GOOD}\n{FAULTY['trailing_comma']}\n".encode()
+    file = await house.upload(content=content)
+    made, changes = await datasets.repair(ADA, file.id)
+    assert (made.parent, made.status, made.filename) == (file.id, "uploaded", "rows.repaired.jsonl")
+    assert made.operation == {
+        "name": "repair",
+        "counts": {"trailing_comma": changes["counts"]["trailing_comma"]},
+        "rows_changed": 1,
+        "output": "repaired",
+    }
+    await house.parts.inspector.once()
+    read = await datasets.get(ADA, made.id)
+    assert read.report is not None
+    assert (read.status, read.report.rows) == ("processed", 2)
+    assert b"".join([chunk async for chunk in await datasets.content(ADA, file.id)]) == content
+    assert (await datasets.get(ADA, file.id)).sha256 == file.sha256 != read.sha256
+    assert [one.id for one in await datasets.children(ADA, file.id)] == [made.id]
+    with pytest.raises(FileNotFound):
+        await datasets.repair(BOB, file.id)
+
+
+@pytest.mark.parametrize(
+    "content", [jsonl(toy_rows(3)), b'{"messages": []}\n', b"\x89PNG\r\n\x1a\n", b"", b"a,b\n1,2\n"]
+)
+async def test_where_nothing_can_be_repaired_no_version_is_made(house: House, content: bytes) -> None:
+    file = await house.upload(content=content)
+    with pytest.raises(InvalidRequest, match=r"nothing in 'rows\.jsonl' that the repair could do"):
+        await house.parts.services.datasets.repair(ADA, file.id)
+    assert await house.parts.services.datasets.children(ADA, file.id) == []
+    assert len(house.parts.storage.list("files")) == 1

@@ -1,0 +1,208 @@
+"""Files are worked on in processes of their own: what they find comes back, what they break stays with them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from luthier.control.datasets.tasks import Task, perform
+from luthier.control.datasets.workshop import ProcessWorkshop, WorkStopped
+from luthier.core.errors import InvalidRequest, Unavailable
+from luthier.storage import Storage, StoredObject
+from luthier.testing import jsonl, toy_rows, toy_tokenizer
+from tests.unit.control.conftest import ADA, House, add
+
+GIGABYTES = 2 * 1024**3
+GOOD = jsonl(toy_rows(30))
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Storage:
+    return Storage((tmp_path / "objects").as_uri())
+
+
+def shop(folder: Path, *, memory_bytes: int = GIGABYTES, seconds: float = 60, processes: int = 2) -> ProcessWorkshop:
+    """A workshop on the storage of that folder."""
+    return ProcessWorkshop(
+        (folder / "objects").as_uri(),
+        cache=str(folder / "cache"),
+        processes=processes,
+        memory_bytes=memory_bytes,
+        least_seconds=seconds,
+    )
+
+
+def inspecting(stored: StoredObject) -> Task:
+    return Task(kind="inspect", key=stored.key, size=stored.size, options={"category": None})
+
+
+def workers() -> list[psutil.Process]:
+    children = psutil.Process().children(recursive=True)
+    return [one for one in children if any("datasets.worker" in part for part in one.cmdline())]
+
+
+async def test_a_process_finds_what_is_found_here(storage: Storage, tmp_path: Path) -> None:
+    toy_tokenizer(tmp_path / "toy")
+    for path in (tmp_path / "toy").iterdir():
+        storage.upload(path, f"models/toy/{path.name}")
+    stored = storage.write("files/x", GOOD + b'{"messages": [],}\n')
+    fit = storage.write("files/y", GOOD)
+    tasks = [
+        inspecting(stored),
+        Task(
+            kind="count",
+            key=fit.key,
+            size=fit.size,
+            options={"format": "messages", "weights": "models/toy", "result": "lengths/x"},
+        ),
+        Task(kind="repair", key=stored.key, size=stored.size, options={"result": "files/z"}),
+        Task(
+            kind="split",
+            key=fit.key,
+            size=fit.size,
+            options={"split": {"seed": 1}, "training": "files/t", "validation": "files/v"},
+        ),
+    ]
+    found = await asyncio.gather(*(shop(tmp_path).do(task) for task in tasks))
+    for task, told in zip(tasks, found, strict=True):
+        here = perform(task, storage)
+        assert told == {key: list(map(list, value)) if key == "refused" else value for key, value in here.items()}
+    assert workers() == []
+
+
+async def test_work_that_takes_too_long_is_stopped_and_leaves_no_process(storage: Storage, tmp_path: Path) -> None:
+    stored = storage.write("files/x", GOOD)
+    started = time.monotonic()
+    with pytest.raises(WorkStopped, match="took longer than 0 seconds"):
+        await shop(tmp_path, seconds=0.05).do(inspecting(stored))
+    assert time.monotonic() - started < 10
+    assert workers() == []
+
+
+async def test_work_that_is_given_up_leaves_no_process(storage: Storage, tmp_path: Path) -> None:
+    work = asyncio.create_task(shop(tmp_path).do(inspecting(storage.write("files/x", GOOD * 20_000))))
+    while not workers():
+        await asyncio.sleep(0.02)
+    work.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await work
+    assert workers() == []
+
+
+async def test_work_that_takes_too_much_memory_is_stopped(storage: Storage, tmp_path: Path) -> None:
+    stored = storage.write("files/x", b'{"messages": "' + b"x" * 60_000_000)
+    with pytest.raises(WorkStopped, match="needed more memory than it may have"):
+        await shop(tmp_path, memory_bytes=150 * 1024**2, processes=1).do(inspecting(stored))
+    assert workers() == []
+
+
+async def test_the_least_memory_that_may_be_set_is_enough_for_an_ordinary_file(
+    storage: Storage, tmp_path: Path
+) -> None:
+    from luthier.core.settings import DataSection
+
+    least = next(one.ge for one in DataSection.model_fields["check_memory_bytes"].metadata if hasattr(one, "ge"))
+    told = await shop(tmp_path, memory_bytes=least).do(inspecting(storage.write("files/x", GOOD * 1000)))
+    assert told["rows"] == 30_000
+
+
+async def test_a_process_that_is_killed_is_told_as_a_limit(storage: Storage, tmp_path: Path) -> None:
+    work = asyncio.create_task(shop(tmp_path).do(inspecting(storage.write("files/x", GOOD * 20_000))))
+    while not (found := workers()):
+        await asyncio.sleep(0.02)
+    os.kill(found[0].pid, signal.SIGKILL)
+    with pytest.raises(WorkStopped):
+        await work
+
+
+async def test_what_a_task_refuses_is_raised_here_with_its_words(storage: Storage, tmp_path: Path) -> None:
+    stored = storage.write("files/x", GOOD)
+    with pytest.raises(InvalidRequest, match="nothing in this file") as refused:
+        await shop(tmp_path).do(Task(kind="repair", key=stored.key, size=stored.size, options={"result": "files/z"}))
+    assert (refused.value.code, refused.value.hint) == ("invalid_request", "See the report for what is wrong.")
+    gone = Task(kind="inspect", key="files/none", size=10, options={"category": None})
+    with pytest.raises((InvalidRequest, WorkStopped)) as missing:
+        await shop(tmp_path).do(gone)
+    assert not isinstance(missing.value, Unavailable) or isinstance(missing.value, WorkStopped)
+
+
+async def test_no_more_than_four_are_at_work_at_once(storage: Storage, tmp_path: Path) -> None:
+    here = shop(tmp_path, processes=1)
+    tasks = [asyncio.create_task(here.do(inspecting(storage.write(f"files/{n}", GOOD)))) for n in range(7)]
+    most = 0
+    while not all(task.done() for task in tasks):
+        most = max(most, len(workers()))
+        await asyncio.sleep(0.02)
+    assert 1 <= most <= 4
+    assert [task.result()["rows"] for task in tasks] == [30] * 7
+
+
+# What the server makes of it
+
+
+def of(house: House, **limits: float) -> ProcessWorkshop:
+    return shop(house.folder, **limits)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("limits", "said"), [({"seconds": 0.05}, "took longer"), ({"memory_bytes": 150 * 1024**2}, "more memory")]
+)
+async def test_a_file_whose_check_went_over_a_limit_is_refused_and_the_server_goes_on(
+    house: House, limits: dict[str, float], said: str
+) -> None:
+    datasets = house.parts.services.datasets
+    file = await add(house.parts, ADA, b'{"messages": "' + b"x" * 60_000_000 if "memory_bytes" in limits else GOOD)
+    house.parts.inspector.workshop = of(house, **limits)
+    await house.parts.inspector.once()
+    read = await datasets.get(ADA, file.id)
+    assert read.report is not None
+    assert (read.status, read.report.counts) == ("error", {"check_stopped": 1})
+    assert said in (read.report.summary or "")
+    house.parts.inspector.workshop = of(house)
+    other = await add(house.parts, ADA, GOOD)
+    await house.parts.inspector.once()
+    assert (await datasets.get(ADA, other.id)).status == "processed"
+
+
+ODD = {
+    "nothing": b"",
+    "zeros": b"\0" * 5000,
+    "noise": bytes(range(256)) * 40,
+    "an image": b"\x89PNG\r\n\x1a\n" + b"\0" * 100,
+    "half a zip": b"PK\x03\x04" + b"\xff" * 50,
+    "UTF-16": "{}".encode("utf-16"),
+    "UTF-32": '{"messages": []}'.encode("utf-32"),
+    "brackets": b"[" * 200_000,
+    "braces": b'{"a":' * 100_000,
+    "quotes": b'"' * 100_001,
+    "one number": b"1" * 100_000,
+    "carriage returns": b'{"messages": []}\r' * 100,
+    "surrogates": b'{"messages": [{"role": "\\ud800", "content": "\\u0000", "\\udfff": 1}], "tag": "\\u0000"}\n',
+    "bytes": b'{"messages": [{"role": "user", "content": "\xff\xfe\xfd"}]}\n',
+}
+
+
+async def test_bytes_of_any_kind_come_to_an_end(house: House) -> None:
+    house.parts.inspector.workshop = of(house)
+    files = {name: await add(house.parts, ADA, content) for name, content in ODD.items()}
+    await house.parts.inspector.once()
+    for name, file in files.items():
+        read = await house.parts.services.datasets.get(ADA, file.id)
+        assert read.status == "error", name
+        assert read.report is not None and read.report.summary, name
+        assert "check_stopped" not in read.report.counts, name
+
+
+async def test_a_file_whose_bytes_are_gone_is_told_and_not_read_for_ever(house: House) -> None:
+    house.parts.inspector.workshop = of(house)
+    file = await add(house.parts, ADA, GOOD)
+    house.parts.storage.delete(file.key)
+    await house.parts.inspector.once()
+    read = await house.parts.services.datasets.get(ADA, file.id)
+    assert (read.status, read.report and read.report.counts) == ("error", {"check_stopped": 1})
