@@ -3,9 +3,10 @@
     python benchmarks/dataset_check.py --gigabytes 1 --processes 1
     python benchmarks/dataset_check.py --gigabytes 4 --processes 2 --skip-peer
 
-Rows are made on the spot from a seed. Each part runs in a process of its own, one after the other, in the same run; its time is wall time,
-its memory the peak of the resident sets of the process and its children together, sampled every 50 ms (shared pages count once for each).
-The peer wants `datasets` (`--peer-python` names an interpreter that has it); token counting wants a folder with a tokenizer (`--model FOLDER`).
+Rows are made on the spot from a seed. Each part runs in a process of its own, one after the other, in the same run; its
+time is wall time, its memory the peak of the resident sets of the process and its children together, sampled every 50 ms
+(shared pages count once for each). The peer wants `datasets` (`--peer-python` names an interpreter that has it); token
+counting wants a folder with a tokenizer (`--model FOLDER`).
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from luthier.control.db import Database
 from luthier.control.deployments.routing import Routing
 from luthier.control.inference.service import Inference
 from luthier.control.jobs.service import Jobs
-from luthier.control.scheduling.background import Counter, Inspector, UploadCleaner
+from luthier.control.scheduling.background import Inspector, TokenCounter, UploadCleaner
 from luthier.control.scheduling.reconciler import Reconciler
 from luthier.control.scheduling.replicas import Pool, ReplicaReconciler
 from luthier.control.scheduling.training import Trainers, TrainingReconciler
@@ -50,7 +50,7 @@ class Parts:
     installer: Installer
     services: Services
     inspector: Inspector
-    counter: Counter
+    counter: TokenCounter
     cleaner: UploadCleaner
     training: TrainingReconciler
     replicas: ReplicaReconciler
@@ -118,7 +118,7 @@ def assemble(
         installer=Installer(storage, data / "scratch", trainers.python, clock),
         services=Services(accounts, datasets, uploads, catalog, jobs, Inference(catalog, routing)),
         inspector=Inspector(db, work, image_hosts=settings.data.image_hosts, advised_rows=settings.data.advised_rows),
-        counter=Counter(db, work),
+        counter=TokenCounter(db, work),
         cleaner=UploadCleaner(db, storage, clock),
         training=TrainingReconciler(db, jobs, storage, executor, trainers, clock),
         replicas=ReplicaReconciler(db, executor, pool, clock),

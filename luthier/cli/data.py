@@ -268,7 +268,7 @@ def _print_report(path: Path, report: DatasetReport, most: int, language: str) -
     for style, found in (("red", report.problems), ("yellow", report.warnings)):
         for problem in found[:most]:
             out.print(_told(problem, language, style), soft_wrap=True)
-    left = sum(report.counts.values()) - most
+    left = sum(report.counts.values()) - min(most, len(report.problems))
     if left > 0:
         counts = ", ".join(f"{code} {count:,}" for code, count in report.counts.items())
         out.print(f"... and {left:,} more; in all: {counts}")

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from luthier.formats._turns import ROLE_WORDS
-
-_PAIRS = {"completion": "prompt", "response": "prompt", "output": "prompt", "answer": "question"}
-"""Names of an answer, and of the question that stands beside it."""
+from luthier.formats._turns import ROLE_WORDS, is_harmless
 
 
 def foreign(row: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
@@ -16,6 +13,8 @@ def foreign(row: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
         return "conversations (ShareGPT)", _sharegpt(row)
     if "instruction" in row and ("output" in row or "response" in row):
         return "instruction/output (Alpaca)", _alpaca(row)
+    if isinstance(row.get("prompt"), str) and all(isinstance(row.get(name), list) for name in ("chosen", "rejected")):
+        return "prompt/chosen/rejected", _with_tag(row, _of_conversations(row))
     if (
         isinstance(row.get("chosen"), str)
         and isinstance(row.get("rejected"), str)
@@ -49,10 +48,47 @@ def foreign(row: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
     return None
 
 
+def unread(row: dict[str, Any]) -> list[str]:
+    """The fields of a row of another tool that reading it as ours would lose."""
+    found = foreign(row)
+    if found is None:
+        return []
+    read = {name for kind, names in _READ.items() if found[0].startswith(kind) for name in names}
+    read |= set(found[0].split("/")) | {"system", "tag"}
+    lost = [name for name, value in row.items() if name not in read and not is_harmless(name, value)]
+    if "history" in read and not _is_history(row.get("history")):
+        lost.append("history")
+    return lost
+
+
+_READ = {
+    "conversations": ("conversations",),
+    "instruction": ("instruction", "input", "output", "response", "history"),
+    "prompt/chosen": (),
+}
+"""What is read of each kind, beside the fields that its name says."""
+
+
+def _is_history(history: Any) -> bool:
+    return history in (None, []) or (
+        isinstance(history, list) and all(isinstance(turn, list) and len(turn) == 2 for turn in history)
+    )
+
+
+def _of_conversations(row: dict[str, Any]) -> dict[str, Any]:
+    """A pair of whole conversations: what both begin with is the prompt, the last turn of each the answer."""
+    chosen, rejected = row["chosen"], row["rejected"]
+    if not chosen or not rejected or chosen[:-1] != rejected[:-1]:
+        return {"messages": [_said("user", row["prompt"])], "chosen": chosen, "rejected": rejected}
+    return {"messages": chosen[:-1] or [_said("user", row["prompt"])], "chosen": chosen[-1], "rejected": rejected[-1]}
+
+
 def _alpaca(row: dict[str, Any]) -> dict[str, Any]:
-    asked = str(row["instruction"])
-    if row.get("input"):
-        asked = f"{asked}\n{row['input']}" if asked else str(row["input"])
+    asked, more = row["instruction"], row.get("input")
+    if more and isinstance(asked, str) and isinstance(more, str):
+        asked = f"{asked}\n{more}" if asked else more
+    elif more:
+        asked = {"instruction": asked, "input": more}  # no text can be made of it: the check will say so
     messages = [_said("user", asked), _said("assistant", row.get("output", row.get("response")))]
     history = row.get("history")
     for turn in reversed(history if isinstance(history, list) else []):

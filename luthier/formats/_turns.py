@@ -31,6 +31,11 @@ ROLE_WORDS = {
 """Words that other tools use for a role."""
 
 
+_HARMLESS = frozenset(
+    ("id", "idx", "index", "uuid", "_id", "source", "dataset", "lang", "language", "category", "topic", "timestamp")
+) | {"created", "created_at", "url_source", "split"}
+"""Fields that other tools put beside a row and that say nothing of what is learned."""
+
 _MESSAGE_FIELDS = ("role", "content", "weight", "name", "tool_calls", "tool_call_id")
 _TEXT_FIELDS = ("type", "text")
 _IMAGE_FIELDS = ("type", "image_url")
@@ -66,9 +71,15 @@ def check_row(row: Row, findings: Findings, rules: Rules) -> None:
 
 def check_fields(row: Row, findings: Findings, path: Path, allowed: Iterable[str]) -> None:
     expected = ", ".join(sorted(allowed))
-    for name in row:
+    for name, value in row.items():
         if name not in allowed:
-            findings.add("unknown_field", (*path, name), expected=expected, of_key=True)
+            code = "unknown_field" if is_harmless(name, value) else "field_unread"
+            findings.add(code, (*path, name), expected=expected, of_key=True)
+
+
+def is_harmless(name: str, value: Any) -> bool:
+    """Whether nothing is lost when a field that is not known here is left out: it is empty, or only says which row it is."""
+    return value is None or value in ("", [], {}) or name in _HARMLESS
 
 
 def check_tag(row: Row, findings: Findings) -> None:
@@ -138,21 +149,20 @@ def _known_schema_fault(written: str) -> str | None:
 
 
 def _meta_schema_fault(written: str) -> str | None:
-    from jsonschema import Draft202012Validator
+    from jsonschema import Draft202012Validator, FormatChecker
     from jsonschema.exceptions import SchemaError
+    from jsonschema.validators import validator_for
 
     schema = json.loads(written)
     try:
-        Draft202012Validator.check_schema(schema)
+        # Patterns are JavaScript's, which Python's library would judge wrongly: they are not looked at.
+        kind: Any = validator_for(schema, Draft202012Validator)
+        kind.check_schema(schema, format_checker=FormatChecker(formats=()))
     except SchemaError as wrong:
         where = ".".join(map(str, wrong.absolute_path))
         return f"{where}: {wrong.message}"[:160] if where else wrong.message[:160]
-    required = schema.get("required", [])
-    properties = schema.get("properties", {})
-    if isinstance(required, list) and isinstance(properties, dict):
-        absent = [name for name in required if name not in properties]
-        if absent:
-            return f"required names {shown(absent[0])}, which properties has not"
+    except (RecursionError, OverflowError):
+        return "it is nested too deeply, or has a number that is too large"
     return None
 
 
@@ -178,11 +188,13 @@ def check_message(message: Any, findings: Findings, path: Path, rules: Rules, fu
     fields = {"role", "content", "weight", "name"}
     if rules.tools:
         fields |= {"tool_calls", "tool_call_id"}
-    for name in message:
+    for name, value in message.items():
         if name in ("tool_calls", "tool_call_id") and name not in fields:
-            findings.add("tools_here", (*path, name), of_key=True)
+            if value is not None:
+                findings.add("tools_here", (*path, name), of_key=True)
         elif name not in fields:
-            findings.add("unknown_field", (*path, name), expected=", ".join(sorted(fields)), of_key=True)
+            code = "unknown_field" if is_harmless(name, value) else "field_unread"
+            findings.add(code, (*path, name), expected=", ".join(sorted(fields)), of_key=True)
     if "name" in message:
         findings.add("name_ignored", (*path, "name"), of_key=True)
     if "weight" in message:
@@ -310,7 +322,7 @@ def _check_calls(calls: Any, role: str | None, findings: Findings, path: Path, f
         findings.add("tools_here", (*path, "tool_calls"), of_key=True)
     path = (*path, "tool_calls")
     if not isinstance(calls, list) or not calls:
-        findings.add("wrong_type", path, found=type_of(calls), expected="array")
+        findings.add("wrong_type", path, found="empty array" if calls == [] else type_of(calls), expected="array")
         return
     ids: set[str] = set()
     for place, call in enumerate(calls):
@@ -537,5 +549,7 @@ def _repaired_tool(tool: Any) -> Any:
 
 
 def _only(value: Any, names: Collection[str]) -> Any:
-    """An object without other fields than these; anything else as it is."""
-    return {name: inner for name, inner in value.items() if name in names} if isinstance(value, dict) else value
+    """An object without fields that are neither among these nor mean anything; anything else as it is."""
+    if not isinstance(value, dict):
+        return value
+    return {name: inner for name, inner in value.items() if name in names or not is_harmless(name, inner)}

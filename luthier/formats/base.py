@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 from luthier.chat.messages import Conversation, ImageGeneration, Message, PlainText, PreferencePair
 from luthier.core.registry import Registry
 from luthier.records.lenient import MOST_FAULTS, Path
-from luthier.records.problems import MEANINGS, Problem, shown
+from luthier.records.problems import MEANINGS, Level, Problem, shown
 from luthier.records.reader import Reader, Record
 
 Kind = Literal["chat", "preference", "image_understanding", "image_generation", "text"]
@@ -39,10 +39,15 @@ class Findings:
     record: Record
     problems: list[Problem] = field(default_factory=list)
     warnings: list[Problem] = field(default_factory=list)
+    unplaced: frozenset[Level] = frozenset()
+    """Of these it is enough to say that they are there: finding their place costs a second, slow reading."""
 
     def add(self, code: str, path: Path, *, found: str = "", expected: str = "", of_key: bool = False) -> None:
-        kept = self.problems if MEANINGS[code].level == "error" else self.warnings
-        if len(kept) < MOST_FAULTS:
+        level = MEANINGS[code].level
+        kept = self.problems if level == "error" else self.warnings
+        if level in self.unplaced:
+            kept.append(Problem(code=code))
+        elif len(kept) < MOST_FAULTS:
             kept.append(self.record.problem(code, path, found=found, expected=expected, of_key=of_key))
 
 
@@ -169,6 +174,7 @@ def misspelled(row: Row) -> tuple[str, str] | None:
         if (
             isinstance(name, str)
             and len(name) < 40
+            and name not in _FIELDS
             and (near := get_close_matches(name.strip().lower(), _FIELDS, 1, 0.8))
         ):
             return name, near[0]

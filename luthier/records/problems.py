@@ -388,6 +388,18 @@ MEANINGS: dict[str, Meaning] = {
         "Remove it; known here: {expected}.",
         "请删除；可用字段：{expected}。",
     ),
+    "field_unread": Meaning(
+        "{field} is not a field of this format, and it may matter.",
+        "{field} 不是这种格式的字段，但可能有用。",
+        "Write what it says into the fields that are known here ({expected}), or remove it.",
+        "请把内容写进可用字段（{expected}），或删除它。",
+    ),
+    "other_rows_more": Meaning(
+        "This is a row of the {found} kind with more than can be taken over: {expected}.",
+        "这是 {found} 形式的数据，但有无法自动转换的字段：{expected}。",
+        'Write it as {{"messages": [...]}}.',
+        '请改写为 {{"messages": [...]}}。',
+    ),
     "other_rows": _fixable(
         "This is a row of the {found} kind.",
         "这是 {found} 形式的数据。",
@@ -613,6 +625,12 @@ MEANINGS: dict[str, Meaning] = {
         "The last turn is the user's; nothing is learned from it.", "最后一条是 user 消息，不参与训练。"
     ),
     "name_ignored": _warning("The field name of a message is not used.", "消息的 name 字段不会被使用。"),
+    "too_many_tags": _warning(
+        "There are more than {found} different tags; the most frequent are listed.",
+        "标签种类超过 {found} 种，只列出最常见的。",
+        "A tag names a class of rows, not a single one.",
+        "标签应表示一类数据，而不是某一条。",
+    ),
     "tag_large": _warning(
         "The tag {found} has {expected} of all rows.",
         "标签 {found} 占全部数据的 {expected}。",

@@ -16,7 +16,7 @@ from luthier.core.errors import InternalError, InvalidRequest, LuthierError, Out
 from luthier.nets.loading import load_model
 from luthier.storage import Storage
 from luthier.training.checkpoint import Checkpoint, Checkpoints
-from luthier.training.data import BatchPlan, Rows, read_rows
+from luthier.training.data import BatchPlan, Rows, RowsLost, read_rows
 from luthier.training.emitter import Emitter, Superseded
 from luthier.training.events import Cancelled, CheckpointSaved, Failed, RunEvent, Started, Succeeded, read_events
 from luthier.training.loop import Loop, Stopped, tell_saved
@@ -86,6 +86,10 @@ def _play(spec: TrainingSpec, storage: Storage, attempt: int, emitter: Emitter, 
 
     loop = Loop(spec, plan, training, validation, objective, model, parameters, optimizer, checkpoints, emitter, stop)
     last = loop.play(resumed)
+    if last.state.trained_tokens != training.tokens * spec.epochs:  # what the steps took, over all attempts
+        raise RowsLost(
+            f"The steps took {last.state.trained_tokens:,} tokens; the rows have {training.tokens * spec.epochs:,}."
+        )
     return emitter.emit(
         Succeeded,
         step=plan.total_steps,

@@ -35,6 +35,8 @@ class DataFile(Value):
     format: str = "messages"
     rows: int | None = None
     trained_rows: int | None = None
+    dropped: dict[str, int] = Field(default_factory=dict, description="Rows that are not trained, by reason.")
+    first_dropped: list[int] = Field(default_factory=list, description="The first of them, counted from 1.")
 
 
 class TrainingSpec(Value):

@@ -210,7 +210,7 @@ BROKEN = [
             (1, 1, 2, "single_quotes"),
             (1, 1, 106, "python_literal"),
             (1, 1, 106, "bad_weight"),
-            (1, 1, 114, "unknown_field"),
+            (1, 1, 114, "field_unread"),
             (1, 1, 119, "python_literal"),
         ],
     ),
@@ -318,6 +318,12 @@ BROKEN = [
     Broken("no messages at all", '{"messages": []}', [(1, 1, 14, "no_user"), (1, 1, 14, "no_assistant")]),
     Broken("a message is a text", chat(ASK, '"Hello"'), [(1, 1, 50, "wrong_type")]),
     Broken("unknown field", chat(ASK, SAY, more=', "id": 7'), [(1, 1, 94, "unknown_field")], is_repairable=True),
+    Broken("a field that may matter", chat(ASK, SAY, more=', "documents": ["x"]'), [(1, 1, 94, "field_unread")]),
+    Broken(
+        "instruction rows with a field that would be lost",
+        '{"instruction": "Say hello", "context": "It is morning.", "output": "Hello"}\n',
+        [(1, 1, 1, "other_rows_more")],
+    ),
     Broken("content null", chat('{"role": "user", "content": null}', SAY), [(1, 1, 43, "wrong_type")]),
     Broken("content missing", chat('{"role": "user"}', SAY), [(1, 1, 15, "missing_field")]),
     Broken("content a number", chat('{"role": "user", "content": 5}', SAY), [(1, 1, 43, "wrong_type")]),
@@ -416,10 +422,9 @@ BROKEN = [
         [(1, 1, 347, "bad_schema")],
     ),
     Broken(
-        "required is not in properties",
+        "a schema with a number no processor holds",
         called(CALL, ANSWERED, SAY).replace(
-            '{"name": "look"}',
-            '{"name": "look", "parameters": {"type": "object", "properties": {}, "required": ["at"]}}',
+            '{"name": "look"}', '{"name": "look", "parameters": {"type": "object", "maxProperties": -1}}'
         ),
         [(1, 1, 347, "bad_schema")],
     ),

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from luthier.images.archives import Archive, ArchiveRefused
 from luthier.records.source import BLOCK, Source
 
-_MAGIC = b"PK\x03\x04"
+_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")  # one with entries, and an empty one
 
 
 class ArchiveRows(Source):
@@ -36,7 +36,7 @@ class ArchiveRows(Source):
 
 def is_archive(source: Source) -> bool:
     """Whether a file begins like a zip archive, Office documents among them."""
-    return next(source.blocks(0, len(_MAGIC)), b"") == _MAGIC
+    return next(source.blocks(0, 4), b"").startswith(_MAGIC)
 
 
 @contextmanager

@@ -16,16 +16,19 @@ from typing import IO
 from luthier.control.datasets.archives import is_office, rows_in
 from luthier.control.datasets.pictures import Pictures, Pins
 from luthier.control.datasets.report import KEPT, KEPT_TAGS, DatasetReport, in_order, of_problem
-from luthier.formats._foreign import foreign
+from luthier.formats._foreign import foreign, unread
 from luthier.formats._quick import QuickChat
 from luthier.formats.base import DatasetFormat, Findings, known, measure, misspelled, problems_of, recognised
 from luthier.images.archives import Archive, ArchiveRefused
-from luthier.records.problems import Problem
+from luthier.records.problems import Level, Problem
 from luthier.records.reader import Blank, Reader, Record
 from luthier.records.source import Given, LocalFile, Source
 
 PIECE = 32 * 1024 * 1024
 """Bytes that are read at a time by one process."""
+
+MOST_TAGS = 10_000
+"""Different tags that are counted."""
 
 _HEAD = 1024 * 1024  # bytes that the format is told from
 _SAMPLED = 100  # rows of them
@@ -72,6 +75,12 @@ class Piece:
     """Formats other than the file's that rows were recognised as, each with the first such row."""
     hashes: array[int] = field(default_factory=lambda: array("q"))
     hash_lines: array[int] = field(default_factory=lambda: array("Q"))
+
+    @property
+    def full(self) -> frozenset[Level]:
+        """Of what the report lists no more: it is counted, and where it lies need not be found."""
+        lists: dict[Level, list[Problem]] = {"error": self.problems, "warning": self.warnings}
+        return frozenset(level for level, found in lists.items() if len(found) >= KEPT)
 
     def add(self, problem: Problem) -> None:
         if problem.level == "error":
@@ -228,8 +237,11 @@ class _Whole:
         self._spooled.append(len(piece.hashes))
         for name in ("rows", "lines", "blanks", "turns", "trained_turns", "characters", "images"):
             setattr(total, name, getattr(total, name) + getattr(piece, name))
-        for name in ("tags", "counts", "warning_counts"):
+        for name in ("counts", "warning_counts"):
             getattr(total, name).update(getattr(piece, name))
+        for tag, rows_of_tag in piece.tags.items():
+            if tag in total.tags or len(total.tags) < MOST_TAGS:
+                total.tags[tag] += rows_of_tag
 
     def find_duplicates(self, spool: IO[bytes]) -> None:
         """Compare the hashes of all rows, some millions at a time, so that memory stays flat."""
@@ -305,7 +317,9 @@ class _Whole:
         if self._repeated is not None:
             line, earlier = self._repeated
             yield Problem(code="duplicates", line=line, found=f"{self._duplicates:,}", expected=f"{earlier:,}")
-        if len(total.tags) > 1:
+        if len(total.tags) > KEPT_TAGS:
+            yield Problem(code="too_many_tags", found=f"{KEPT_TAGS:,}")
+        elif len(total.tags) > 1:
             tag, largest = total.tags.most_common(1)[0]
             if largest > 0.8 * total.rows:
                 yield Problem(code="tag_large", found=tag, expected=f"{largest / total.rows:.0%}")
@@ -412,7 +426,7 @@ def _look(record: Record, name: str, piece: Piece, pictures: Pictures | None) ->
         for problem in problems_of(record, known()[name]):
             piece.add(problem)
         return
-    findings = Findings(record, list(record.problems))
+    findings = Findings(record, list(record.problems), unplaced=piece.full)
     form = _form_of_row(row, name, findings, piece)
     if form is not None and record.is_sure:  # of half a row nothing more can be said
         form.check(row, findings)
@@ -427,7 +441,7 @@ def _look(record: Record, name: str, piece: Piece, pictures: Pictures | None) ->
     piece.trained_turns += size.trained_turns
     piece.characters += size.characters
     piece.images += size.images
-    if "tag" in row and (row["tag"] in piece.tags or len(piece.tags) < 10 * KEPT_TAGS):
+    if "tag" in row and (row["tag"] in piece.tags or len(piece.tags) < MOST_TAGS):
         piece.tags[row["tag"]] += 1
 
 
@@ -438,7 +452,10 @@ def _form_of_row(row: dict, name: str, findings: Findings, piece: Piece) -> type
     if name in names and len(names) == 1:
         return forms[name]
     if (theirs := foreign(row)) is not None:
-        findings.add("other_rows", (), found=theirs[0])
+        if lost := unread(row):
+            findings.add("other_rows_more", (), found=theirs[0], expected=", ".join(lost[:8]))
+        else:
+            findings.add("other_rows", (), found=theirs[0])
         return None
     if not names:
         if not row or forms[name].claims(row):

@@ -11,7 +11,7 @@ from typing import IO, Any
 
 from luthier.control.datasets.inspection import format_of, is_utf16
 from luthier.core.errors import InvalidRequest
-from luthier.formats._foreign import foreign
+from luthier.formats._foreign import foreign, unread
 from luthier.formats.base import DatasetFormat, problems_of, recognised
 from luthier.formats.base import known as known_formats
 from luthier.records.problems import MEANINGS, Problem
@@ -91,6 +91,9 @@ def _repaired(record: Record, form: type[DatasetFormat], changes: Changes) -> st
         return own
     before = Counter(problem.code for problem in record.problems)
     theirs = None if recognised(record.value) else foreign(record.value)
+    if theirs is not None and unread(record.value):  # nothing of it may be lost without a word
+        changes.rows_left += 1
+        return own
     value = record.value if theirs is None else theirs[1]
     of = _form_of(value, form)
     if theirs is not None:
@@ -105,7 +108,7 @@ def _repaired(record: Record, form: type[DatasetFormat], changes: Changes) -> st
     changes.rows_left += 1 if after or of is None else 0
     if not before and not is_line:  # an element of an array, on several lines
         return text
-    if not fixed:
+    if not fixed or (theirs is not None and after):  # half a translation helps nobody
         return own
     changes.counts.update(fixed)
     changes.rows_changed += 1

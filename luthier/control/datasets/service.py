@@ -215,12 +215,23 @@ class Datasets:
         row = await self._lengths_of(file, project, model) or await self._new_lengths(file, project, model)
         result = row.result or {}
         if row.status == "error":
-            raise InvalidRequest(f"The rows of {file.filename!r} could not be counted: {result['why']}")
+            if result.get("again"):  # it went over a limit, which may be another by now
+                await self._count_again(row.id, project)
+            raise InvalidRequest(
+                f"The rows of {file.filename!r} could not be counted: {result['why']}",
+                hint="It is tried once more; ask again later." if result.get("again") else None,
+            )
         if row.status == "counting":
             return Counted(None, {})
         data = await asyncio.to_thread(self.storage.read, row.key)
         refused = [(row, why) for row, why in result["refused"]]
         return Counted(Lengths.of(data, refused, result["refused_rows"]), result["statistics"])
+
+    async def _count_again(self, lengths_id: str, project: str) -> None:
+        async with self.db.write("lengths") as session:
+            row = await LengthsQueries(session, Principal("system", project)).get(lengths_id)
+            if row is not None and row.status == "error":
+                row.status, row.result = "counting", None
 
     async def _lengths_of(self, file: File, project: str, model: TokenizedBy) -> LengthsRow | None:
         async with self.db.read() as session:

@@ -103,6 +103,8 @@ def _data(data: Data, request: JobRequest, max_length: int, param: str) -> DataF
         format=file.report.format,
         rows=chosen.rows,
         trained_rows=chosen.trained_rows,
+        dropped=chosen.dropped_counts,
+        first_dropped=[one["row"] for one in chosen.dropped[:10]],
     )
 
 

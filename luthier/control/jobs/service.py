@@ -26,7 +26,7 @@ from luthier.core.pages import Page, PageRequest
 from luthier.serving.protocol import AdapterRef
 from luthier.training import events
 from luthier.training.objectives.base import objectives
-from luthier.training.spec import TrainingSpec
+from luthier.training.spec import DataFile, TrainingSpec
 
 _SUFFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -125,6 +125,9 @@ class Jobs:
 
     def queue(self, session: AsyncSession, row: JobRow, spec: TrainingSpec) -> None:
         row.spec = spec.model_dump(mode="json")
+        for what, file in (("trained", spec.training), ("used for validation", spec.validation)):
+            if file is not None and file.dropped:
+                self._tell(session, row, _promised(file, what), level="warn", data=file.model_dump(include=_PROMISE))
         self.move(session, row, Status.QUEUED)
 
     def move(self, session: AsyncSession, row: JobRow, status: Status, message: str | None = None) -> None:
@@ -333,6 +336,19 @@ def _check_request(request: JobRequest) -> None:
     if request.seed is not None and not 0 <= request.seed < 2**31:
         raise InvalidParameter("seed", f"must be between 0 and {2**31 - 1}, got {request.seed}")
     choices(request)
+
+
+_PROMISE = {"rows", "trained_rows", "dropped", "first_dropped"}
+
+_REASONS = {"too_long": "longer than the limit", "nothing_trained": "with nothing to learn"}
+
+
+def _promised(file: DataFile, what: str) -> str:
+    """Which rows will be left out, and why, before anything is trained."""
+    reasons = ", ".join(f"{count:,} {_REASONS.get(reason, reason)}" for reason, count in file.dropped.items())
+    dropped = sum(file.dropped.values())
+    rows = ", ".join(map(str, file.first_dropped)) + (" ..." if dropped > len(file.first_dropped) else "")
+    return f"{file.trained_rows:,} of {file.rows:,} rows will be {what}; {dropped:,} will not ({reasons}): rows {rows}."
 
 
 def _lost(spec: TrainingSpec, event: events.Succeeded) -> Error | None:

@@ -35,6 +35,9 @@ class Inspector(Reconciler[FileRow]):
         self.workshop = workshop
         self.options = {"image_hosts": list(image_hosts), "advised_rows": advised_rows}
 
+    async def run(self) -> None:
+        await self.run_side_by_side()
+
     def table(self) -> type[FileRow]:
         return FileRow
 
@@ -62,7 +65,7 @@ class Inspector(Reconciler[FileRow]):
         self.log.info("file read", file=lease.id, rows=report.rows, problems=sum(report.counts.values()))
 
 
-class Counter(Reconciler[LengthsRow]):
+class TokenCounter(Reconciler[LengthsRow]):
     """Counts the tokens of files that somebody asked about with a model."""
 
     topic = "lengths"
@@ -70,6 +73,9 @@ class Counter(Reconciler[LengthsRow]):
     def __init__(self, db: Database, workshop: Workshop) -> None:
         super().__init__(db)
         self.workshop = workshop
+
+    async def run(self) -> None:
+        await self.run_side_by_side()
 
     def table(self) -> type[LengthsRow]:
         return LengthsRow
@@ -94,7 +100,7 @@ class Counter(Reconciler[LengthsRow]):
             except LuthierError as refused:
                 if _may_pass(refused):
                     raise
-                result = {"why": refused.text}
+                result = {"why": refused.text, "again": isinstance(refused, WorkStopped)}
         async with apply(self.db, lease, "jobs") as (_, row):
             row.result, row.status = result, status
 

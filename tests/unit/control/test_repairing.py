@@ -265,3 +265,37 @@ async def test_where_nothing_can_be_repaired_no_version_is_made(house: House, co
         await house.parts.services.datasets.repair(ADA, file.id)
     assert await house.parts.services.datasets.children(ADA, file.id) == []
     assert len(house.parts.storage.list("files")) == 1
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"instruction": "Say it", "context": "In French.", "output": "Bonjour"},
+        {"question": "Where?", "context": "In Lyon.", "answer": "There."},
+        {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}], "tools": "[{}]"},
+        {"instruction": "x", "input": "", "output": "y", "history": [{"q": "a"}]},
+        {"instruction": None, "output": "x"},
+        {"instruction": ["a", "b"], "output": "x"},
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "train": False}]},
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "system": "Be brief."},
+    ],
+)
+def test_what_may_matter_is_never_removed_without_a_word(row: dict[str, Any]) -> None:
+    out = io.BytesIO()
+    line = json.dumps(row).encode()
+    role_word = b'{"messages": [{"role": "human", "content": "a"}, {"role": "assistant", "content": "b"}]}'
+    changes = repair(Given(line + b"\n" + role_word + b"\n"), out)
+    assert out.getvalue().splitlines()[0] == line
+    assert (changes.rows_changed, changes.rows_left) == (1, 1)
+
+
+def test_what_is_empty_or_only_names_the_row_is_left_out() -> None:
+    out = io.BytesIO()
+    row = {
+        "id": 7,
+        "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "refusal": None}],
+    }
+    repair(Given(json.dumps(row).encode()), out)
+    assert json.loads(out.getvalue()) == {
+        "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    }

@@ -58,7 +58,7 @@ def test_all_faults_of_a_row_are_told_at_once_each_with_its_field() -> None:
         ("role_word", "messages[0].role", 0),
         ("wrong_type", "messages[0].content", 0),
         ("wrong_type", "messages[1].content", 1),
-        ("unknown_field", "messages[1].colour", 1),
+        ("field_unread", "messages[1].colour", 1),
         ("system_not_first", "messages[1].role", 1),
         ("empty_answer", "messages[2].content", 2),
         ("bad_weight", "messages[2].weight", 2),
