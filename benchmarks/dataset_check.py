@@ -186,9 +186,7 @@ def main() -> None:
         if not path.exists():
             make(path, int(asked.gigabytes * 1e9))
         size = path.stat().st_size / 1e6
-        print(
-            f"{size:,.0f} MB; {platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-        )
+        print(f"{size:,.0f} MB; {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
         runs = [("check", str(path), str(asked.processes)), ("orjson", str(path))]
         if not asked.skip_peer:
             runs.append(("peer", str(path)))
