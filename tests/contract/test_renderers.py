@@ -268,7 +268,7 @@ def test_a_plain_text_is_trained_whole_with_the_end_token(renderer: Renderer) ->
 
 
 @given(texts=st.lists(SAID, min_size=5, max_size=5))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_nobody_can_forge_a_turn(renderer: Renderer, texts: list[str]) -> None:
     system, *turns = texts
     known = {renderer.tokenizer.special_id(marker) for marker in MARKERS}
@@ -283,7 +283,7 @@ def test_nobody_can_forge_a_turn(renderer: Renderer, texts: list[str]) -> None:
 
 
 @given(texts=st.lists(SAID, min_size=4, max_size=4))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_nobody_can_forge_a_turn_by_a_tool(renderer: Renderer, texts: list[str]) -> None:
     if not renderer.offers_tools:
         return

@@ -55,7 +55,7 @@ def row_of_trainer(folder: Path, conversation: Conversation) -> tuple[list[int],
 
     sft = objectives.load("sft")
     answered = Conversation((*conversation.messages, Message("assistant", "An answer.")))
-    row = sft(sft.Options()).encode(Example(1, answered), renderer_for(Tokenizer(folder)))
+    [row] = sft(sft.Options()).encode(Example(1, 1, answered), renderer_for(Tokenizer(folder)))
     return row.tokens, row.weights
 
 

@@ -165,7 +165,7 @@ def test_an_address_that_is_not_public_is_refused_by_number_and_by_name(address:
 
 
 @given(st.ip_addresses(v=4) | st.ip_addresses(v=6))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_what_python_calls_not_global_is_never_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> None:
     assert address.is_global or not is_public(address)
 
@@ -218,7 +218,7 @@ def test_a_refusal_shows_neither_password_nor_signature() -> None:
 
 
 @given(st.text(max_size=40) | st.text(alphabet="ahtp:/@.[]%0x17\\#?é \n-", max_size=40).map("http://".__add__))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_any_text_is_a_target_or_refused(text: str) -> None:
     target, code = None, None
     try:

@@ -12,6 +12,8 @@ from luthier.core import logs
 
 R = TypeVar("R", bound=Claimable)
 
+_LONGEST_WAIT_SECONDS = 300.0  # before a row that fails again and again is looked at again
+
 
 class Reconciler(ABC, Generic[R]):
     """Looks after the rows of one table. A fault on one row is logged, the row is tried again, the others go on."""
@@ -22,6 +24,7 @@ class Reconciler(ABC, Generic[R]):
     def __init__(self, db: Database) -> None:
         self.db = db
         self.log = logs.get(self.topic)
+        self._failures: dict[str, int] = {}  # in a row, of rows that failed last
 
     @abstractmethod
     def table(self) -> type[R]: ...
@@ -74,5 +77,9 @@ class Reconciler(ABC, Generic[R]):
             except Stale:
                 self.log.warning("somebody else has this row now; what was done is dropped")
             except Exception:
-                self.log.exception("work on a row failed; it will be tried again")
-                await release(self.db, lease, again_after_seconds=self.every_seconds)
+                failures = self._failures[lease.id] = self._failures.get(lease.id, 0) + 1
+                again = min(self.every_seconds * 2 ** (failures - 1), _LONGEST_WAIT_SECONDS)
+                self.log.exception("work on a row failed; it will be tried again", after_seconds=again)
+                await release(self.db, lease, again_after_seconds=again)
+            else:
+                self._failures.pop(lease.id, None)

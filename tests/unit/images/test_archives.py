@@ -411,7 +411,7 @@ FOLDED = {f"d/{name}": data for name, data in GOOD_FILES.items()}
         [archive(GOOD_FILES), archive(GOOD_FILES, zipfile.ZIP_STORED), archive(FOLDED), raw_archive(PACKED, 1000, CRC)]
     )
 )
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=500, deadline=None)
 def test_any_bytes_are_an_archive_or_refused(data: bytes) -> None:
     try:
         _use(data)

@@ -303,7 +303,7 @@ def test_nothing_is_left_behind() -> None:
 
 
 @given(mutated([picture(kind) for kind in TYPES] + [picture("PNG", mode="P"), picture("JPEG", progressive=True)]))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_any_bytes_are_a_picture_or_refused(decoder: Decoder, data: bytes) -> None:
     try:
         found = decoder.examine(data)
@@ -317,7 +317,7 @@ def test_any_bytes_are_a_picture_or_refused(decoder: Decoder, data: bytes) -> No
 
 
 @given(st.sampled_from([b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF\x16\0\0\0WEBPVP8 "]), st.binary(max_size=200))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_a_mark_and_noise_is_refused(decoder: Decoder, mark: bytes, noise: bytes) -> None:
     assert code_of(lambda: decoder.examine(mark + noise)) in ("image_truncated", "image_too_many_pixels")
 
@@ -379,7 +379,7 @@ def test_a_long_data_url_is_quick() -> None:
 
 
 @given(st.text(max_size=60) | st.text(max_size=60).map(DATA_URL_PREFIXES[1].__add__))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_any_text_is_a_data_url_or_refused(text: str) -> None:
     assert code_of(lambda: from_data_url(text))
 
