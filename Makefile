@@ -45,8 +45,13 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install ## Fine-tune the embedded model and talk to it; ARGS=--exit ends when that is done
 	$(BIN)/luthier demo --data .luthier $(ARGS)
 
-test: install ## All tests
+test: install ## All tests: those that start no servers on two cores, then the others
+ifeq ($(ARGS),)
+	$(BIN)/pytest -q -n 2 --dist loadfile tests/unit tests/contract
+	$(BIN)/pytest -q tests/compat tests/journey
+else
 	$(BIN)/pytest -q $(ARGS)
+endif
 
 lint: install ## Style, format, types and import contracts
 	$(BIN)/ruff check .

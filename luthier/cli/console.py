@@ -19,9 +19,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
 
 def complain(message: str, hint: str | None = None) -> None:
-    err.print(Text.assemble(("error: ", "bold red"), message))
+    err.print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)  # whoever searches it finds it whole
     if hint:
-        err.print(Text.assemble(("  → ", "bold"), hint))
+        err.print(Text.assemble(("  → ", "bold"), hint), soft_wrap=True)
 
 
 def print_json(value: Any) -> None:
