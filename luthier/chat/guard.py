@@ -6,7 +6,7 @@ import json
 from functools import cached_property
 
 from luthier.chat.messages import Conversation, Message
-from luthier.chat.tokenizer import Tokenizer
+from luthier.chat.tokenizer import Shaped, Tokenizer
 from luthier.core.errors import InvalidRequest
 
 _STAND_INS = range(0xF0000, 0xFFFFE)  # private use: characters that mean nothing to anybody
@@ -34,12 +34,7 @@ class Guard:
 
     def render(self, turns: int | None = None, *, generation_prompt: bool = False) -> str:
         """What the template writes of the first `turns` messages, of all when absent, with stand-ins where needed."""
-        return self._tokenizer.template(
-            self._conversation.messages[:turns],
-            tools=self._conversation.tools,
-            generation_prompt=generation_prompt,
-            masked=(lambda text: text.translate(self._masks)) if self.is_needed else None,
-        )
+        return self._tokenizer.written(self._shaped, turns, generation_prompt=generation_prompt)
 
     def split(self, rendering: str) -> list[int | str]:
         """Ids of the special tokens that the template wrote, and the texts between them as they truly are."""
@@ -63,6 +58,11 @@ class Guard:
                 "way to keep them plain.",
                 hint="Take them out of the text.",
             )
+
+    @cached_property
+    def _shaped(self) -> Shaped:
+        masked = (lambda text: text.translate(self._masks)) if self.is_needed else str
+        return self._tokenizer.shaped(self._conversation.messages, self._conversation.tools, masked)
 
     @cached_property
     def _originals(self) -> dict[int, int]:

@@ -19,6 +19,11 @@ LONGEST = 1_000_000  # characters a template may write besides ten times what it
 MOST_TURNS = 1_000_000  # numbers that all calls of range() in one rendering may give together
 
 
+_TODAY = datetime(2024, 7, 26, tzinfo=UTC)
+"""The day that every template is told. With the true one a model would be trained on other tokens than it is served with, and
+a job that goes on tomorrow on others than today; this one is what Llama's templates say themselves where they are not told."""
+
+
 class Template:
     """A template in jinja's sandbox.
 
@@ -31,7 +36,7 @@ class Template:
         sandbox = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation])
         sandbox.filters["tojson"] = _to_json
         sandbox.globals["raise_exception"] = _refuse
-        sandbox.globals["strftime_now"] = lambda form: datetime.now(UTC).astimezone().strftime(form)
+        sandbox.globals["strftime_now"] = _TODAY.strftime
         try:
             self._template = sandbox.from_string(source)
         except (jinja2.TemplateError, RecursionError) as broken:

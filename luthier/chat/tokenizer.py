@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,27 @@ from luthier.chat.calls import PROBE, arguments_of
 from luthier.chat.messages import Message, Tool, ToolCall
 from luthier.chat.sandbox import Template
 from luthier.core.errors import InvalidRequest
+
+
+@dataclass(frozen=True)
+class Shaped:
+    """Messages and tools as a template takes them: made once, written as often as its prefixes are asked for."""
+
+    messages: list[dict[str, Any]]
+    sizes: list[int]
+    """Characters of each message."""
+    tools: list[dict[str, Any]]
+    tools_size: int
+
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "config.json",
+    "generation_config.json",
+)
+"""What of a model's folder is read here."""
 
 
 class Tokenizer:
@@ -139,13 +161,31 @@ class Tokenizer:
         *,
         tools: Sequence[Tool] = (),
         generation_prompt: bool,
-        masked: Callable[[str], str] | None = None,
     ) -> str:
-        """The text that the model's own template gives. Raises InvalidRequest with the template's own complaint.
+        """The text that the model's own template gives. Raises InvalidRequest with the template's own complaint."""
+        return self.written(self.shaped(messages, tools), generation_prompt=generation_prompt)
 
-        `masked` is applied to every text that somebody wrote before the template sees it.
+    def shaped(
+        self, messages: Sequence[Message], tools: Sequence[Tool] = (), masked: Callable[[str], str] = str
+    ) -> Shaped:
+        """What the template takes; `masked` is applied to every text that somebody wrote.
+
+        Raises InvalidRequest where the template wants a call's arguments as an object and they are none.
         """
-        return self._rendered(messages, tools, generation_prompt, masked or str, as_object=self._object_arguments)
+        return _shaped(messages, tools, masked, as_object=self._object_arguments)
+
+    def written(self, shaped: Shaped, turns: int | None = None, *, generation_prompt: bool) -> str:
+        """What the template writes of the first `turns` messages, of all when absent.
+
+        Raises InvalidRequest with the template's own complaint.
+        """
+        return self._compiled.render(
+            given=sum(shaped.sizes[:turns]) + shaped.tools_size,
+            messages=shaped.messages[:turns],
+            tools=shaped.tools or None,
+            add_generation_prompt=generation_prompt,
+            **{name: self._special(name) or "" for name in ("bos_token", "eos_token", "pad_token", "unk_token")},
+        )
 
     @cached_property
     def takes_tools(self) -> bool:
@@ -169,32 +209,12 @@ class Tokenizer:
             turns = [Message("user", "x"), Message("assistant", "", tool_calls=(call,))]
             turns.append(Message("tool", "y", tool_call_id=call.id))
             try:
-                text = self._rendered(turns, [PROBE], False, str, as_object=as_object)
+                text = self.written(_shaped(turns, [PROBE], str, as_object=as_object), generation_prompt=False)
             except InvalidRequest:
                 return 0
             return 2 if '"city"' in text and '\\"city' not in text else 1
 
         return quality(True) >= quality(False)
-
-    def _rendered(
-        self,
-        messages: Sequence[Message],
-        tools: Sequence[Tool],
-        generation_prompt: bool,
-        masked: Callable[[str], str],
-        *,
-        as_object: bool,
-    ) -> str:
-        shaped = [_shaped(message, masked, as_object=as_object) for message in messages]
-        definitions = [_definition(tool, masked) for tool in tools]
-        return self._compiled.render(
-            given=sum(len(m.text) + sum(len(call.arguments) for call in m.tool_calls) for m in messages)
-            + sum(len(_to_text(tool)) for tool in tools),
-            messages=shaped,
-            tools=definitions or None,
-            add_generation_prompt=generation_prompt,
-            **{name: self._special(name) or "" for name in ("bos_token", "eos_token", "pad_token", "unk_token")},
-        )
 
     @cached_property
     def _compiled(self) -> Template:
@@ -228,7 +248,18 @@ def _json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def _shaped(message: Message, masked: Callable[[str], str], *, as_object: bool) -> dict[str, Any]:
+def _shaped(
+    messages: Sequence[Message], tools: Sequence[Tool], masked: Callable[[str], str], *, as_object: bool
+) -> Shaped:
+    return Shaped(
+        messages=[_message(message, masked, as_object=as_object) for message in messages],
+        sizes=[len(m.text) + sum(len(call.arguments) for call in m.tool_calls) for m in messages],
+        tools=[_definition(tool, masked) for tool in tools],
+        tools_size=sum(len(_to_text(tool)) for tool in tools),
+    )
+
+
+def _message(message: Message, masked: Callable[[str], str], *, as_object: bool) -> dict[str, Any]:
     """As OpenAI writes a message, which is what templates expect."""
     shaped: dict[str, Any] = {"role": message.role, "content": masked(message.text)}
     if message.tool_calls:

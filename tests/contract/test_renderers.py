@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import tempfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -14,15 +16,47 @@ from luthier.chat.messages import Conversation, Image, Message, PlainText, Prefe
 from luthier.chat.renderers.base import PROBES, Rendered, Renderer, renderer_for, renderers
 from luthier.chat.tokenizer import Tokenizer
 from luthier.core.errors import InvalidRequest
+from luthier.testing import toy_tokenizer
 from tests.unit.chat import toys
 
-MADE = {
-    "toy qwen": toys.toy_qwen,
-    "toy glm4": toys.toy_glm4,
-    "toy chatglm3": toys.toy_chatglm3,
-} | ({"qwen's words": toys.real_qwen} if toys.has_real_qwen() else {})
-TOKENIZERS = ("toy", "embedded", *MADE)
-EMBEDDED_CARD = Path(__file__).parents[2] / ".luthier/objects/models/smollm2-135m-instruct/card.json"
+OBJECTS = Path(__file__).parents[2] / ".luthier/objects"
+EMBEDDED_CARD = OBJECTS / "models/smollm2-135m-instruct/card.json"
+
+
+def made(make: Callable[[Path], object]) -> Tokenizer:
+    with tempfile.TemporaryDirectory() as folder:
+        make(Path(folder))
+        return Tokenizer(Path(folder))
+
+
+TOKENIZERS = {
+    "toy": made(toy_tokenizer),
+    "toy qwen": made(toys.toy_qwen),
+    "toy glm4": made(toys.toy_glm4),
+    "toy chatglm3": made(toys.toy_chatglm3),
+}
+if EMBEDDED_CARD.exists():
+    TOKENIZERS["embedded"] = Tokenizer(OBJECTS / json.loads(EMBEDDED_CARD.read_text())["weights"])
+if toys.has_real_qwen():
+    TOKENIZERS["qwen's words"] = made(toys.real_qwen)
+
+PAIRS: dict[str, Renderer] = {
+    f"{name}-{words}": family(tokenizer)
+    for name in renderers.names()
+    for family in [renderers.load(name)]
+    for words, tokenizer in TOKENIZERS.items()
+    if family.recognises(tokenizer)
+}
+"""Every renderer over every tokenizer that it recognises."""
+
+TEMPLATED = [pair for pair, one in PAIRS.items() if one.tokenizer.has_template]
+"""Those whose model ships a template; what the others write is spelled out in the unit tests."""
+
+OFFERING = [pair for pair, one in PAIRS.items() if one.offers_tools]
+
+
+def over(pairs: Iterable[str]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("renderer", [pytest.param(PAIRS[pair], id=pair) for pair in pairs])
 
 
 def talk(*turns: str, system: str | None = None) -> Conversation:
@@ -87,22 +121,13 @@ SAID = st.lists(
 ).map("".join)
 
 
-@pytest.fixture(scope="module", params=TOKENIZERS)
-def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
-    if request.param in MADE:
-        folder = MADE[request.param](request.getfixturevalue("tmp_path_factory").mktemp("made"))
-        return Tokenizer(folder)
-    if request.param == "embedded" and not EMBEDDED_CARD.exists():
-        pytest.skip("the embedded model was not brought yet; `make demo` brings it")
-    return Tokenizer(request.getfixturevalue(f"{request.param}_folder"))
-
-
-@pytest.fixture(scope="module", params=renderers.names())
-def renderer(request: pytest.FixtureRequest, tokenizer: Tokenizer) -> Renderer:
-    family = renderers.load(request.param)
-    if not family.recognises(tokenizer):
-        pytest.skip("a renderer of another family")
-    return family(tokenizer)
+TELLING = [
+    pair
+    for pair in OFFERING
+    for words in [PAIRS[pair].tokenizer]
+    if words.takes_tools and "<|im_start|>" in words.template([ASKED], generation_prompt=True)
+]
+"""Those whose template tells of tools as ChatML does."""
 
 
 @pytest.fixture(params=CONVERSATIONS)
@@ -116,9 +141,7 @@ def asked(conversation: Conversation, turns: int = -1) -> Conversation:
 
 
 @pytest.fixture(params=TOOLED)
-def tooled(request: pytest.FixtureRequest, renderer: Renderer) -> Conversation:
-    if not renderer.offers_tools:
-        pytest.skip("this model's template writes no tools that can be read back")
+def tooled(request: pytest.FixtureRequest) -> Conversation:
     return Conversation(TOOLED[request.param], (WEATHER, CLOCK))
 
 
@@ -141,19 +164,27 @@ def answers(conversation: Conversation) -> list[int]:
     return [place for place, message in enumerate(conversation.messages) if message.role == "assistant"]
 
 
-def test_some_renderer_recognises_every_tokenizer(tokenizer: Tokenizer) -> None:
-    assert renderer_for(tokenizer).fingerprint()
+@pytest.mark.parametrize("words", {**TOKENIZERS, "embedded": None})
+def test_some_renderer_recognises_every_tokenizer(words: str) -> None:
+    if words not in TOKENIZERS:
+        pytest.skip("the embedded model was not brought yet; `make demo` brings it")
+    assert renderer_for(TOKENIZERS[words]).fingerprint()
 
 
+@pytest.mark.parametrize("name", renderers.names())
+def test_every_renderer_recognises_a_tokenizer_that_is_at_hand(name: str) -> None:
+    assert any(type(one) is renderers.load(name) for one in PAIRS.values())
+
+
+@over(TEMPLATED)
 def test_the_generation_prompt_equals_the_tokenizers_own_template(
-    renderer: Renderer, tokenizer: Tokenizer, conversation: Conversation
+    renderer: Renderer, conversation: Conversation
 ) -> None:
-    if not tokenizer.has_template:
-        pytest.skip("a family that ships no template; its tokens are written out in the unit tests")
-    template = tokenizer.template(asked(conversation).messages, generation_prompt=True)
-    assert renderer.prompt(asked(conversation)) == tokenizer.encode(template)
+    template = renderer.tokenizer.template(asked(conversation).messages, generation_prompt=True)
+    assert renderer.prompt(asked(conversation)) == renderer.tokenizer.encode(template)
 
 
+@over(PAIRS)
 def test_an_example_begins_with_the_generation_prompt_and_trains_what_follows(
     renderer: Renderer, conversation: Conversation
 ) -> None:
@@ -164,6 +195,7 @@ def test_an_example_begins_with_the_generation_prompt_and_trains_what_follows(
         assert rendered.weights.index(1.0) == len(prompt)
 
 
+@over(PAIRS)
 def test_parsing_the_trained_tokens_gives_the_answer_back(renderer: Renderer, conversation: Conversation) -> None:
     answer = held(renderer, conversation.messages[-1].text)
     said = trained(renderer.example(only(conversation, len(conversation.messages) - 1)))
@@ -171,6 +203,7 @@ def test_parsing_the_trained_tokens_gives_the_answer_back(renderer: Renderer, co
     assert renderer.parse([*said, *said]).content == answer  # nothing after the first stop counts
 
 
+@over(PAIRS)
 def test_a_longer_conversation_begins_with_the_shorter_one(renderer: Renderer, conversation: Conversation) -> None:
     whole = renderer.example(conversation)
     for turns in range(2 + (conversation.messages[0].role == "system"), len(conversation.messages), 2):
@@ -179,15 +212,17 @@ def test_a_longer_conversation_begins_with_the_shorter_one(renderer: Renderer, c
         assert whole.weights[: len(part.weights)] == part.weights
 
 
+@over(PAIRS)
 def test_every_trained_turn_ends_in_a_trained_stop(renderer: Renderer, conversation: Conversation) -> None:
     rendered = renderer.example(conversation)
     pairs = list(zip(rendered.tokens, rendered.weights, strict=True))
     ends = [n for n, (_, weight) in enumerate(pairs) if weight and (n + 1 == len(pairs) or not pairs[n + 1][1])]
-    assert len(ends) == sum(message.role == "assistant" for message in conversation.messages)
+    assert len(ends) == sum(conversation.messages[place].trained for place in answers(conversation))
     assert all(pairs[end][0] in renderer.stops for end in ends)
     assert set(rendered.weights) == {0.0, 1.0}
 
 
+@over(PAIRS)
 def test_a_turn_that_is_shown_but_not_trained_has_no_weight(renderer: Renderer) -> None:
     user, answer = Message("user", "1 + 1"), Message("assistant", "2")
     both = renderer.example(Conversation((user, answer, user, answer)))
@@ -198,15 +233,45 @@ def test_a_turn_that_is_shown_but_not_trained_has_no_weight(renderer: Renderer) 
     assert none.trained == 0
 
 
-def test_equal_renderers_have_equal_fingerprints_and_others_do_not(renderer: Renderer, tokenizer: Tokenizer) -> None:
+@over(PAIRS)
+def test_equal_renderers_have_equal_fingerprints_and_others_do_not(renderer: Renderer) -> None:
     class Louder(type(renderer)):  # type: ignore[misc]
         def prompt(self, conversation: Conversation) -> list[int]:
             return [*super().prompt(conversation), 0]
 
-    assert type(renderer)(tokenizer).fingerprint() == renderer.fingerprint()
-    assert Louder(tokenizer).fingerprint() != renderer.fingerprint()
+    assert type(renderer)(renderer.tokenizer).fingerprint() == renderer.fingerprint()
+    assert Louder(renderer.tokenizer).fingerprint() != renderer.fingerprint()
 
 
+@over(PAIRS)
+def test_a_renderer_that_trains_what_is_only_shown_has_another_fingerprint(renderer: Renderer) -> None:
+    class Eager(type(renderer)):  # type: ignore[misc]
+        def merged(self, conversation: Conversation) -> Conversation:
+            turns = (dataclasses.replace(message, trained=True) for message in conversation.messages)
+            return super().merged(dataclasses.replace(conversation, messages=tuple(turns)))
+
+    assert Eager(renderer.tokenizer).fingerprint() != renderer.fingerprint()
+
+
+@over(OFFERING)
+@pytest.mark.parametrize("what", ["tools", "calls", "results"])
+def test_a_renderer_that_writes_tools_otherwise_has_another_fingerprint(renderer: Renderer, what: str) -> None:
+    class Terser(type(renderer)):  # type: ignore[misc]
+        def merged(self, conversation: Conversation) -> Conversation:
+            tools, messages = conversation.tools, conversation.messages
+            if what == "tools":
+                tools = tuple(dataclasses.replace(tool, description="") for tool in tools)
+            elif what == "calls":
+                shorter = tuple(dataclasses.replace(one, arguments="{}") for m in messages for one in m.tool_calls)
+                messages = tuple(dataclasses.replace(m, tool_calls=m.tool_calls and shorter) for m in messages)
+            else:
+                messages = tuple(dataclasses.replace(m, content="") if m.role == "tool" else m for m in messages)
+            return super().merged(Conversation(messages, tools))
+
+    assert Terser(renderer.tokenizer).fingerprint() != renderer.fingerprint()
+
+
+@over(OFFERING)
 def test_parsing_a_call_gives_it_back_with_the_words_before_it(renderer: Renderer, tooled: Conversation) -> None:
     for place in answers(tooled):
         said = trained(renderer.example(only(tooled, place)))
@@ -214,6 +279,7 @@ def test_parsing_a_call_gives_it_back_with_the_words_before_it(renderer: Rendere
         assert renderer.parse(said) == dataclasses.replace(tooled.messages[place], trained=True)
 
 
+@over(OFFERING)
 def test_a_conversation_with_tools_keeps_the_promises_too(renderer: Renderer, tooled: Conversation) -> None:
     whole = renderer.example(tooled)
     for place in answers(tooled):
@@ -223,16 +289,15 @@ def test_a_conversation_with_tools_keeps_the_promises_too(renderer: Renderer, to
         assert (whole.tokens[: len(part.tokens)], whole.weights[: len(part.weights)]) == (part.tokens, part.weights)
 
 
+@over(TELLING)
 def test_tools_are_written_as_the_template_writes_them(renderer: Renderer, tooled: Conversation) -> None:
-    tokenizer = renderer.tokenizer
-    if not tokenizer.takes_tools or "<|im_start|>" not in tokenizer.template([ASKED], generation_prompt=True):
-        pytest.skip("no template that says it")
     for place in answers(tooled):
         shown = asked(tooled, place)
-        template = tokenizer.template(shown.messages, tools=shown.tools, generation_prompt=True)
-        assert renderer.prompt(shown) == tokenizer.encode(template)
+        template = renderer.tokenizer.template(shown.messages, tools=shown.tools, generation_prompt=True)
+        assert renderer.prompt(shown) == renderer.tokenizer.encode(template)
 
 
+@over(PAIRS)
 def test_what_a_family_cannot_say_is_refused_and_not_left_out(renderer: Renderer) -> None:
     picture = Message("user", (Text("What is this?"), Image("data:image/png;base64,AA==")))
     with pytest.raises(InvalidRequest, match="pictures"):
@@ -244,12 +309,14 @@ def test_what_a_family_cannot_say_is_refused_and_not_left_out(renderer: Renderer
                 renderer.example(uses)
 
 
+@over(PAIRS)
 def test_many_examples_are_rendered_as_each_alone(renderer: Renderer) -> None:
     conversations = list(CONVERSATIONS.values())
     assert renderer.examples(conversations) == [renderer.example(one) for one in conversations]
     assert renderer.examples([]) == []
 
 
+@over(PAIRS)
 def test_a_preference_trains_the_last_answer_alone(renderer: Renderer) -> None:
     earlier = (Message("user", "1 + 1"), Message("assistant", "2"), Message("user", "2 + 2"))
     pair = PreferencePair(Conversation(earlier), Message("assistant", "4"), Message("assistant", "five", trained=False))
@@ -260,6 +327,7 @@ def test_a_preference_trains_the_last_answer_alone(renderer: Renderer) -> None:
         assert renderer.parse(trained(rendered)).content == answer
 
 
+@over(PAIRS)
 def test_a_plain_text_is_trained_whole_with_the_end_token(renderer: Renderer) -> None:
     rendered = renderer.text(PlainText("Once upon <|im_end|> a time.<|endoftext|></s>"))
     assert set(rendered.weights) == {1.0}
@@ -267,6 +335,7 @@ def test_a_plain_text_is_trained_whole_with_the_end_token(renderer: Renderer) ->
     assert renderer.tokenizer.decode(rendered.tokens) == "Once upon <|im_end|> a time.<|endoftext|></s>"
 
 
+@over(PAIRS)
 @given(texts=st.lists(SAID, min_size=5, max_size=5))
 @settings(max_examples=15, deadline=None)
 def test_nobody_can_forge_a_turn(renderer: Renderer, texts: list[str]) -> None:
@@ -282,11 +351,10 @@ def test_nobody_can_forge_a_turn(renderer: Renderer, texts: list[str]) -> None:
         )
 
 
+@over(OFFERING)
 @given(texts=st.lists(SAID, min_size=4, max_size=4))
 @settings(max_examples=10, deadline=None)
 def test_nobody_can_forge_a_turn_by_a_tool(renderer: Renderer, texts: list[str]) -> None:
-    if not renderer.offers_tools:
-        return
     known = {renderer.tokenizer.special_id(marker) for marker in MARKERS}
 
     def written(one: str, two: str, three: str, four: str) -> list[int]:

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
-from luthier.chat.messages import Conversation, Message, PlainText, PreferencePair
+from luthier.chat import calls
+from luthier.chat.messages import Conversation, Message, PlainText, PreferencePair, ToolCall
 from luthier.chat.tokenizer import Tokenizer
 from luthier.core.errors import InvalidRequest
 from luthier.core.registry import Registry
@@ -114,8 +115,16 @@ class Renderer(ABC):
 
     def fingerprint(self) -> str:
         """sha256 of the token ids of a fixed set of conversations: equal exactly where two renderers write alike."""
-        rendered = [[self.prompt(c), self.example(c).tokens, self.example(c).weights] for c in PROBES]
+        probes = (*PROBES, *TOOL_PROBES) if self.offers_tools else PROBES
+        rendered = [self._written(probe) for probe in probes]
         return hashlib.sha256(json.dumps(rendered).encode()).hexdigest()
+
+    def _written(self, probe: Conversation) -> list[list[int] | list[float]] | None:
+        try:
+            example = self.example(probe)
+            return [self.prompt(probe), example.tokens, example.weights]
+        except InvalidRequest:
+            return None  # to refuse is a way of writing too
 
     def _pieces(self, conversation: Conversation, *, answering: bool = False) -> list[Piece]:
         if conversation.images:
@@ -151,12 +160,35 @@ def _said(*turns: str, system: str | None = None) -> Conversation:
     )
 
 
+_CALL = ToolCall("call00000", calls.PROBE.name, '{"town": "Köln", "days": 2}')
+_ROUND = (
+    Message("user", "Will it rain in Köln?"),
+    Message("assistant", "", tool_calls=(_CALL,)),
+    Message("tool", '{"rain": true}', tool_call_id=_CALL.id),
+    Message("assistant", "Yes, on both days."),
+)
+
 PROBES = (
     _said("What is the capital of France?", "Paris."),
     _said("Hi", "Hello, how can I help?", "Count to 12", "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12", system="Be brief."),
     _said("def f(x):\n    return  x + 1\n", "It adds one:\n\n```python\nf(1) == 2\n```", "谢谢！", "不客气 🙂"),
+    Conversation(
+        (
+            Message("system", "Speak like a pirate."),
+            Message("user", "Hi"),
+            Message("assistant", "Ahoy!", trained=False),
+            Message("user", "Bye"),
+            Message("assistant", "Fair winds!"),
+        )
+    ),
 )
 """What a fingerprint is taken of. Changing it changes the identity of every trained adapter."""
+
+TOOL_PROBES = (
+    Conversation(_ROUND, (calls.PROBE,)),
+    Conversation((Message("system", "Be brief."), *_ROUND), (calls.PROBE,)),
+)
+"""What it is taken of besides, where tools can be said: how they are told, called and answered is written too."""
 
 renderers: Registry[Renderer] = Registry("luthier.chat.renderers", Renderer, kind="renderer")
 

@@ -15,7 +15,10 @@ from luthier.chat.renderers.base import PROBES, Piece, Renderer
 from luthier.chat.tokenizer import Tokenizer
 from luthier.core.errors import InvalidRequest
 
-Part = tuple[int, int, int | None]
+MOST_MESSAGES = 1_000
+"""Messages of a conversation. An answer's place is proved by what the template writes up to it, twice: the work grows with
+the square of their number.
+"""
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,32 @@ class _Span:
     stops: int
     ends: int
     is_trained: bool
+
+
+@dataclass(frozen=True)
+class _Rendering:
+    """What the template writes of a whole conversation, and where its parts lie."""
+
+    text: str
+    parts: list[tuple[int, int, int | None]]
+    """Begin and end, and the id of those that are special tokens."""
+    stops: list[tuple[int, int]]
+    """Begin and end of those that end an answer."""
+
+    def span(self, before: str, after: str, *, is_trained: bool) -> _Span:
+        """Of an answer, by what the template writes before it and with it. Raises InvalidRequest where it cannot be proved."""
+        begins, ends = len(before), len(after)
+        if not (self.text.startswith(after) and after.startswith(before)) or self._tears(begins) or self._tears(ends):
+            raise InvalidRequest("The model's template rewrites earlier turns; what it trains cannot be proved.")
+        first = bisect_left(self.stops, (begins,))
+        if first == len(self.stops) or self.stops[first][1] > ends:
+            raise InvalidRequest("The model's template does not end an answer with a stop token.")
+        return _Span(begins, self.stops[first][1], ends, is_trained)
+
+    def _tears(self, cut: int) -> bool:
+        """Whether a cut goes through a special token."""
+        last = bisect_left(self.parts, (cut,)) - 1  # the last part that begins before it
+        return last >= 0 and self.parts[last][2] is not None and self.parts[last][1] > cut
 
 
 class Native(Renderer):
@@ -89,45 +118,46 @@ class Native(Renderer):
         return dataclasses.replace(conversation, messages=tuple(messages))
 
     def pieces(self, conversation: Conversation, *, answering: bool = False) -> list[Piece]:
-        """Raises InvalidRequest when a trained turn's span cannot be proved."""
+        """Raises InvalidRequest when a trained turn's span cannot be proved, or there are more than MOST_MESSAGES."""
+        if (count := len(conversation.messages)) > MOST_MESSAGES:
+            raise InvalidRequest(
+                f"The conversation has {count:,} messages; where only the model's own template says how they are written, "
+                f"at most {MOST_MESSAGES:,} can be proved.",
+                hint="Split it into shorter conversations.",
+            )
         guard = Guard(self.tokenizer, conversation)
-        whole = guard.render(generation_prompt=answering)
-        guard.prove(whole)
-        parts = self.tokenizer.parts(whole)
+        text = guard.render(generation_prompt=answering)
+        guard.prove(text)
+        parts = self.tokenizer.parts(text)
+        whole = _Rendering(text, parts, [(start, end) for start, end, token in parts if token in self.stops])
         spans: list[_Span] = []
         for place, message in enumerate(conversation.messages):
             if message.role != "assistant":
                 continue
             try:
-                spans.append(self._span(guard, whole, parts, place, is_trained=message.trained))
+                before = guard.render(place, generation_prompt=True)
+                after = text if place + 1 == count and not answering else guard.render(place + 1)
+                spans.append(whole.span(before, after, is_trained=message.trained))
             except InvalidRequest:
                 if message.trained and not answering:
                     raise  # of what is only shown nothing needs a proof
         cuts = sorted({cut for span in spans for cut in (span.begins, span.stops, span.ends)})
+        trained = sorted((span.begins, span.stops) for span in spans if span.is_trained)
         pieces: list[Piece] = []
+        begun = trained_until = 0
         for start, end, token in parts:
             inner = cuts[bisect_right(cuts, start) : bisect_left(cuts, end)]
             for first, last in pairwise([start, *inner, end]):
-                said = guard.restored(whole[first:last]) if token is None else (token,)
-                pieces.append(Piece(said, any(s.is_trained and s.begins <= first < s.stops for s in spans)))
+                while begun < len(trained) and trained[begun][0] <= first:
+                    trained_until = max(trained_until, trained[begun][1])
+                    begun += 1
+                said = guard.restored(text[first:last]) if token is None else (token,)
+                pieces.append(Piece(said, first < trained_until))
         return pieces
 
     def message(self, tokens: list[int]) -> Message:
         text = self.tokenizer.decode(tokens)
         return calls.read(text) if self.offers_tools else Message("assistant", text)
-
-    def _span(self, guard: Guard, whole: str, parts: list[Part], place: int, *, is_trained: bool) -> _Span:
-        before = guard.render(place, generation_prompt=True)
-        after = guard.render(place + 1)
-        specials = [part for part in parts if part[2] is not None]
-        torn = any(start < cut < end for start, end, _ in specials for cut in (len(before), len(after)))
-        if torn or not whole.startswith(after) or not after.startswith(before):
-            raise InvalidRequest("The model's template rewrites earlier turns; what it trains cannot be proved.")
-        stops = (end for start, end, token in specials if start >= len(before) and token in self.stops)
-        stop = next((end for end in stops if end <= len(after)), None)
-        if stop is None:
-            raise InvalidRequest("The model's template does not end an answer with a stop token.")
-        return _Span(len(before), stop, len(after), is_trained)
 
     @cached_property
     def _takes_users_in_a_row(self) -> bool:

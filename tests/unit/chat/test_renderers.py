@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 
 from luthier.chat.messages import Conversation, Message
+from luthier.chat.renderers import chatml
 from luthier.chat.renderers.base import Rendered, renderer_for
 from luthier.chat.renderers.chatml import ChatML
-from luthier.chat.renderers.native import Native
+from luthier.chat.renderers.native import MOST_MESSAGES, Native
+from luthier.chat.sandbox import Template
 from luthier.chat.tokenizer import Tokenizer
 from luthier.core.errors import InvalidRequest
 from luthier.testing import toy_tokenizer
+from tests.unit.chat import toys
 
 SYSTEM, USER, ANSWER = Message("system", "Be brief."), Message("user", "Hi"), Message("assistant", "Hello!")
 SHOWN = Message("assistant", "Hello!", trained=False)
@@ -151,6 +154,28 @@ def test_a_template_that_rewrites_earlier_turns_is_refused_rather_than_trained_w
         Native(Tokenizer(tmp_path)).example(Conversation((USER, ANSWER, USER, ANSWER)))
 
 
+@pytest.mark.parametrize("answers", [1, 2, 50])
+def test_a_native_rendering_is_proved_by_two_of_its_template_for_each_answer(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, answers: int
+) -> None:
+    native = Native(Tokenizer(folder))
+    native.example(Conversation((USER, ANSWER)))  # what is found out once of a template
+    written: list[int] = []
+    render = Template.render
+    monkeypatch.setattr(Template, "render", lambda *args, **kwargs: written.append(1) or render(*args, **kwargs))
+    example = native.example(Conversation((USER, ANSWER) * answers))
+    assert len(written) == 2 * answers
+    assert example.tokens == ChatML(native.tokenizer).example(Conversation((USER, ANSWER) * answers)).tokens
+
+
+def test_a_native_conversation_has_a_number_of_messages_that_is_said(tokenizer: Tokenizer) -> None:
+    turns = (*(USER,) * (MOST_MESSAGES - 1), ANSWER)
+    assert Native(tokenizer).example(Conversation(turns)).trained
+    with pytest.raises(InvalidRequest, match=r"has 1,001 messages; .* at most 1,000 can be proved"):
+        Native(tokenizer).example(Conversation((USER, *turns)))
+    assert ChatML(tokenizer).example(Conversation((USER, *turns) * 10)).trained
+
+
 def made(folder: Path, tmp_path: Path, template: str) -> Tokenizer:
     for path in folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
@@ -159,8 +184,29 @@ def made(folder: Path, tmp_path: Path, template: str) -> Tokenizer:
 
 
 def test_the_fingerprint_of_a_renderer_stays_what_adapters_were_trained_with(tokenizer: Tokenizer) -> None:
-    known = "d7703224678f93a2e73d06eb8284c9448e7a394eed8cca0e8e4817fd96dc79a0"
-    assert ChatML(tokenizer).fingerprint() == Native(tokenizer).fingerprint() == known
+    with_tools = "5a79a77ade76869fc750bf7a05135cdc3c6ea10ccc83eef84f0201339b3543f2"
+    without = "ef71991a707c2035887966ac9a4d0ba3cfabadf32a77dd28be41554afb4b2bfd"
+    assert ChatML(tokenizer).fingerprint() == with_tools
+    assert Native(tokenizer).fingerprint() == without
+
+
+def test_two_families_that_write_alike_have_one_fingerprint(tmp_path: Path) -> None:
+    words = Tokenizer(toys.toy_qwen(tmp_path))
+    assert ChatML(words).fingerprint() == Native(words).fingerprint()
+
+
+def test_other_words_before_the_tools_are_another_fingerprint(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = ChatML(tokenizer).fingerprint()
+    monkeypatch.setattr(chatml, "PREAMBLE", chatml.PREAMBLE + "Think first.\n")
+    assert ChatML(tokenizer).fingerprint() != before
+
+
+def test_a_probe_that_a_template_refuses_leaves_a_fingerprint_too(folder: Path, tmp_path: Path) -> None:
+    wordless = "{{ raise_exception('no system') if messages[0].role == 'system' }}"
+    tokenizer = made(folder, tmp_path, wordless + (folder / "chat_template.jinja").read_text())
+    assert Native(tokenizer).fingerprint() != Native(Tokenizer(folder)).fingerprint()
 
 
 def test_an_answer_that_begins_with_a_line_feed_is_cut_where_the_model_begins_it(tokenizer: Tokenizer) -> None:

@@ -92,6 +92,11 @@ def test_a_template_that_complains_or_reaches_out_is_a_refusal(folder: Path, tem
         Tokenizer(folder).template(HI, generation_prompt=True)
 
 
+def test_a_template_is_told_the_same_day_on_every_day(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text("Today is {{ strftime_now('%d %b %Y') }}")
+    assert Tokenizer(folder).template([Message("user", "x")], generation_prompt=True) == "Today is 26 Jul 2024"
+
+
 def test_a_model_without_a_template_says_so(folder: Path) -> None:
     (folder / "chat_template.jinja").unlink()
     tokenizer = Tokenizer(folder)
