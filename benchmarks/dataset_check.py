@@ -1,12 +1,13 @@
-"""Checking chat rows: speed and memory beside `datasets` with a Python validation map, and beside plain loops.
+"""Checking rows: speed and memory beside `datasets` with a Python validation map, and beside plain loops.
 
     python benchmarks/dataset_check.py --gigabytes 1 --processes 1
     python benchmarks/dataset_check.py --gigabytes 4 --processes 2 --skip-peer
+    python benchmarks/dataset_check.py --gigabytes 0.256 --format function_calling --skip-peer
 
 Rows are made on the spot from a seed. Each part runs in a process of its own, one after the other, in the same run; its
 time is wall time, its memory the peak of the resident sets of the process and its children together, sampled every 50 ms
 (shared pages count once for each). The peer wants `datasets` (`--peer-python` names an interpreter that has it); token
-counting wants a folder with a tokenizer (`--model FOLDER`).
+counting wants a folder with a tokenizer (`--model FOLDER`). Both read rows of the format `messages` only.
 """
 
 from __future__ import annotations
@@ -24,10 +25,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 WORDS = 20_000
+KINDS = (
+    *("messages", "names", "labels", "function_calling", "function_calling_varied"),
+    *("chosen_rejected", "preferred_output", "text"),
+)
 
 
-def make(path: Path, size: int, seed: int = 1) -> int:
-    """Write chat rows of one to three questions and answers, English and Chinese, until the file has that size; the rows."""
+def make(path: Path, size: int, rows_of: str = "messages", seed: int = 1) -> int:
+    """Write rows of a kind in English and Chinese until the file has that size; how many. Chat has one to three questions and
+    answers.
+    """
     draw = random.Random(seed)  # noqa: S311
     letters = "abcdefghijklmnopqrstuvwxyz"
     words = ["".join(draw.choices(letters, k=draw.randint(2, 9))) for _ in range(WORDS)]
@@ -39,19 +46,69 @@ def make(path: Path, size: int, seed: int = 1) -> int:
             said += "，" + "".join(draw.choices(signs, k=draw.randint(5, 80)))
         return said + ('\nHe said: "well"' if draw.random() < 0.1 else "")
 
+    def user() -> dict:
+        return {"role": "user", "content": text(8, 60)}
+
+    def answer() -> dict:
+        return {"role": "assistant", "content": text(20, 120)}
+
+    def chat() -> dict:
+        messages = [{"role": "system", "content": text(5, 20)}] if draw.random() < 0.5 else []
+        for _ in range(draw.randint(1, 3)):
+            messages += [user(), answer()]
+        return {"messages": messages}
+
+    def prompt() -> list[dict]:
+        return [user()] if draw.random() < 0.6 else [user(), answer(), user()]
+
+    def tools() -> list[dict]:
+        schema = {name: {"type": "string", "description": text(5, 12)} for name in ("city", "day", "unit")}
+        parameters = {"type": "object", "properties": schema, "required": ["city"]}
+        return [
+            {"type": "function", "function": {"name": name, "description": text(8, 20), "parameters": parameters}}
+            for name in ("weather", "book", "cancel")
+        ]
+
+    def call() -> list[dict]:
+        given = json.dumps({"city": text(1, 2), "day": "2027-03-05", "count": draw.randint(1, 9)}, ensure_ascii=False)
+        name, id_ = draw.choice(["weather", "book", "cancel"]), f"call_{draw.randint(0, 10**9)}"
+        called = {"id": id_, "type": "function", "function": {"name": name, "arguments": given}}
+        result = {
+            "role": "tool",
+            "tool_call_id": id_,
+            "content": json.dumps({"result": text(5, 40)}, ensure_ascii=False),
+        }
+        return [{"role": "assistant", "content": None, "tool_calls": [called]}, result]
+
+    def calling(declared: list[dict]) -> dict:
+        return {"messages": [user(), *call(), answer(), user(), *call(), answer()], "tools": declared}
+
+    same_tools = tools()
+    kinds: dict[str, Callable[[], dict]] = {
+        "messages": chat,
+        "names": lambda: {"messages": [user() | {"name": "Ann"}, answer()]},
+        "labels": lambda: chat() | {"id": draw.randint(1, 10**6)},
+        "function_calling": lambda: calling(same_tools),
+        "function_calling_varied": lambda: calling(tools()),
+        "chosen_rejected": lambda: {"messages": prompt(), "chosen": answer(), "rejected": answer()},
+        "preferred_output": lambda: {
+            "input": {"messages": prompt(), "tools": []},
+            "preferred_output": [answer()],
+            "non_preferred_output": [answer()],
+        },
+        "text": lambda: {"text": text(100, 400)},
+    }
+    mark = b'"text": "' if rows_of == "text" else b'"content": "'
     rows = written = 0
     block: list[bytes] = []
     with path.open("wb") as file:
         while written < size:
-            messages = [{"role": "system", "content": text(5, 20)}] if draw.random() < 0.5 else []
-            for _ in range(draw.randint(1, 3)):
-                messages += [{"role": "user", "content": text(8, 60)}, {"role": "assistant", "content": text(20, 120)}]
-            block.append(json.dumps({"messages": messages}, ensure_ascii=False).encode() + b"\n")
+            block.append(json.dumps(kinds[rows_of](), ensure_ascii=False).encode() + b"\n")
             rows += 1
             if len(block) == 1000:  # repeated with another first word, so that making the file does not take an hour
                 for number in range(20):
                     for line in block:
-                        line = line.replace(b'"content": "', b'"content": "%d ' % number, 1)
+                        line = line.replace(mark, mark + b"%d " % number, 1)
                         file.write(line)
                         written += len(line)
                 rows += 19 * len(block)
@@ -66,7 +123,7 @@ def check(path: Path, processes: int) -> str:
     from luthier.records.source import LocalFile
 
     report = inspect(LocalFile(path), processes=processes)
-    assert report.fit, report.summary
+    assert report.fit or set(report.counts) == {"unknown_field"}, report.summary
     return f"{report.rows:,} rows, {report.duplicate_rows} repeated"
 
 
@@ -111,9 +168,10 @@ def peer(path: Path) -> str:
 
 def count_tokens(path: Path, model: str, processes: int) -> str:
     from luthier.control.datasets.counting import count_file
+    from luthier.control.datasets.lengths import summed
     from luthier.records.source import LocalFile
 
-    lengths = count_file(LocalFile(path), "messages", Path(model), processes=processes)
+    lengths = summed(count_file(LocalFile(path), "messages", Path(model), processes=processes))
     return f"{lengths.tokens:,} tokens"
 
 
@@ -168,6 +226,9 @@ def measured(python: str, part: str, *arguments: str, env: dict[str, str]) -> tu
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--gigabytes", type=float, default=1.0)
+    arguments.add_argument(
+        "--format", default="messages", choices=KINDS, help="names, labels: chat rows with such fields"
+    )
     arguments.add_argument("--processes", type=int, default=1)
     arguments.add_argument("--skip-peer", action="store_true")
     arguments.add_argument("--model", help="folder with tokenizer.json, for token counting")
@@ -182,15 +243,15 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as scratch:
         folder = asked.folder or Path(scratch)
-        path = folder / f"chat-{asked.gigabytes:g}.jsonl"
+        path = folder / f"{asked.format}-{asked.gigabytes:g}.jsonl"
         if not path.exists():
-            make(path, int(asked.gigabytes * 1e9))
+            make(path, int(asked.gigabytes * 1e9), asked.format)
         size = path.stat().st_size / 1e6
         print(f"{size:,.0f} MB; {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
         runs = [("check", str(path), str(asked.processes)), ("orjson", str(path))]
-        if not asked.skip_peer:
+        if not asked.skip_peer and asked.format == "messages":
             runs.append(("peer", str(path)))
-        if asked.model:
+        if asked.model and asked.format == "messages":
             runs += [("tokens", str(path), asked.model, str(asked.processes)), ("encode_batch", str(path), asked.model)]
         for part, *rest in runs:
             with tempfile.TemporaryDirectory(dir=scratch) as cache:

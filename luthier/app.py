@@ -84,6 +84,7 @@ def assemble(
             processes=settings.cores,
             memory_bytes=settings.data.check_memory_bytes,
             least_seconds=settings.data.check_seconds,
+            stands_ready=True,
         )
     )
     datasets = Datasets(db, storage, work, clock)
@@ -143,6 +144,7 @@ def build(settings: Settings, *, parts: Parts | None = None, announce: Callable[
             announce(key)
         if settings.models.embedded:
             await _bring_embedded(parts.installer)
+        await asyncio.to_thread(parts.installer.refresh)
         loops = [asyncio.create_task(one.run(), name=one.topic) for one in parts.reconcilers]
         app.state.loops = loops
         try:
@@ -152,6 +154,7 @@ def build(settings: Settings, *, parts: Parts | None = None, announce: Callable[
                 loop.cancel()
             await asyncio.gather(*loops, return_exceptions=True)
             await parts.replicas.stop_all()
+            await parts.services.datasets.workshop.close()
             await parts.db.close()
 
     app = FastAPI(

@@ -28,6 +28,7 @@ Resolver = Callable[[str, int], Sequence[str]]
 
 PORTS = (80, 443)
 _REDIRECTS = (301, 302, 303, 307, 308)
+_PASSING = (408, 425, 429)  # beside all that begin with 5
 _PIECE = 64 * 1024  # bytes read at a time
 _FRAMING = 256 * 1024  # bytes that headers and chunk marks may take beside the body
 
@@ -35,15 +36,29 @@ _FRAMING = 256 * 1024  # bytes that headers and chunk marks may take beside the 
 class FetchRefused(InvalidRequest):
     """An address that is not fetched, or that did not answer as it must. `code` is one of
 
-    bad_url, host_not_allowed, address_not_allowed, too_many_redirects, connection_failed, too_slow, too_large,
-    bad_status, bad_response.
+    bad_url, host_not_allowed, address_not_allowed, host_unknown, certificate_refused, too_many_redirects,
+    connection_failed, too_slow, too_large, bad_status, bad_response; of a host that was given up also host_silent.
+
+    `is_passing` says whether the same address may well answer a little later, `retry_after` in how many seconds it
+    asks to be tried again, and `status` what a host answered instead of 200; the last two are absent where nobody said.
     """
 
     code = "fetch_refused"
 
-    def __init__(self, code: str, message: str, *, hint: str | None = None) -> None:
-        super().__init__(message, hint=hint)
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        hint: str | None = None,
+        is_passing: bool = False,
+        status: int | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint, retry_after=retry_after)
         self.code = code
+        self.is_passing = is_passing
+        self.status = status
 
 
 @dataclass(frozen=True)
@@ -135,6 +150,9 @@ class Fetcher:
                     "bad_status",
                     f"{admitted.target} answered with status {answer.status}, expected 200.",
                     hint="Check that the address can be opened without signing in.",
+                    is_passing=answer.status in _PASSING or answer.status >= 500,
+                    status=answer.status,
+                    retry_after=_seconds(answer.headers.get("retry-after", "")),
                 )
             return Fetched(admitted.target.url, answer.data, hashlib.sha256(answer.data).hexdigest())
         raise FetchRefused(
@@ -203,9 +221,9 @@ class Gate:
         try:
             addresses = tuple(dict.fromkeys(ipaddress.ip_address(text) for text in found))
         except ValueError as wrong:
-            raise FetchRefused("connection_failed", f"{target.host} was looked up to no address: {wrong}") from wrong
+            raise FetchRefused("host_unknown", f"{target.host} was looked up to no address: {wrong}") from wrong
         if not addresses:
-            raise FetchRefused("connection_failed", f"{target.host} has no address.", hint="Check the host's name.")
+            raise FetchRefused("host_unknown", f"{target.host} has no address.", hint="Check the host's name.")
         return addresses
 
 
@@ -228,6 +246,7 @@ class Deadline:
             "too_slow",
             f"There was no whole answer within {self._seconds:g} seconds.",
             hint="Put the file on a faster host, or send it as data.",
+            is_passing=True,
         )
 
 
@@ -260,11 +279,16 @@ def exchange(
             data = _body(response, target, most_bytes) if 200 <= response.status < 300 else b""
             return Answer(response.status, found, data)
     except http.client.HTTPException as wrong:
-        raise FetchRefused("bad_response", f"{target} did not answer in HTTP: {type(wrong).__name__}.") from wrong
+        is_cut_off = isinstance(wrong, http.client.RemoteDisconnected | http.client.IncompleteRead)
+        said = f"{target} did not answer in HTTP: {type(wrong).__name__}."
+        raise FetchRefused("bad_response", said, is_passing=is_cut_off) from wrong
     except TimeoutError as late:
         raise deadline.passed() from late
-    except (OSError, ValueError) as failed:  # ValueError: what ssl says of some names and certificates
-        raise FetchRefused("connection_failed", f"{target} could not be reached: {failed}") from failed
+    except (ssl.SSLCertVerificationError, ValueError) as wrong:  # ValueError: of some names and certificates
+        raise FetchRefused("certificate_refused", f"{target} showed no valid certificate: {wrong}") from wrong
+    except OSError as failed:
+        said = f"{target} could not be reached: {failed}"
+        raise FetchRefused("connection_failed", said, is_passing=True) from failed
 
 
 def parse(url: str) -> Target:
@@ -435,8 +459,14 @@ def _body(response: http.client.HTTPResponse, target: Target, most_bytes: int) -
         if size > most_bytes:
             raise _too_large(target, most_bytes)
     if promised is not None and size != promised:
-        raise FetchRefused("bad_response", f"{target} sent {size:,} bytes and had promised {promised:,}.")
+        said = f"{target} sent {size:,} bytes and had promised {promised:,}."
+        raise FetchRefused("bad_response", said, is_passing=True)
     return b"".join(pieces)
+
+
+def _seconds(text: str) -> float | None:
+    """What a Retry-After header asks for; None where it names no number, as those that name a date."""
+    return float(text) if re.fullmatch(r"[0-9]{1,9}", text) else None
 
 
 def _follow(target: Target, location: str) -> str:
@@ -465,9 +495,10 @@ def _in_time(work: Callable[[], Sequence[str]], target: Target, deadline: Deadli
     thread.start()
     thread.join(deadline.left())
     if failed:
-        raise FetchRefused(
-            "connection_failed", f"{target.host} could not be looked up: {failed[0]}", hint="Check the host's name."
-        ) from failed[0]
+        said = f"{target.host} could not be looked up: {failed[0]}"
+        if isinstance(failed[0], socket.gaierror) and failed[0].errno == socket.EAI_AGAIN:
+            raise FetchRefused("connection_failed", said, is_passing=True) from failed[0]
+        raise FetchRefused("host_unknown", said, hint="Check the host's name.") from failed[0]
     if not found:
         raise deadline.passed()
     return found[0]

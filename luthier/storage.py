@@ -158,17 +158,22 @@ class Storage:
     def lines(self, key: str, *, longest: int = 64 * 1024 * 1024) -> Iterator[bytes]:
         """The lines of an object without their line feeds, streamed; of a longer line only its first `longest` bytes."""
         rest = b""
-        with _translated(key):
-            for chunk in obstore.get(self._store, key).stream(min_chunk_size=_PART):
-                first, *whole = bytes(chunk).split(b"\n")
-                rest += first[: longest - len(rest)]
-                if whole:
-                    yield rest
-                    *whole, rest = whole
-                    yield from (line[:longest] for line in whole)
-                    rest = rest[:longest]
+        for chunk in self.stream(key):
+            first, *whole = chunk.split(b"\n")
+            rest += first[: longest - len(rest)]
+            if whole:
+                yield rest
+                *whole, rest = whole
+                yield from (line[:longest] for line in whole)
+                rest = rest[:longest]
         if rest:
             yield rest
+
+    def stream(self, key: str) -> Iterator[bytes]:
+        """The bytes of an object, some megabytes at a time."""
+        with _translated(key):
+            for chunk in obstore.get(self._store, key).stream(min_chunk_size=_PART):
+                yield bytes(chunk)
 
     async def stream_async(self, key: str) -> AsyncIterator[bytes]:
         with _translated(key):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from itertools import groupby
+from json import loads as read_json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO
 
@@ -14,10 +17,12 @@ from rich.table import Table
 from rich.text import Text
 
 from luthier.cli.console import Json, complain, err, out, print_json, table
+from luthier.cli.language import Language, Speech, counted, spoken
 from luthier.core.errors import InvalidParameter, InvalidRequest, NotFound
 
 if TYPE_CHECKING:
     from luthier.chat.examples import Overlength
+    from luthier.control.datasets.lengths import Selection, Summary
     from luthier.control.datasets.report import DatasetReport
     from luthier.records.problems import Problem
     from luthier.records.source import Source
@@ -29,13 +34,28 @@ File = Annotated[
 ]
 Model = Annotated[str, typer.Option("--model", help="A model that is installed here, or a folder with its tokenizer.")]
 Category = Annotated[str | None, typer.Option("--category", help="The format that the file is meant to be of.")]
-MaxLength = Annotated[int, typer.Option(min=8, help="Tokens that a row may have.")]
-OverlengthOption = Annotated[str, typer.Option("--overlength", help="Longer rows: drop, truncate or fail.")]
-Language = Annotated[
-    str | None, typer.Option("--language", help="en or zh; that of this terminal otherwise.", show_default=False)
+MaxLength = Annotated[
+    int | None,
+    typer.Option(
+        min=8,
+        help="Tokens that a row may have; 2,048 otherwise, or the model's context where that is less.",
+        show_default=False,
+    ),
 ]
+OverlengthOption = Annotated[str, typer.Option("--overlength", help="Longer rows: drop, truncate or fail.")]
 
 EMBEDDED = "smollm2-135m-instruct"
+
+_MARKS = {
+    "too_long": ("dropped: too long", "不训练：过长"),
+    "nothing_trained": ("dropped: nothing to learn", "不训练：没有可学习的内容"),
+    "refused": ("dropped: the model cannot take it", "不训练：该模型无法接受"),
+    "truncated": ("cut behind the limit", "在上限处截断"),
+    "images": ("with images", "含图片"),
+}
+"""What the marks of a row say and why rows are dropped, English and Chinese."""
+
+_BLOCK = 1024 * 1024  # bytes
 
 
 @app.command()
@@ -47,12 +67,12 @@ def check(
     json: Json = False,
 ) -> None:
     """Find everything that is wrong with a file. Ends with 1 when there is something."""
-    told_in = _language(language)
+    say = spoken(language)
     report = _inspected(path, category)
     if json:
         print_json(report.model_dump(mode="json") | {"fit": report.fit})
     else:
-        _print_report(path, report, most, told_in)
+        _print_report(path, report, most, say)
     if not report.fit:
         raise typer.Exit(1)
 
@@ -62,25 +82,24 @@ def show(
     path: File,
     row: Annotated[int, typer.Option("--row", min=1, help="Which row, counted from 1.")] = 1,
     model: Model = EMBEDDED,
-    max_length: MaxLength = 2048,
+    max_length: MaxLength = None,
     overlength: OverlengthOption = "drop",
+    language: Language = None,
     json: Json = False,
 ) -> None:
     """Show exactly what will be trained of one row: what is learned in green, the rest dim."""
     from luthier.control.datasets.preview import preview
 
-    report = _inspected(path, None)
-    if report.format is None:
-        raise InvalidParameter("FILE", report.summary or "has no rows")
+    say, way = spoken(language), _overlength(overlength)
+    form, known_model = _format(path, say), _known(model)
+    limit = known_model.limit(max_length)
     with _source(path) as source:
-        seen = preview(
-            source, report.format, row, _folder(model), max_length=max_length, overlength=_overlength(overlength)
-        )
+        seen = preview(source, form, row, known_model.folder, max_length=limit, overlength=way)
     if json:
         print_json(seen.model_dump(mode="json"))
         return
     for problem in seen.problems:
-        complain(problem.text.en)
+        complain(say(problem.text.en, problem.text.zh))
     for one in seen.sequences:
         if len(seen.sequences) > 1:
             out.rule(one.name, align="left")
@@ -90,11 +109,22 @@ def show(
         out.print(shown, soft_wrap=True)
     if seen.said:
         complain(seen.said)
-    marks = f", marks: {', '.join(seen.marks)}" if seen.marks else ""
+    if way == "fail" and any(len(one.tokens) > limit for one in seen.sequences):
+        complain(
+            say(
+                f"A job would be refused: this row is longer than {limit:,} tokens.",
+                f"任务会被拒绝：这条数据超过 {limit:,} 个 token。",
+            )
+        )
+    marks = "".join(say(", ", "，") + say(*_MARKS[mark]) for mark in seen.marks)
     tokens = sum(len(one.tokens) for one in seen.sequences)
     out.print(
-        f"\nrow {seen.row}, line {seen.line}: {tokens:,} tokens, {seen.trained_tokens:,} learned, "
-        f"{seen.billed_tokens:,} billed{marks}"
+        say(
+            f"\nrow {seen.row}, line {seen.line}: {counted(tokens, 'token')}, {seen.trained_tokens:,} learned, "
+            f"{seen.billed_tokens:,} billed{marks}",
+            f"\n第 {seen.row} 条数据，第 {seen.line} 行：{tokens:,} 个 token，学习 {seen.trained_tokens:,} 个，"
+            f"计费 {seen.billed_tokens:,} 个{marks}",
+        )
     )
 
 
@@ -102,18 +132,21 @@ def show(
 def repair(
     path: File,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Where to; FILE.repaired.jsonl otherwise.")
+        Path | None, typer.Option("--output", "-o", help="Where to; FILE.repaired.jsonl (or .zip) otherwise.")
     ] = None,
+    language: Language = None,
     json: Json = False,
 ) -> None:
     """Write a new file without the faults that have one right answer, and show what was changed."""
+    from luthier.control.datasets.archives import suffix_of
     from luthier.control.datasets.repairing import repair as mend
 
-    target = output or path.with_name(f"{path.stem}.repaired.jsonl")
+    say = spoken(language)
+    with _source(path) as source:
+        target = output or path.with_name(f"{path.stem}.repaired{suffix_of(source)}")
     if target.exists() and target.samefile(path):
         raise InvalidParameter("--output", "must be another file than the one that is repaired")
     with _source(path) as source, _written(target) as [out_file]:
-        _refuse_archive(source)
         changes = mend(source, out_file)
     if json:
         print_json(
@@ -127,12 +160,22 @@ def repair(
         )
         return
     for one in changes.rows[:20]:
-        out.print(f"row {one['row']}, line {one['line']}: {', '.join(one['codes'])}")
+        codes = ", ".join(one["codes"])
+        out.print(
+            say(
+                f"row {one['row']}, line {one['line']}: {codes}",
+                f"第 {one['row']} 条数据，第 {one['line']} 行：{codes}",
+            )
+        )
         out.print(Text(f"- {one['before']}", style="red"))
         out.print(Text(f"+ {one['after']}", style="green"))
     counts = ", ".join(f"{code} {count:,}" for code, count in changes.counts.items())
     out.print(
-        f"{target}: {changes.rows_changed:,} rows changed ({counts}); {changes.rows_left:,} rows still have a problem"
+        say(
+            f"{target}: {counted(changes.rows_changed, 'row')} changed ({counts}); {counted(changes.rows_left, 'row')} still "
+            f"{'has' if changes.rows_left == 1 else 'have'} a problem",
+            f"{target}：修改了 {changes.rows_changed:,} 条数据（{counts}）；仍有问题的数据：{changes.rows_left:,} 条",
+        )
     )
 
 
@@ -140,52 +183,53 @@ def repair(
 def stats(
     path: File,
     model: Model = EMBEDDED,
-    max_length: MaxLength = 2048,
+    max_length: MaxLength = None,
     overlength: OverlengthOption = "drop",
+    language: Language = None,
     json: Json = False,
 ) -> None:
-    """Count rows, turns and tokens by a model's tokenizer, and say which rows a limit would leave out."""
-    from luthier.control.datasets.counting import count_file
+    """Count rows, turns and tokens by a model's tokenizer, and say which rows a limit would leave out.
 
+    Ends with 1 when a job would be refused.
+    """
+    from luthier.control.datasets.counting import count_file
+    from luthier.control.datasets.lengths import kept, summed, under
+
+    say, way = spoken(language), _overlength(overlength)
     report = _inspected(path, None)
     if not report.fit or report.format is None:
-        raise InvalidParameter("FILE", report.summary or "has no rows", hint="See `luthier data check`.")
-    folder = _folder(model)
-    with _source(path) as source, err.status("counting tokens"):
-        lengths = count_file(source, report.format, folder, processes=_cores())
-    chosen, found = lengths.under(max_length, _overlength(overlength)), lengths.statistics()
+        raise _unfit(report, say)
+    known_model = _known(model)
+    limit = known_model.limit(max_length)
+    with tempfile.TemporaryFile() as lengths:
+        with _source(path) as source, err.status("counting tokens"):
+            found = summed(count_file(source, report.format, known_model.folder, processes=_cores()), lengths)
+        lengths.seek(0)
+        chosen = under(kept(iter(lambda: lengths.read(_BLOCK), b"")), limit, way)
+    refusals = _refusals(found, chosen, limit, way, say)
     if json:
         print_json(
             {
                 "report": report.model_dump(mode="json"),
-                "tokens": lengths.tokens,
-                "statistics": found,
+                "max_length": limit,
+                "tokens": found.tokens,
+                "statistics": found.statistics,
                 "trained_rows": chosen.trained_rows,
                 "dropped_rows": chosen.rows - chosen.trained_rows,
                 "dropped": chosen.dropped,
                 "truncated_rows": chosen.truncated,
+                "too_long_rows": chosen.too_long,
                 "billed_tokens": chosen.billed_tokens,
                 "trained_tokens": chosen.trained_tokens,
-                "refused": lengths.refused,
+                "refused": found.refused,
             }
         )
-        return
-    table(
-        ("", ""),
-        (
-            ("format", report.format),
-            ("rows", f"{report.rows:,}, {report.duplicate_rows:,} of them repeat another"),
-            ("turns", f"{report.turns:,}, {report.trained_turns:,} trained"),
-            ("tokens", f"{lengths.tokens:,} in all; {chosen.trained_tokens:,} learned in an epoch"),
-            ("rows trained", f"{chosen.trained_rows:,} of {chosen.rows:,} under {max_length:,} tokens"),
-            *((f"dropped: {why}", f"{count:,}") for why, count in chosen.dropped_counts.items()),
-            *(((f"tag {tag}", f"{count:,}")) for tag, count in list(report.tags.items())[:10]),
-            ("length", ", ".join(f"{name} {value:,}" for name, value in found["percentiles"].items())),
-        ),
-    )
-    _print_histogram(found["histogram"])
-    for row, why in lengths.refused[:5]:
-        complain(f"row {row}: {why}")
+    else:
+        _print_stats(report, found, chosen, limit, say)
+    for refusal in refusals:
+        complain(refusal)
+    if refusals:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -194,33 +238,37 @@ def split(
     ratio: Annotated[float, typer.Option(help="Share of the rows that go to validation.")] = 0.2,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     by_tag: Annotated[bool, typer.Option(help="Split each tag in the same proportion.")] = True,
+    language: Language = None,
     json: Json = False,
 ) -> None:
-    """Split a file at random into FILE.training.jsonl and FILE.validation.jsonl; the same seed gives the same rows."""
+    """Split a file at random into FILE.training.jsonl and FILE.validation.jsonl (or .zip); the same seed gives the same rows."""
     from pydantic import ValidationError
 
+    from luthier.control.datasets.archives import suffix_of
     from luthier.control.datasets.transforms.split import SplitOptions
     from luthier.control.datasets.transforms.split import split as divide
 
+    say = spoken(language)
     report = _inspected(path, None)
     if not report.fit:
-        raise InvalidParameter("FILE", report.summary or "has no rows", hint="See `luthier data check`.")
+        raise _unfit(report, say)
     try:
         options = SplitOptions(ratio=ratio, seed=seed, by_tag=by_tag)
     except ValidationError as wrong:
         raise InvalidParameter("--ratio", f"must be above 0 and below 1, got {ratio:g}") from wrong
-    targets = {name: path.with_name(f"{path.stem}.{name}.jsonl") for name in ("training", "validation")}
+    with _source(path) as source:
+        suffix = suffix_of(source)
+    targets = {name: path.with_name(f"{path.stem}.{name}{suffix}") for name in ("training", "validation")}
     with _source(path) as source, _written(*targets.values()) as [training, validation]:
-        _refuse_archive(source)
         division = divide(source, options, training, validation)
     if json:
         print_json({"files": {name: str(target) for name, target in targets.items()}, "division": division})
         return
     for name, target in targets.items():
-        out.print(f"{target}: {division[name]:,} rows")
+        out.print(say(f"{target}: {counted(division[name], 'row')}", f"{target}：{division[name]:,} 条数据"))
     if division["tags"]:
         table(
-            ("tag", "rows", "training", "validation"),
+            (say("tag", "标签"), say("rows", "数据"), say("training", "训练集"), say("validation", "验证集")),
             (
                 (tag, f"{one['rows']:,}", f"{one['training']:,}", f"{one['validation']:,}")
                 for tag, one in division["tags"].items()
@@ -264,26 +312,141 @@ def _inspected(path: Path, category: str | None) -> DatasetReport:
         )
 
 
-def _print_report(path: Path, report: DatasetReport, most: int, language: str) -> None:
+def _format(path: Path, say: Speech) -> str:
+    """The format that the first rows are of; what follows them is not read."""
+    from luthier.control.datasets.archives import rows_in
+    from luthier.control.datasets.inspection import format_of
+    from luthier.images.archives import ArchiveRefused
+
+    with _source(path) as source, suppress(ArchiveRefused), rows_in(source) as (rows, _):
+        if (form := format_of(rows)[0]) is not None:
+            return form.name()
+    raise _unfit(_inspected(path, None), say)
+
+
+def _unfit(report: DatasetReport, say: Speech) -> InvalidParameter:
+    """The first problem of a file, and how many more there are."""
+    if not report.problems:
+        return InvalidParameter("FILE", say("has no rows", "没有数据"))
+    first, more = report.problems[0].text, sum(report.counts.values()) - 1
+    behind = say(f" ({more:,} more)", f"（另有 {more:,} 个问题）") if more else ""
+    return InvalidParameter(
+        "FILE", say(first.en, first.zh) + behind, hint=say("See `luthier data check`.", "请运行 `luthier data check`。")
+    )
+
+
+def _print_report(path: Path, report: DatasetReport, most: int, say: Speech) -> None:
     for style, found in (("red", report.problems), ("yellow", report.warnings)):
         for problem in found[:most]:
-            out.print(_told(problem, language, style), soft_wrap=True)
-    left = sum(report.counts.values()) - min(most, len(report.problems))
+            out.print(_told(problem, say, style), soft_wrap=True)
+    problems = sum(report.counts.values())
+    left = problems - min(most, len(report.problems))
     if left > 0:
         counts = ", ".join(f"{code} {count:,}" for code, count in report.counts.items())
-        out.print(f"... and {left:,} more; in all: {counts}")
+        out.print(say(f"... and {left:,} more; in all: {counts}", f"……还有 {left:,} 个问题；合计：{counts}"))
     if report.fit:
-        out.print(f"{path.name}: {report.rows:,} rows of {report.format}, fit for training")
-    else:
-        out.print(f"{path.name}: {report.rows:,} rows, {sum(report.counts.values()):,} problems")
-        if report.repairable:
-            out.print(f"All of them can be repaired: luthier data repair {path}")
-
-
-def _told(problem: Problem, language: str, style: str) -> Text:
-    return Text.assemble(
-        (f"{problem.code}: ", f"bold {style}"), problem.text.zh if language == "zh" else problem.text.en
+        out.print(
+            say(
+                f"{path.name}: {counted(report.rows, 'row')} of {report.format}, fit for training",
+                f"{path.name}：{report.rows:,} 条 {report.format} 数据，可以训练",
+            )
+        )
+        return
+    out.print(
+        say(
+            f"{path.name}: {counted(report.rows, 'row')}, {counted(problems, 'problem')}",
+            f"{path.name}：{report.rows:,} 条数据，{problems:,} 个问题",
+        )
     )
+    if report.repairable:
+        out.print(
+            say(
+                f"All that is wrong can be repaired: luthier data repair {path}",
+                f"全部问题都可以修复：luthier data repair {path}",
+            )
+        )
+
+
+def _told(problem: Problem, say: Speech, style: str) -> Text:
+    return Text.assemble((f"{problem.code}: ", f"bold {style}"), say(problem.text.en, problem.text.zh))
+
+
+def _refusals(found: Summary, chosen: Selection, limit: int, way: Overlength, say: Speech) -> list[str]:
+    """Why a job with this file would be refused, and by how many rows."""
+    refusals: list[str] = []
+    if found.refused_rows:
+        row, _, why = found.refused[0]
+        refusals.append(
+            say(
+                f"A job would be refused: {counted(found.refused_rows, 'row')} cannot be written for this model; "
+                f"row {row}: {why}",
+                f"任务会被拒绝：有 {found.refused_rows:,} 条数据无法用于该模型；第 {row} 条：{why}",
+            )
+        )
+    if way == "fail" and chosen.too_long:
+        refusals.append(
+            say(
+                f"A job would be refused: {counted(chosen.too_long, 'row')} of more than {limit:,} tokens; the longest "
+                f"has {found.longest:,}.",
+                f"任务会被拒绝：有 {chosen.too_long:,} 条数据超过 {limit:,} 个 token；最长的有 {found.longest:,} 个。",
+            )
+        )
+    if not chosen.trained_rows and not refusals:
+        refusals.append(
+            say(
+                f"A job would be refused: of {counted(chosen.rows, 'row')} none is left to train.",
+                f"任务会被拒绝：{chosen.rows:,} 条数据中没有可以训练的。",
+            )
+        )
+    return refusals
+
+
+def _print_stats(report: DatasetReport, found: Summary, chosen: Selection, limit: int, say: Speech) -> None:
+    under_limit = chosen.trained_rows - chosen.too_long
+    counts = chosen.dropped_counts | ({"truncated": chosen.truncated} if chosen.truncated else {})
+    table(
+        ("", ""),
+        (
+            (say("format", "格式"), report.format),
+            (
+                say("rows", "数据"),
+                say(
+                    f"{report.rows:,}, {report.duplicate_rows:,} of them repeat another",
+                    f"{report.rows:,} 条，其中 {report.duplicate_rows:,} 条重复",
+                ),
+            ),
+            (
+                say("turns", "轮次"),
+                say(
+                    f"{report.turns:,}, {report.trained_turns:,} trained",
+                    f"{report.turns:,}，参与训练 {report.trained_turns:,}",
+                ),
+            ),
+            (
+                "token" if say.is_chinese else "tokens",
+                say(
+                    f"{found.tokens:,} in all; {chosen.trained_tokens:,} learned in an epoch",
+                    f"共 {found.tokens:,}；每轮训练学习 {chosen.trained_tokens:,}",
+                ),
+            ),
+            (
+                say("rows trained", "训练的数据"),
+                say(
+                    f"{under_limit:,} of {chosen.rows:,} under {limit:,} tokens",
+                    f"{chosen.rows:,} 条中的 {under_limit:,} 条，不超过 {limit:,} 个 token",
+                ),
+            ),
+            *((say(*_MARKS[mark]), f"{count:,}") for mark, count in counts.items()),
+            *((say(f"tag {tag}", f"标签 {tag}"), f"{count:,}") for tag, count in list(report.tags.items())[:10]),
+            (
+                say("length", "长度"),
+                ", ".join(f"{name} {value:,}" for name, value in found.statistics["percentiles"].items()),
+            ),
+        ),
+    )
+    _print_histogram(found.statistics["histogram"])
+    for row, _, why in found.refused[:5]:
+        complain(say(f"row {row}: {why}", f"第 {row} 条数据：{why}"))
 
 
 def _print_histogram(bars: list[dict[str, int]]) -> None:
@@ -318,38 +481,40 @@ def _written(*targets: Path) -> Iterator[list[BinaryIO]]:
                 partial.unlink(missing_ok=True)
 
 
-def _refuse_archive(source: Source) -> None:
-    from luthier.control.datasets.archives import is_archive
-
-    if is_archive(source):
-        raise InvalidParameter(
-            "FILE",
-            "is a zip archive; only files of lines can be repaired or split",
-            hint="Do it with the text file in the archive, then pack it again.",
-        )
-
-
-def _language(asked: str | None) -> str:
-    if asked is None:
-        spoken = next(filter(None, (os.environ.get(name) for name in ("LC_ALL", "LC_MESSAGES", "LANG"))), "")
-        return "zh" if spoken.startswith("zh") else "en"
-    if asked not in ("en", "zh"):
-        raise InvalidParameter("--language", f"must be en or zh, got {asked!r}")
-    return asked
-
-
 def _overlength(asked: str) -> Overlength:
     if asked not in ("drop", "truncate", "fail"):
         raise InvalidParameter("--overlength", f"must be drop, truncate or fail, got {asked!r}")
     return asked
 
 
-def _folder(model: str) -> Path:
-    """The folder with a model's tokenizer: a path, or one that is installed in the data folder of this machine."""
+@dataclass(frozen=True)
+class _Model:
+    """The folder with a model's tokenizer, and how many tokens it reads; None where its folder does not say."""
+
+    name: str
+    folder: Path
+    context_length: int | None
+
+    def limit(self, asked: int | None) -> int:
+        """Tokens that a row may have, as a job would have it. Raises InvalidParameter where the model reads less."""
+        from luthier.training.defaults import LONGEST
+
+        most = self.context_length
+        if asked is None:
+            return min(most or LONGEST, LONGEST)
+        if most is not None and asked > most:
+            raise InvalidParameter(
+                "--max-length", f"must be at most {most:,}, the context of {self.name}, got {asked:,}"
+            )
+        return asked
+
+
+def _known(model: str) -> _Model:
+    """A model by the path of its folder, or one that is installed in the data folder of this machine."""
     if (Path(model) / "tokenizer.json").is_file():
-        return Path(model)
+        return _Model(model, Path(model), _context_length(Path(model)))
+    from luthier.chat.tokenizer import TOKENIZER_FILES
     from luthier.control.catalog.cards import installed
-    from luthier.control.datasets.tasks import TOKENIZER_FILES
     from luthier.core.settings import Settings
     from luthier.storage import Storage
 
@@ -363,7 +528,16 @@ def _folder(model: str) -> Path:
             f"The model {model!r} is not installed in {settings.server.data}.",
             hint="Pass --model with a folder that holds its tokenizer.json, or start `luthier serve` once to bring the model.",
         )
-    return storage.folder(card.weights, only=TOKENIZER_FILES)
+    return _Model(model, storage.folder(card.weights, only=TOKENIZER_FILES), card.context_length)
+
+
+def _context_length(folder: Path) -> int | None:
+    from luthier.control.catalog.installing import context_length_of
+
+    try:
+        return context_length_of(read_json((folder / "config.json").read_bytes()))
+    except (OSError, ValueError, InvalidRequest):
+        return None
 
 
 def _cores() -> int:

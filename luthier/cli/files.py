@@ -1,4 +1,4 @@
-"""luthier files: upload, list, delete."""
+"""luthier files: upload, check again, list, delete."""
 
 from __future__ import annotations
 
@@ -43,20 +43,17 @@ def upload(
 ) -> None:
     """Upload a training file, and say what reading it found."""
     with connected(url, key) as client:
-        file = send(client, path, category=category)
-        with err.status("reading it"):
-            while file.status == "uploaded":
-                time.sleep(0.2)
-                file = client.files.retrieve(file.id)
-    if json:
-        print_json(file.model_dump())
-    elif file.status == "processed":
-        out.print(f"{file.id}  {file.filename}, {file.bytes:,} bytes: fit for training")
-    if file.status == "error":
-        raise Refused(
-            f"{path.name} cannot be trained on: {file.status_details}",
-            hint=f"It is kept as {file.id}; correct it and upload it again.",
-        )
+        file = _read(client, send(client, path, category=category))
+    _tell(file, json=json)
+
+
+@app.command()
+def check(file_id: str, url: Url = DEFAULT_URL, key: Key = None, json: Json = False) -> None:
+    """Check a file once more that was found wrong: an image could not be fetched then, or a limit was too low."""
+    with connected(url, key) as client:
+        client.post(f"{url.rstrip('/')}/api/platform/files/{file_id}/check", cast_to=object)
+        file = _read(client, client.files.retrieve(file_id))
+    _tell(file, json=json)
 
 
 @app.command("list")
@@ -82,6 +79,28 @@ def delete(file_id: str, url: Url = DEFAULT_URL, key: Key = None, json: Json = F
         print_json(done.model_dump())
         return
     out.print(f"{file_id} is deleted")
+
+
+def _read(client: OpenAI, file: FileObject) -> FileObject:
+    """The file once it has been read."""
+    with err.status("reading it"):
+        while file.status == "uploaded":
+            time.sleep(0.2)
+            file = client.files.retrieve(file.id)
+    return file
+
+
+def _tell(file: FileObject, *, json: bool) -> None:
+    """What reading a file found. Raises Refused for one that cannot be trained on."""
+    if json:
+        print_json(file.model_dump())
+    elif file.status == "processed":
+        out.print(f"{file.id}  {file.filename}, {file.bytes:,} bytes: fit for training")
+    if file.status == "error":
+        raise Refused(
+            f"{file.filename} cannot be trained on: {file.status_details}",
+            hint=f"It is kept as {file.id}; correct it and upload it again.",
+        )
 
 
 def send(client: OpenAI, path: Path, *, category: str | None = None) -> FileObject:

@@ -5,36 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 from luthier.chat.messages import Conversation, Image, Message, Text, Tool, ToolCall
+from luthier.formats._schemas import schema_fault
 from luthier.formats.base import Findings, Row
+from luthier.records.foreign import ROLE_WORDS, is_harmless
 from luthier.records.lenient import Path
 from luthier.records.problems import shown, type_of
 from luthier.records.reader import strict
-
-ROLE_WORDS = {
-    "human": "user",
-    "customer": "user",
-    "prompter": "user",
-    "gpt": "assistant",
-    "bot": "assistant",
-    "model": "assistant",
-    "ai": "assistant",
-    "chatgpt": "assistant",
-    "developer": "system",
-    "function": "tool",
-    "observation": "tool",
-    "function_response": "tool",
-}
-"""Words that other tools use for a role."""
-
-
-_HARMLESS = frozenset(
-    ("id", "idx", "index", "uuid", "_id", "source", "dataset", "lang", "language", "category", "topic", "timestamp")
-) | {"created", "created_at", "url_source", "split"}
-"""Fields that other tools put beside a row and that say nothing of what is learned."""
 
 _MESSAGE_FIELDS = ("role", "content", "weight", "name", "tool_calls", "tool_call_id")
 _TEXT_FIELDS = ("type", "text")
@@ -63,10 +42,15 @@ class Rules:
 
 def check_row(row: Row, findings: Findings, rules: Rules) -> None:
     """A row whose conversation stands in `messages`, beside `tools` and the tag."""
-    check_fields(row, findings, (), rules.fields)
+    check_fields({name: row[name] for name in row if not _is_absent(row, name)}, findings, (), rules.fields)
     check_tag(row, findings)
     names = check_tools(row, findings, ()) if rules.tools else None
     check_messages(row, findings, (), rules, names)
+
+
+def _is_absent(row: Row, name: str) -> bool:
+    """Whether a row says with `null` that it has no functions, as libraries write it that know only rows with all fields."""
+    return name in ("tools", "parallel_tool_calls") and row[name] is None
 
 
 def check_fields(row: Row, findings: Findings, path: Path, allowed: Iterable[str]) -> None:
@@ -75,11 +59,6 @@ def check_fields(row: Row, findings: Findings, path: Path, allowed: Iterable[str
         if name not in allowed:
             code = "unknown_field" if is_harmless(name, value) else "field_unread"
             findings.add(code, (*path, name), expected=expected, of_key=True)
-
-
-def is_harmless(name: str, value: Any) -> bool:
-    """Whether nothing is lost when a field that is not known here is left out: it is empty, or only says which row it is."""
-    return value is None or value in ("", [], {}) or name in _HARMLESS
 
 
 def check_tag(row: Row, findings: Findings) -> None:
@@ -124,7 +103,7 @@ def _check_tool(tool: Any, findings: Findings, path: Path) -> str | None:
     check_fields(function, findings, path, _FUNCTION_FIELDS)
     if "description" in function and not isinstance(function["description"], str):
         _missing_or_wrong(function, "description", "string", findings, path)
-    if (schema := function.get("parameters")) is not None and (fault := _schema_fault(schema)):
+    if (schema := function.get("parameters")) is not None and (fault := schema_fault(schema)):
         findings.add("bad_schema", (*path, "parameters"), found=fault)
     name = function.get("name")
     if not isinstance(name, str) or not name:
@@ -133,37 +112,11 @@ def _check_tool(tool: Any, findings: Findings, path: Path) -> str | None:
     return name
 
 
-def _schema_fault(schema: Any) -> str | None:
-    """What is wrong with the JSON schema of a function's parameters; None for a valid one."""
-    if not isinstance(schema, dict):
-        return type_of(schema)
-    if schema.get("type", "object") != "object":
-        return f"type is {shown(schema['type'])}"
-    written = json.dumps(schema)
-    return _known_schema_fault(written) if len(written) < 10_000 else _meta_schema_fault(written)
-
-
-@lru_cache(maxsize=256)  # the rows of a file mostly declare the same functions, and this takes a millisecond
-def _known_schema_fault(written: str) -> str | None:
-    return _meta_schema_fault(written)
-
-
-def _meta_schema_fault(written: str) -> str | None:
-    from jsonschema import Draft202012Validator, FormatChecker
-    from jsonschema.exceptions import SchemaError
-    from jsonschema.validators import validator_for
-
-    schema = json.loads(written)
-    try:
-        # Patterns are JavaScript's, which Python's library would judge wrongly: they are not looked at.
-        kind: Any = validator_for(schema, Draft202012Validator)
-        kind.check_schema(schema, format_checker=FormatChecker(formats=()))
-    except SchemaError as wrong:
-        where = ".".join(map(str, wrong.absolute_path))
-        return f"{where}: {wrong.message}"[:160] if where else wrong.message[:160]
-    except (RecursionError, OverflowError):
-        return "it is nested too deeply, or has a number that is too large"
-    return None
+def check_parallel(row: Row, findings: Findings, *path: str) -> None:
+    """Check `parallel_tool_calls`, which is allowed and changes nothing."""
+    if not isinstance(row.get("parallel_tool_calls"), bool | None):
+        found = type_of(row["parallel_tool_calls"])
+        findings.add("wrong_type", (*path, "parallel_tool_calls"), found=found, expected="boolean")
 
 
 def check_messages(row: Row, findings: Findings, path: Path, rules: Rules, functions: set[str] | None) -> None:
@@ -477,22 +430,20 @@ def _parts(content: list[Row] | None) -> str | tuple[Text | Image, ...]:
     return tuple(Image(source_of(part)) if is_image(part) else Text(part["text"]) for part in content)
 
 
-def source_of(part: Row) -> str:
+def source_of(part: Row) -> Any:
     """Where the image of a part is: a URL, or a name in the archive."""
-    if "image" in part:
-        return part["image"]
-    holder = part["image_url"]
-    return holder["url"] if isinstance(holder, dict) else holder
+    holder = part["image"] if "image" in part else part.get("image_url")
+    return holder.get("url") if isinstance(holder, dict) else holder
 
 
-def images_in(messages: Any) -> list[Path]:
-    """Paths of the image parts within `messages`, whatever else is wrong with them."""
-    found: list[Path] = []
+def image_parts(messages: Any) -> list[tuple[Path, Row]]:
+    """The image parts within `messages`, whatever else is wrong with them, and their paths."""
+    found: list[tuple[Path, Row]] = []
     for place, message in enumerate(messages if isinstance(messages, list) else ()):
         content = message.get("content") if isinstance(message, dict) else None
         for number, part in enumerate(content if isinstance(content, list) else ()):
             if isinstance(part, dict) and is_image(part):
-                found.append((place, "content", number))
+                found.append(((place, "content", number), part))
     return found
 
 
@@ -501,7 +452,7 @@ def images_in(messages: Any) -> list[Path]:
 
 def repaired_messages(row: Row, rules: Rules) -> Row:
     """The row with role words in place, arguments as strings, and without fields that are not known."""
-    kept = _only(row, rules.fields)
+    kept = _only(row, rules.fields | {name for name in row if _is_absent(row, name)})
     if isinstance(kept.get("messages"), list):
         kept["messages"] = [repaired_message(message, rules) for message in kept["messages"]]
     if isinstance(kept.get("tools"), list):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cache
 from importlib import resources
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 from luthier.chat.messages import Conversation, ImageGeneration, Message, PlainText, PreferencePair
 from luthier.core.registry import Registry
@@ -51,6 +53,31 @@ class Findings:
             kept.append(self.record.problem(code, path, found=found, expected=expected, of_key=of_key))
 
 
+class Quick(Protocol):
+    """Takes lines that are rows without fault, many at a time, and counts what they hold; asked again and again for one piece
+    of a file.
+    """
+
+    turns: int
+    trained_turns: int
+    characters: int
+    tags: dict[str, int]
+    counts: Counter[str]
+    """Problems and warnings of the rows that were taken, by their codes."""
+    hashes: array[int]
+    """Of each line that was taken the hash; its number is in `lines`."""
+    lines: array[int]
+
+    def __call__(self, lines: list[bytes], first_line: int, full: frozenset[Level]) -> Sequence[int]:
+        """Take over the lines that are plainly right, counted from `first_line` on; the places of all others, in order.
+
+        What is taken is of this format, or of one that it includes. It has no problem or warning, but such whose level is
+        among the `full`, of which only the number is still of interest. A line that is left costs time and nothing else,
+        so all doubt goes that way.
+        """
+        ...
+
+
 class DatasetFormat(ABC):
     """The rows of one shape. A file of `formats/` defines one; all methods are pure and may run in any process."""
 
@@ -88,11 +115,25 @@ class DatasetFormat(ABC):
         return row
 
     @classmethod
+    def images(cls, row: Row) -> list[tuple[Path, str]]:
+        """Where the images of a row without problems are: the path of each from the row on, and its URL or name."""
+        return []
+
+    @classmethod
+    def quick(cls) -> Quick | None:
+        """A new way to take the rows of a file that are plainly right; None where every row is looked at by itself."""
+        return None
+
+    @classmethod
+    def name(cls) -> str:
+        """What the format is called: the name of its file."""
+        return cls.__module__.rsplit(".", 1)[-1]
+
+    @classmethod
     def sample(cls) -> bytes:
         """The sample file of the format, as users download it."""
-        name = cls.__module__.rsplit(".", 1)[-1]
         suffix = "zip" if cls.in_archive else "jsonl"
-        return (resources.files("luthier.formats") / "samples" / f"{name}.{suffix}").read_bytes()
+        return (resources.files("luthier.formats") / "samples" / f"{cls.name()}.{suffix}").read_bytes()
 
     @classmethod
     def read(cls, blocks: Iterable[bytes]) -> Iterator[Example | Problem]:
@@ -112,8 +153,8 @@ def problems_of(record: Record, form: type[DatasetFormat]) -> list[Problem]:
     if not record.is_sure:
         return record.problems
     if not isinstance(record.value, dict):
-        if record.value is None and record.problems:
-            return record.problems
+        if record.value is None and any(not problem.meaning.repairable for problem in record.problems):
+            return record.problems  # nothing could be read
         return [*record.problems, record.problem("not_an_object", (), found=shown(record.value))]
     findings = Findings(record)
     form.check(record.value, findings)

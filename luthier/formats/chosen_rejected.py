@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from luthier.chat.messages import PreferencePair
+from luthier.formats._pairs import PROMPT, check_answer, check_differ, check_ends_with_question, found_in_pair
+from luthier.formats._quick import UNSET, Found, QuickRows, of_row
+from luthier.formats._talk import Turn, declared
 from luthier.formats._turns import (
     check_fields,
     check_messages,
@@ -13,11 +18,18 @@ from luthier.formats._turns import (
     repaired_message,
     repaired_messages,
 )
-from luthier.formats.base import DatasetFormat, Findings, Row, Value
-from luthier.formats.preferred_output import PROMPT, check_answer, check_differ, check_ends_with_question
+from luthier.formats.base import DatasetFormat, Findings, Quick, Row, Value
 
 _ANSWERS = ("chosen", "rejected")
 _FIELDS = ("messages", "tools", *_ANSWERS, "tag")
+
+
+class _Plain(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    messages: list[Turn]
+    chosen: Turn
+    rejected: Turn
+    tools: msgspec.Raw | msgspec.UnsetType = UNSET
+    tag: str | msgspec.UnsetType = UNSET
 
 
 class ChosenRejected(DatasetFormat):
@@ -54,3 +66,13 @@ class ChosenRejected(DatasetFormat):
         answers = {name: repaired_message(kept[name], PROMPT) for name in _ANSWERS if name in kept}
         others = {name: value for name, value in kept.items() if name not in ("messages", "tools")}
         return {**repaired_messages(kept, PROMPT), **others, **answers}
+
+    @classmethod
+    def quick(cls) -> Quick:
+        return QuickRows(_Plain, _found)
+
+
+def _found(row: _Plain) -> Found | None:
+    functions = declared(row.tools)
+    found = found_in_pair(row.messages, row.chosen, row.rejected, functions)
+    return found and functions and of_row(found, 3 + (row.tools is not UNSET), row.tag, functions.written)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from luthier.chat.messages import PreferencePair
+from luthier.formats._pairs import PROMPT, check_answer, check_differ, check_ends_with_question, found_in_pair
+from luthier.formats._quick import UNSET, Found, QuickRows, of_row
+from luthier.formats._talk import Turn, declared
 from luthier.formats._turns import (
-    Rules,
     check_fields,
-    check_message,
     check_messages,
+    check_parallel,
     check_tag,
     check_tools,
     conversation,
@@ -17,12 +21,25 @@ from luthier.formats._turns import (
     repaired_message,
     repaired_messages,
 )
-from luthier.formats.base import DatasetFormat, Findings, Row, Value
-from luthier.formats.function_calling import check_parallel
-from luthier.records.problems import shown, type_of
+from luthier.formats.base import DatasetFormat, Findings, Quick, Row, Value
+from luthier.records.problems import type_of
 
-PROMPT = Rules(tools=True, needs_answer=False, fields=frozenset({"messages", "tools", "parallel_tool_calls"}))
 OUTPUTS = ("preferred_output", "non_preferred_output")
+
+_Answers = Annotated[list[Turn], msgspec.Meta(min_length=1, max_length=1)]
+
+
+class _Input(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    messages: list[Turn]
+    tools: msgspec.Raw | msgspec.UnsetType = UNSET
+    parallel_tool_calls: bool | msgspec.UnsetType = UNSET
+
+
+class _Plain(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    input: _Input
+    preferred_output: _Answers
+    non_preferred_output: _Answers
+    tag: str | msgspec.UnsetType = UNSET
 
 
 class PreferredOutput(DatasetFormat):
@@ -68,6 +85,18 @@ class PreferredOutput(DatasetFormat):
                 kept[name] = [repaired_message(answer, PROMPT) for answer in kept[name]]
         return kept
 
+    @classmethod
+    def quick(cls) -> Quick:
+        return QuickRows(_Plain, _found)
+
+
+def _found(row: _Plain) -> Found | None:
+    prompt = row.input
+    functions = declared(prompt.tools)
+    found = found_in_pair(prompt.messages, row.preferred_output[0], row.non_preferred_output[0], functions)
+    strings = 4 + (prompt.tools is not UNSET) + (prompt.parallel_tool_calls is not UNSET)
+    return found and functions and of_row(found, strings, row.tag, functions.written)
+
 
 def _check_output(row: Row, name: str, findings: Findings, functions: set[str] | None) -> Any:
     answers = row.get(name)
@@ -81,30 +110,3 @@ def _check_output(row: Row, name: str, findings: Findings, functions: set[str] |
         findings.add("one_answer", (name,), found=str(len(answers)))
         return None
     return check_answer(answers[0], findings, (name, 0), functions)
-
-
-def check_answer(answer: Any, findings: Findings, path: tuple[str | int, ...], functions: set[str] | None) -> Any:
-    """Check one of the two answers; the answer where it is right by itself, else None."""
-    before = len(findings.problems)
-    check_message(answer, findings, path, PROMPT, functions)
-    if len(findings.problems) > before:
-        return None
-    if answer["role"] != "assistant":
-        findings.add("unknown_role", (*path, "role"), found=shown(answer["role"]), expected='"assistant"')
-        return None
-    return answer
-
-
-def check_differ(preferred: Any, other: Any, *, findings: Findings, path: tuple[str | int, ...]) -> None:
-    """Two answers of which one is to be preferred must not be the same."""
-    if message_of(preferred) == message_of(other):
-        findings.add("same_answers", path)
-
-
-def check_ends_with_question(messages: Any, findings: Findings, path: tuple[str | int, ...]) -> None:
-    """What is answered is the user's last turn, or what a tool gave back."""
-    if not isinstance(messages, list) or not messages or not isinstance(messages[-1], dict):
-        return
-    role = messages[-1].get("role")
-    if role in ("assistant", "system"):
-        findings.add("prompt_ends", (*path, len(messages) - 1, "role"), found=role)

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from luthier.chat.messages import PlainText
+from luthier.formats._quick import UNSET, Found, QuickRows
 from luthier.formats._turns import check_fields, check_tag
-from luthier.formats.base import DatasetFormat, Findings, Row, Value
+from luthier.formats.base import DatasetFormat, Findings, Quick, Row, Value
 from luthier.records.problems import type_of
 
 _FIELDS = ("text", "tag")
+
+
+class _Plain(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    text: str
+    tag: str | msgspec.UnsetType = UNSET
 
 
 class TextRows(DatasetFormat):
@@ -37,3 +45,13 @@ class TextRows(DatasetFormat):
     @classmethod
     def repaired(cls, row: Row) -> Row:
         return {name: value for name, value in row.items() if name in _FIELDS}
+
+    @classmethod
+    def quick(cls) -> Quick:
+        return QuickRows(_Plain, _found)
+
+
+def _found(row: _Plain) -> Found | None:
+    if not row.text or row.text.isspace():
+        return None
+    return Found(2 if row.tag is UNSET else 4, 1, 1, len(row.text), row.tag)

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from luthier.core.errors import InvalidRequest
 from luthier.images.decoding import MOST_BYTES, ImageRefused
@@ -37,23 +37,31 @@ _ROWS = (".jsonl", ".json")
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".zst", ".jar", ".lz4", ".cab", ".iso")
 _JUNK = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
 
-Problem = tuple[str, str, str]  # code, name of the entry or "", what is wrong and what to do
+
+class Problem(NamedTuple):
+    """What is wrong with an archive, or with the entry of that name; `name` is "" for the whole of it."""
+
+    code: str
+    name: str
+    message: str  # what is wrong and what to do
+    found: str = ""  # of the whole: what it has
+    expected: str = ""  # what it may have
 
 
 class ArchiveRefused(InvalidRequest):
-    """`problems` are (code, name, message), at most 1,000, as they were found; name is "" for the whole of it.
+    """`problems` are at most 1,000, as they were found.
 
-    Codes: not_an_archive, archive_damaged, archive_too_large, too_many_entries, expands_too_much, ratio_too_high,
-    entries_overlap, entry_encrypted, entry_method_not_allowed, entry_is_link, entry_not_a_file, entry_is_archive,
-    entry_not_expected, entry_damaged, image_type_not_allowed, image_too_large, name_not_allowed, name_is_path,
-    name_not_utf8, name_duplicate, name_clash, rows_missing, rows_ambiguous.
+    Codes: archive_damaged, archive_too_large, archive_unpacks_large, archive_bomb, archive_too_many, archive_encrypted,
+    archive_method, archive_link, archive_not_a_file, archive_in_archive, archive_other_file, archive_image_type,
+    archive_image_too_large, archive_path, archive_name, archive_name_not_utf8, archive_duplicate, archive_no_rows,
+    archive_two_row_files.
     """
 
     code = "archive_refused"
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = list(problems[:MOST_PROBLEMS])
-        said = "; ".join(f"{name}: {message}" if name else message for _, name, message in self.problems[:3])
+        said = "; ".join(f"{one.name}: {one.message}" if one.name else one.message for one in self.problems[:3])
         more = f"; and {len(problems) - 3:,} more" if len(problems) > 3 else ""
         super().__init__(f"The archive cannot be used: {said}{more}.", hint="Mend it, pack it again and upload it.")
 
@@ -65,6 +73,17 @@ class Limits:
     most_expanded_bytes: int = 5 * 1024**3  # all entries
     most_image_bytes: int = MOST_BYTES  # one image, expanded
     most_ratio: int = 100  # expanded to packed, of an entry and of the whole, above 1 MiB
+
+
+@dataclass(frozen=True)
+class Packed:
+    """An entry as it lies in an archive."""
+
+    method: int  # as zipfile numbers them
+    crc: int
+    size: int
+    expanded: int
+    pieces: Iterator[bytes]
 
 
 class Archive:
@@ -105,6 +124,11 @@ class Archive:
         return self._rows.expanded
 
     @property
+    def rows_method(self) -> int:
+        """How the text file is packed, as zipfile numbers it."""
+        return self._rows.method
+
+    @property
     def images(self) -> Mapping[str, int]:
         """The images' names, in the archive's order, with the bytes that each declares to have."""
         return MappingProxyType({name: entry.expanded for name, entry in self._entries.items()})
@@ -120,7 +144,7 @@ class Archive:
         """The bytes of one image, not decoded: whether they are one is the decoder's to say.
 
         Raises ImageRefused: image_name_not_allowed for a path, image_missing for a name that is not in the archive,
-        image_unreadable for an entry that is damaged or is not what it declares.
+        image_entry_damaged for an entry that is damaged or is not what it declares.
         """
         wanted = unicodedata.normalize("NFC", name)
         if (entry := self._entries.get(wanted)) is None:
@@ -130,16 +154,26 @@ class Archive:
                 return b"".join(iter(lambda: inflating.read(_PIECE), b""))
         except ArchiveRefused as refused:
             raise ImageRefused(
-                "image_unreadable",
-                f"{_shown(name)} cannot be read from the archive: {refused.problems[0][2]}.",
+                "image_entry_damaged",
+                f"{_shown(name)} cannot be read from the archive: {refused.problems[0].message}.",
                 hint="Pack the archive again.",
             ) from refused
+
+    def packed(self, name: str) -> Packed:
+        """One of the `images` as it lies here, to be copied. Raises ArchiveRefused where its header is damaged."""
+        entry = self._entries[name]
+        with _Inflating(self._window, entry) as inflating:
+            start = inflating.start
+        places = range(start, start + entry.packed, _PIECE)
+        pieces = (self._window.read_at(place, min(_PIECE, start + entry.packed - place)) for place in places)
+        return Packed(entry.method, entry.crc, entry.packed, entry.expanded, pieces)
 
     def _look(self) -> None:
         limits = self._limits
         if self._window.size > limits.most_packed_bytes:
             size, most = self._window.size, limits.most_packed_bytes
-            self._problem("archive_too_large", "", f"it is {size:,} bytes; at most {most:,} are allowed")
+            said = f"it is {size:,} bytes; at most {most:,} are allowed"
+            self._problem("archive_too_large", "", said, found=f"{size:,}", expected=f"{most:,}")
             return
         if (contents := self._contents()) is None:
             return
@@ -160,17 +194,17 @@ class Archive:
         except _TooManyEntries:
             self._too_many_entries()
         except zipfile.BadZipFile as wrong:
-            code = "not_an_archive" if "not a zip file" in str(wrong) else "archive_damaged"
-            self._problem(code, "", f"it is no zip that can be read: {wrong}; send a whole .zip file")
+            said = f"it is no zip that can be read: {wrong}; send a whole .zip file"
+            self._problem("archive_damaged", "", said, found="the table of contents")
         except (_BeforeStart, struct.error, ValueError, OverflowError, NotImplementedError, IndexError) as wrong:
-            self._problem("archive_damaged", "", f"its table of contents is damaged: {wrong}")
+            said = f"its table of contents is damaged: {wrong}"
+            self._problem("archive_damaged", "", said, found="the table of contents")
         return None
 
     def _too_many_entries(self) -> None:
         most = self._limits.most_entries
-        self._problem(
-            "too_many_entries", "", f"it has more than the {most:,} entries that are allowed, or names too long"
-        )
+        said = f"it has more than the {most:,} entries that are allowed, or names too long"
+        self._problem("archive_too_many", "", said, expected=f"{most:,}")
 
     def _read_entries(self, contents: zipfile.ZipFile) -> Iterator[_Entry]:
         """Every entry with what is wrong with it alone."""
@@ -180,7 +214,9 @@ class Archive:
                 name = raw.decode()
             except UnicodeDecodeError:
                 name = info.orig_filename
-                self._problem("name_not_utf8", name, "its name is not in UTF-8; pack the archive with UTF-8 names")
+                self._problem(
+                    "archive_name_not_utf8", name, "its name is not in UTF-8; pack the archive with UTF-8 names"
+                )
             entry = _Entry(
                 name=unicodedata.normalize("NFC", name),
                 raw_name=raw,
@@ -196,31 +232,34 @@ class Archive:
 
     def _check_entry(self, entry: _Entry, info: zipfile.ZipInfo) -> None:
         name = entry.name
-        if (why := _name_problem(entry)) is not None:
-            self._problem("name_not_allowed", name, why)
+        if (wrong := _name_problem(entry)) is not None:
+            self._problem(wrong[0], name, wrong[1])
         if info.flag_bits & _ENCRYPTED:
-            self._problem("entry_encrypted", name, "it is encrypted; pack it without a password")
+            self._problem("archive_encrypted", name, "it is encrypted; pack it without a password")
         kind = stat.S_IFMT(info.external_attr >> 16)
         if kind == stat.S_IFLNK:
-            self._problem("entry_is_link", name, "it is a link; put the file itself there")
+            self._problem("archive_link", name, "it is a link; put the file itself there")
         elif kind not in (0, stat.S_IFREG, stat.S_IFDIR) or (kind == stat.S_IFDIR and not entry.is_folder):
-            self._problem("entry_not_a_file", name, "it is neither a file nor a folder")
+            self._problem("archive_not_a_file", name, "it is neither a file nor a folder")
         if entry.is_folder and entry.expanded:
-            self._problem("entry_not_a_file", name, "it is a folder and has content")
+            self._problem("archive_not_a_file", name, "it is a folder and has content")
         if entry.method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            self._problem("entry_method_not_allowed", name, f"it is packed with method {entry.method}; use deflate")
+            self._problem("archive_method", name, f"it is packed with method {entry.method}; use deflate")
         elif entry.method == zipfile.ZIP_STORED and entry.packed != entry.expanded:
-            self._problem("entry_damaged", name, "it is stored as it is and declares two sizes")
+            self._problem("archive_damaged", name, "it is stored as it is and declares two sizes")
         if entry.expanded > max(_SMALL, self._limits.most_ratio * entry.packed):
-            self._problem("ratio_too_high", name, _ratio(entry.expanded, entry.packed, self._limits.most_ratio))
+            most = self._limits.most_ratio
+            self._problem("archive_bomb", name, _ratio(entry.expanded, entry.packed, most), expected=f"{most:,}")
 
     def _check_total(self, entries: list[_Entry]) -> None:
         expanded, limits = sum(entry.expanded for entry in entries), self._limits
         if expanded > limits.most_expanded_bytes:
             most = limits.most_expanded_bytes
-            self._problem("expands_too_much", "", f"it expands to {expanded:,} bytes; at most {most:,} are allowed")
+            said = f"it expands to {expanded:,} bytes; at most {most:,} are allowed"
+            self._problem("archive_unpacks_large", "", said, found=f"{expanded:,}", expected=f"{most:,}")
         if expanded > max(_SMALL, limits.most_ratio * self._window.size):
-            self._problem("ratio_too_high", "", _ratio(expanded, self._window.size, limits.most_ratio))
+            said = _ratio(expanded, self._window.size, limits.most_ratio)
+            self._problem("archive_bomb", "", said, found="all of it", expected=f"{limits.most_ratio:,}")
 
     def _check_overlap(self, entries: list[_Entry], contents_start: int) -> None:
         """Every entry lies between the start of its header and that of the next one, or of the table of contents."""
@@ -230,7 +269,7 @@ class Archive:
             least = entry.start + _LOCAL_HEADER.size + len(entry.raw_name) + entry.packed
             if entry.start < 0 or least > entry.end:
                 other = f"{_shown(following.name)}" if following else "the table of contents"
-                self._problem("entries_overlap", entry.name, f"it overlaps {other}; each must have bytes of its own")
+                self._problem("archive_damaged", entry.name, f"it overlaps {other}; each must have bytes of its own")
 
     def _check_names(self, files: list[_Entry]) -> None:
         names: set[str] = set()
@@ -238,9 +277,11 @@ class Archive:
         for entry in files:
             same = folded.setdefault(_folded(entry.name), entry.name)
             if entry.name in names:
-                self._problem("name_duplicate", entry.name, "it is there more than once; keep one")
+                self._problem("archive_duplicate", entry.name, "it is there more than once; keep one")
             elif same != entry.name:
-                self._problem("name_clash", entry.name, f"it differs from {_shown(same)} by capitals only; rename one")
+                self._problem(
+                    "archive_duplicate", entry.name, f"it differs from {_shown(same)} by capitals only; rename one"
+                )
             names.add(entry.name)
 
     def _is_left_out(self, entry: _Entry) -> bool:
@@ -257,37 +298,37 @@ class Archive:
             entry.name = entry.name.removeprefix(folder)
             ending = entry.name[entry.name.rfind(".") :].lower() if "." in entry.name else ""
             if "/" in entry.name:
-                self._problem("name_is_path", entry.name, "it lies in a folder; put all files beside the text file")
+                self._problem("archive_path", entry.name, "it lies in a folder; put all files beside the text file")
             elif ending in _ROWS:
                 rows.append(entry)
             elif ending in _IMAGES:
                 self._add_image(entry)
             elif ending in _ARCHIVES:
-                self._problem("entry_is_archive", entry.name, "it is an archive in the archive; put its files here")
+                self._problem("archive_in_archive", entry.name, "it is an archive in the archive; put its files here")
             elif ending in _OTHER_IMAGES:
-                self._problem("image_type_not_allowed", entry.name, "JPEG, PNG or WEBP is expected; convert it")
+                self._problem("archive_image_type", entry.name, "JPEG, PNG or WEBP is expected; convert it")
             else:
                 expected = ", ".join((*_ROWS, *_IMAGES))
-                self._problem("entry_not_expected", entry.name, f"its name must end in one of {expected}; leave it out")
+                self._problem("archive_other_file", entry.name, f"its name must end in one of {expected}; leave it out")
         if len(rows) == 1:
             self._rows = rows[0]
         elif rows:
             names = ", ".join(_shown(entry.name) for entry in rows[:5])
-            self._problem("rows_ambiguous", "", f"it has {len(rows)} text files ({names}); one is expected")
+            said = f"it has {len(rows)} text files ({names}); one is expected"
+            self._problem("archive_two_row_files", "", said, found=names)
         else:
-            self._problem("rows_missing", "", "it has no text file; one that ends in .jsonl or .json is expected")
+            self._problem("archive_no_rows", "", "it has no text file; one that ends in .jsonl or .json is expected")
 
     def _add_image(self, entry: _Entry) -> None:
         most = self._limits.most_image_bytes
         if entry.expanded > most:
-            self._problem(
-                "image_too_large", entry.name, f"it is {entry.expanded:,} bytes; at most {most:,} are allowed"
-            )
+            said = f"it is {entry.expanded:,} bytes; at most {most:,} are allowed"
+            self._problem("archive_image_too_large", entry.name, said, expected=f"{most:,}")
         self._entries[entry.name] = entry
         self._folded[_folded(entry.name)] = entry.name
 
-    def _problem(self, code: str, name: str, message: str) -> None:
-        self._problems.append((code, _shown(name) if name else "", message))
+    def _problem(self, code: str, name: str, message: str, *, found: str = "", expected: str = "") -> None:
+        self._problems.append(Problem(code, _shown(name) if name else "", message, found, expected))
 
     def _missing(self, name: str) -> ImageRefused:
         if "/" in name or "\\" in name or name in ("", ".", ".."):
@@ -324,7 +365,8 @@ class _Inflating(io.RawIOBase):
         self._window = window
         self._entry = entry
         self._inflate = zlib.decompressobj(-zlib.MAX_WBITS) if entry.method == zipfile.ZIP_DEFLATED else None
-        self._position = self._data_start()
+        self.start = self._data_start()
+        self._position = self.start
         self._packed_left = entry.packed
         self._given = 0
         self._crc = 0
@@ -389,7 +431,7 @@ class _Inflating(io.RawIOBase):
         return start
 
     def _refused(self, message: str) -> ArchiveRefused:
-        return ArchiveRefused([("entry_damaged", _shown(self._entry.name), message)])
+        return ArchiveRefused([Problem("archive_damaged", _shown(self._entry.name), message)])
 
 
 class _TooManyEntries(Exception):
@@ -453,18 +495,19 @@ class _Window:
         return True
 
 
-def _name_problem(entry: _Entry) -> str | None:
+def _name_problem(entry: _Entry) -> tuple[str, str] | None:
+    """A code and what is wrong with a name."""
     name = entry.name
     if len(entry.raw_name) > _LONGEST_NAME:
-        return f"its name is {len(entry.raw_name)} bytes long; at most {_LONGEST_NAME} are allowed"
+        return "archive_name", f"its name is {len(entry.raw_name)} bytes long; at most {_LONGEST_NAME} are allowed"
     if not name.isprintable():  # control characters, NUL, marks that turn text around
-        return "its name holds characters that cannot be seen; rename it"
+        return "archive_name", "its name holds characters that cannot be seen; rename it"
     if "\\" in name:
-        return "its name holds a backslash; use plain names"
+        return "archive_path", "its name holds a backslash; use plain names"
     if name.startswith("/") or name[1:2] == ":":
-        return "its name is an absolute path; use plain names"
+        return "archive_path", "its name is an absolute path; use plain names"
     if any(part in ("", ".", "..") for part in name.removesuffix("/").split("/")):
-        return "its name leads to another folder; use plain names"
+        return "archive_path", "its name leads to another folder; use plain names"
     return None
 
 

@@ -59,7 +59,7 @@ class ImageRefused(InvalidRequest):
 
     not_an_image, image_type_not_allowed, image_type_mismatch, image_too_large, image_too_many_pixels,
     image_truncated, image_decoder_failed; of a data URL also image_prefix_missing, image_base64_invalid; of a name in
-    an archive also image_missing, image_name_not_allowed, image_unreadable.
+    an archive also image_missing, image_name_not_allowed, image_entry_damaged.
     """
 
     code = "image_refused"

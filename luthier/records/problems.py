@@ -11,7 +11,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, computed_field
 
 _CHINESE = 1
-_GAP = re.compile(r"(?<=[\u4e00-\u9fff]) (?=[\u4e00-\u9fff])")
+_GAP = re.compile(r"(?<=[\u4e00-\u9fff”]) (?=[\u4e00-\u9fff“])")
+_CJK = re.compile(r"[\u4e00-\u9fff]")
+_PHRASE = re.compile(r"\b[A-Za-z]{2,} +[A-Za-z]{2,}\b")
+_PLURAL = re.compile(r"\{(found|expected)\} (?:row|image|level|value|byte|digit)s\b")
 
 _WORDS: dict[str, tuple[str, str]] = {
     "object": ("an object", "对象"),
@@ -19,7 +22,9 @@ _WORDS: dict[str, tuple[str, str]] = {
     "string": ("a string", "字符串"),
     "number": ("a number", "数字"),
     "boolean": ("true or false", "true 或 false"),
+    "value": ("a value of another type", "其他类型的值"),
     "empty string": ("an empty string", "空字符串"),
+    "empty array": ("an empty array", "空数组"),
     "none": ("none", "无"),
     "a key": ("the next key", "下一个键"),
     "a value": ("a value", "一个值"),
@@ -46,8 +51,65 @@ _WORDS: dict[str, tuple[str, str]] = {
     "a zip archive or an Office document": ("a zip archive or an Office document", "zip 压缩包或 Office 文档"),
     "an Office document": ("an Office document", "Office 文档"),
     "an image": ("an image", "图片"),
+    # What a row of a format has, where that is not JSON alone
+    '{"messages": [...]} with {"image": "name.jpg"} in a user\'s content, in a zip archive with that image': (
+        '{"messages": [...]} with {"image": "name.jpg"} in a user\'s content, in a zip archive with that image',
+        '{"messages": [...]}，user 的 content 中含 {"image": "name.jpg"}，并与该图片一起放在 zip 压缩包里',
+    ),
+    '{"messages": [...]} with one {"type": "image_url", "image_url": {"url": ...}} in a user\'s content': (
+        '{"messages": [...]} with one {"type": "image_url", "image_url": {"url": ...}} in a user\'s content',
+        '{"messages": [...]}，user 的 content 中含一个 {"type": "image_url", "image_url": {"url": ...}}',
+    ),
+    # Why a check was stopped
+    "The work needed more memory than it may have": ("The work needed more memory than it may have", "内存超出限制"),
+    "A fault of the server's own, again and again; its log has the rest": (
+        "A fault of the server's own, again and again; its log has the rest",
+        "服务器自身多次出错，详见服务器日志",
+    ),
+    # Why an image was not fetched
+    "bad_url": ("its address cannot be read", "地址无法识别"),
+    "host_not_allowed": (
+        "this server may not fetch from its host; the operator allows hosts with LUTHIER_DATA__IMAGE_HOSTS",
+        "本服务器未获准访问该主机，管理员可通过 LUTHIER_DATA__IMAGE_HOSTS 放行",
+    ),
+    "address_not_allowed": ("its address is not a public one", "地址不是公网地址"),
+    "host_unknown": ("its host is not known", "找不到该主机"),
+    "certificate_refused": ("the certificate of its host is not valid", "主机的证书无效"),
+    "too_many_redirects": ("it is redirected too often", "重定向次数过多"),
+    "too_large": ("it is larger than 10 MiB", "超过 10 MiB"),
+    "bad_response": ("its host did not answer as it should", "主机的响应不合规范"),
+    "connection_failed": ("its host could not be reached", "无法连接主机"),
+    "too_slow": ("its host did not answer in time", "主机响应超时"),
+    "host_silent": ("its host does not answer, and was given up", "主机没有响应，不再尝试"),
+    **{f"status {n}": (f"its host answered with status {n}", f"主机返回状态码 {n}") for n in range(100, 1000)},
+    # Why an image cannot be read
+    "not_an_image": ("its bytes are no image", "内容不是图片"),
+    "image_type_not_allowed": ("it is no still JPEG, PNG or WEBP", "不是静态的 JPEG、PNG 或 WEBP"),
+    "image_type_mismatch": ("it is of another type than its prefix says", "实际类型与前缀不符"),
+    "image_too_large": ("it is larger than 10 MiB", "超过 10 MiB"),
+    "image_too_many_pixels": ("it has more than 40,000,000 pixels", "超过 40,000,000 像素"),
+    "image_truncated": ("it is cut off or damaged", "图片数据不完整或已损坏"),
+    "image_decoder_failed": ("decoding it takes too long or too much memory", "解码耗时过长或占用内存过多"),
+    "image_prefix_missing": ("the prefix of its base64 is wrong", "base64 前缀不正确"),
+    "image_base64_invalid": ("what follows its prefix is not base64", "前缀之后不是合法的 base64"),
+    "image_entry_damaged": ("it is damaged in the archive", "在压缩包中已损坏"),
+    # What of an archive
+    "the table of contents": ("its table of contents", "文件目录"),
+    "all of it": ("all of it together", "全部内容"),
 }
 """What stands for `found` or `expected` in the sentences, English and Chinese; other values stand there as they are."""
+
+_MEASURED = (
+    (re.compile(r"The work took longer than ([\d,]+) seconds"), r"处理时间超过 \1 秒"),
+    (re.compile(r"The process that does the work ended with status (\S+)"), r"处理进程异常结束（状态 \1）"),
+)
+"""The same for what holds a number, in Chinese."""
+
+_FROM_FILE = {
+    *("not_json_lines", "missing_comma", "missing_colon", "key_not_quoted", "duplicate_key", "python_literal"),
+    *("comment", "text_after_record", "misspelled_field", "tag_large", "tag_small"),
+}
+"""Codes whose `found` is a piece of the file: a key that is called "none" is no word of ours."""
 
 Level = Literal["error", "warning"]
 """An error keeps a file from being trained on; a warning is said and nothing more."""
@@ -140,8 +202,27 @@ class Problem(BaseModel):
         return Text(en=f"{at_en}: {en}" if at_en else en, zh=f"{at_zh}：{zh}" if at_zh else zh)
 
     def _said(self, sentence: str, language: int = 0) -> str:
-        found, expected = (_WORDS[word][language] if word in _WORDS else word for word in (self.found, self.expected))
+        found = self.found if self.code in _FROM_FILE else _worded(self.found, language)
+        expected = _worded(self.expected, language)
+        if language == _CHINESE:
+            found, expected = (f"“{said}”" if _is_foreign(said) else said for said in (found, expected))
+        sentence = _PLURAL.sub(lambda thing: thing[0][:-1] if getattr(self, thing[1]) == "1" else thing[0], sentence)
         return sentence.format(found=found, expected=expected, field=self.field or "")
+
+
+def _worded(value: str, language: int) -> str:
+    if value in _WORDS:
+        return _WORDS[value][language]
+    if language == _CHINESE:
+        for pattern, chinese in _MEASURED:
+            if (told := pattern.fullmatch(value)) is not None:
+                return told.expand(chinese)
+    return value
+
+
+def _is_foreign(said: str) -> bool:
+    """Whether a piece of English stands there that nobody translated: of the file, or of a library."""
+    return bool(_PHRASE.search(said)) and not said.startswith(('"', "{")) and not _CJK.search(said)
 
 
 def shown(value: Any, longest: int = 60) -> str:
@@ -212,8 +293,8 @@ MEANINGS: dict[str, Meaning] = {
         "若指的是 {expected}，请改正。",
     ),
     "format_ambiguous": Meaning(
-        "This row could be of the format {found}.",
-        "这条数据可能是 {found} 格式。",
+        "This row could be of each of these formats: {found}.",
+        "这条数据可能是以下任何一种格式：{found}。",
         "Leave only the fields of one of them.",
         "请只保留其中一种格式的字段。",
     ),
@@ -583,6 +664,12 @@ MEANINGS: dict[str, Meaning] = {
         "Embed it as base64, or put it into an archive.",
         "请改用 base64，或放入压缩包。",
     ),
+    "image_unreachable": Meaning(
+        "The image {found} could not be fetched for now: {expected}.",
+        "图片 {found} 暂时无法获取：{expected}。",
+        "Check the file again later (POST /api/platform/files/{{id}}/check); what was fetched is kept.",
+        "请稍后重新检查文件（POST /api/platform/files/{{id}}/check）；已获取的图片会保留。",
+    ),
     "image_unreadable": Meaning(
         "The image cannot be read: {found}.",
         "图片无法读取：{found}。",
@@ -595,11 +682,126 @@ MEANINGS: dict[str, Meaning] = {
         "Add it, or correct its name.",
         "请添加，或改正名称。",
     ),
-    "archive_refused": Meaning(
-        "The archive cannot be taken: {found}.",
-        "无法接受压缩包：{found}。",
-        "Make it again: one .jsonl and its images, in one folder.",
-        "请重新打包：一个 .jsonl 和图片放在同一目录。",
+    # Archives
+    "archive_damaged": Meaning(
+        "The archive is damaged or cut off: {found} cannot be read.",
+        "压缩包已损坏或不完整：{found} 无法读取。",
+        "Make it again and send the whole file.",
+        "请重新打包并完整上传。",
+    ),
+    "archive_too_large": Meaning(
+        "The archive has {found} bytes; at most {expected} are allowed.",
+        "压缩包有 {found} 字节，最多允许 {expected} 字节。",
+        "Make several of it.",
+        "请拆成多个压缩包。",
+    ),
+    "archive_unpacks_large": Meaning(
+        "The archive unpacks to {found} bytes; at most {expected} are allowed.",
+        "压缩包解压后有 {found} 字节，最多允许 {expected} 字节。",
+        "Make several of it.",
+        "请拆成多个压缩包。",
+    ),
+    "archive_bomb": Meaning(
+        "In the archive, {found} unpacks to more than {expected} times its size.",
+        "压缩包中 {found} 解压后超过其大小的 {expected} 倍。",
+        "Pack it without compression, or leave it out.",
+        "请不压缩直接打包，或去掉它。",
+    ),
+    "archive_too_many": Meaning(
+        "The archive has more than {expected} entries, or names that are too long.",
+        "压缩包的条目超过 {expected} 个，或名称过长。",
+        "Make several of it.",
+        "请拆成多个压缩包。",
+    ),
+    "archive_encrypted": Meaning(
+        "In the archive, {found} is encrypted.",
+        "压缩包中的 {found} 已加密。",
+        "Pack it without a password.",
+        "请不要设置密码。",
+    ),
+    "archive_method": Meaning(
+        "In the archive, {found} is packed in a way that is not read here.",
+        "压缩包中 {found} 的压缩方式不受支持。",
+        "Use deflate, as zip tools do by themselves.",
+        "请使用默认的 deflate 方式。",
+    ),
+    "archive_link": Meaning(
+        "In the archive, {found} is a link.",
+        "压缩包中的 {found} 是链接。",
+        "Put the file itself there.",
+        "请放入文件本身。",
+    ),
+    "archive_not_a_file": Meaning(
+        "In the archive, {found} is neither a file nor a folder.",
+        "压缩包中的 {found} 既不是文件也不是目录。",
+        "Leave it out.",
+        "请去掉。",
+    ),
+    "archive_in_archive": Meaning(
+        "In the archive, {found} is an archive itself.",
+        "压缩包中的 {found} 也是压缩包。",
+        "Put its files beside the others.",
+        "请把其中的文件直接放进来。",
+    ),
+    "archive_other_file": Meaning(
+        "In the archive, {found} is neither a file of rows nor an image.",
+        "压缩包中的 {found} 既不是数据文件也不是图片。",
+        "Leave it out: one .jsonl or .json belongs there, and .jpg, .jpeg, .png and .webp.",
+        "请去掉：只应有一个 .jsonl 或 .json，以及 .jpg、.jpeg、.png、.webp 图片。",
+    ),
+    "archive_image_type": Meaning(
+        "In the archive, {found} is an image of a type that is not taken.",
+        "压缩包中 {found} 的图片类型不受支持。",
+        "Save it as JPEG, PNG or WEBP.",
+        "请保存为 JPEG、PNG 或 WEBP。",
+    ),
+    "archive_image_too_large": Meaning(
+        "In the archive, the image {found} has more than {expected} bytes.",
+        "压缩包中的图片 {found} 超过 {expected} 字节。",
+        "Scale it down.",
+        "请缩小图片。",
+    ),
+    "archive_path": Meaning(
+        "In the archive, {found} is a path.",
+        "压缩包中的 {found} 带有路径。",
+        "Put all files beside the text file, under plain names.",
+        "请把所有文件与文本文件放在同一目录，并使用普通文件名。",
+    ),
+    "archive_name": Meaning(
+        "In the archive, the name {found} is too long or holds signs that cannot be seen.",
+        "压缩包中的名称 {found} 过长或含有不可见字符。",
+        "Rename it.",
+        "请重命名。",
+    ),
+    "archive_name_not_utf8": Meaning(
+        "In the archive, the name {found} is not in UTF-8.",
+        "压缩包中的名称 {found} 不是 UTF-8。",
+        "Pack it with names in UTF-8.",
+        "请用 UTF-8 文件名打包。",
+    ),
+    "archive_duplicate": Meaning(
+        "In the archive, the name {found} is there more than once, capitals apart.",
+        "压缩包中名称 {found} 重复（不区分大小写）。",
+        "Give each file a name of its own.",
+        "每个文件名必须唯一。",
+    ),
+    "archive_no_rows": Meaning(
+        "The archive has no file of rows.",
+        "压缩包里没有数据文件。",
+        "Put one .jsonl or .json beside the images.",
+        "请在图片旁放一个 .jsonl 或 .json。",
+    ),
+    "archive_two_row_files": Meaning(
+        "The archive has several files of rows: {found}.",
+        "压缩包里有多个数据文件：{found}。",
+        "Leave one.",
+        "请只保留一个。",
+    ),
+    "archive_no_images": Meaning(
+        "The rows of {found} name no image of the archive.",
+        "{found} 中的数据没有引用压缩包里的图片。",
+        "Upload {found} itself.",
+        "请直接上传 {found}。",
     ),
     # Warnings
     "too_few_rows": _warning(

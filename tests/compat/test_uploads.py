@@ -261,3 +261,16 @@ def test_the_command_that_is_stopped_drops_what_it_sent(
     assert done.exit_code != 0
     wait_for(lambda: not stored(server, "uploads"))
     assert Storage((server.data / "objects").as_uri()).list("uploads") == []
+
+
+def test_the_command_line_has_a_file_checked_again(server: RunningServer, client: OpenAI) -> None:
+    def check(content: bytes) -> tuple[int, str]:
+        file = client.files.create(file=("rows.jsonl", content), purpose="fine-tune")
+        wait_for(lambda: client.files.retrieve(file.id).status != "uploaded")
+        done = CliRunner().invoke(app, ["files", "check", file.id, "--url", server.url, "--key", KEY])
+        return done.exit_code, str(done.exception or done.output)
+
+    code, said = check(ROWS + b'{"messages": []}\n')
+    assert code != 0 and "rows.jsonl cannot be trained on: line 41" in said
+    code, said = check(ROWS)
+    assert code != 0 and "was checked and has no problem" in said

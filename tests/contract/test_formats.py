@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from luthier.chat.messages import PreferencePair
-from luthier.formats._foreign import foreign
 from luthier.formats.base import DatasetFormat, Example, formats, known, measure, problems_of, recognised
+from luthier.records.foreign import foreign, unread
 from luthier.records.problems import Problem
 from luthier.records.reader import Reader, Record
 from tests.fuzz.dataset_files import PROPERTIES, tried
@@ -65,6 +65,16 @@ def test_a_sample_is_also_read_with_escapes_and_windows_line_ends(form: type[Dat
 
 def test_the_repair_leaves_a_row_without_fault_as_it_is(form: type[DatasetFormat]) -> None:
     assert all(form.repaired(row) == row for row in rows(form))
+
+
+def test_the_images_of_a_row_have_their_path_and_their_source(form: type[DatasetFormat]) -> None:
+    found = [form.images(row) for row in rows(form)]
+    assert all(len(images) == (1 if form.kind.startswith("image") else 0) for images in found)
+    for row, ((path, source),) in zip(rows(form), filter(None, found), strict=False):
+        part: Any = row
+        for place in path:
+            part = part[place]
+        assert source and source in json.dumps(part)
 
 
 def test_reading_holds_one_row_at_a_time(form: type[DatasetFormat]) -> None:
@@ -153,6 +163,15 @@ def test_a_row_with_the_fields_of_two_formats_is_recognised_by_both(row: dict[st
         {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
         {"prompt": "a", "completion": "b"},
         {"question": "a", "answer": "b", "system": "c"},
+        {
+            "messages": [
+                {"role": "user", "content": "a"},
+                {"role": "assistant", "content": None, "function_call": {"name": "look", "arguments": "{}"}},
+                {"role": "function", "name": "look", "content": "b"},
+                {"role": "assistant", "content": "c", "function_call": None},
+            ],
+            "functions": [{"name": "look"}],
+        },
         {"prompt": "a", "chosen": "b", "rejected": "c"},
         {
             "prompt": [{"role": "user", "content": "a"}],
@@ -170,9 +189,35 @@ def test_a_row_of_another_tool_becomes_one_of_ours_without_fault(row: dict[str, 
     assert isinstance(record, Record) and problems_of(record, known()[name]) == []
 
 
+def test_calls_without_an_id_are_given_one_and_the_function_that_speaks_next_answers() -> None:
+    def call(name: str) -> dict[str, Any]:
+        return {"role": "assistant", "function_call": {"name": name, "arguments": "{}"}}
+
+    def answer(name: str) -> dict[str, Any]:
+        return {"role": "function", "name": name, "content": ""}
+
+    row = {"messages": [call("a"), answer("a"), call("b"), answer("c"), 5], "functions": [{"name": "a"}], "tag": "x"}
+    found = foreign(row)
+    assert found is not None
+    messages = found[1]["messages"]
+    assert [one["tool_calls"][0]["id"] for one in messages[0::2][:2]] == ["call_0001", "call_0002"]
+    assert messages[1] == {"role": "tool", "content": "", "tool_call_id": "call_0001"}
+    assert messages[3] == {"role": "tool", "name": "c", "content": ""}  # of another function: only a person knows
+    assert found[1]["tools"] == [{"type": "function", "function": {"name": "a"}}] and found[1]["tag"] == "x"
+    assert unread(row) == [] and unread(row | {"system": "s", "function_call": "auto"}) == ["system", "function_call"]
+
+
+def test_null_for_what_a_chat_row_has_none_of_is_no_fault() -> None:
+    row = rows(known()["messages"])[0] | {"tools": None, "parallel_tool_calls": None}
+    assert recognised(row) == ["messages"] and known()["messages"].repaired(row) == row
+    record = next(iter(Reader([json.dumps(row).encode()])))
+    assert isinstance(record, Record) and problems_of(record, known()["messages"]) == []
+
+
 @pytest.mark.parametrize(
     "row",
     [
+        {"messages": [{"role": "function"}, {"function_call": {}}, {"function_call": 5}, None], "functions": 7},
         {"conversations": [{"from": [], "value": {}}, 5, {}]},
         {"conversations": []},
         {"instruction": {}, "output": [], "history": [[1, 2], 3]},

@@ -35,12 +35,20 @@ JPEG = (
 )
 
 
-def zipped(*names):
+def zipped(*names, method=zipfile.ZIP_STORED, rows="<xml/>", mode=0):
+    """An archive of these names, all with the same text; the last one is of that mode."""
     whole = io.BytesIO()
-    with zipfile.ZipFile(whole, "w") as archive:
+    with zipfile.ZipFile(whole, "w", method) as archive:
         for name in names:
-            archive.writestr(name, "<xml/>")
+            info = zipfile.ZipInfo(name)
+            info.external_attr = mode << 16 if name == names[-1] else 0
+            archive.writestr(info, rows, method)
     return whole.getvalue()
+
+
+def whole(*codes):
+    """Problems of a file as a whole."""
+    return [(None, None, None, code) for code in codes]
 
 
 FUNCTIONS = """{
@@ -112,7 +120,36 @@ BROKEN = [
     Broken("HTML", "<!DOCTYPE html>\n<html></html>\n", [(None, 1, 1, "not_json_lines")]),
     Broken("docx renamed", zipped("[Content_Types].xml", "word/document.xml"), [(None, None, None, "file_type")]),
     Broken("xlsx renamed", zipped("[Content_Types].xml", "xl/workbook.xml"), [(None, None, None, "file_type")]),
-    Broken("a broken zip", b"PK\x03\x04\x14\0\x06\0", [(None, None, None, "archive_refused")]),
+    Broken("a broken zip", b"PK\x03\x04\x14\0\x06\0", whole("archive_damaged")),
+    Broken("a zip that is cut off", zipped("a.jsonl", "a.jpg")[:-30], whole("archive_damaged")),
+    Broken(
+        "a zip with a password",
+        zipped("a.jsonl").replace(b"PK\1\2\x14\x03\x14\0\0", b"PK\1\2\x14\x03\x14\0\1"),
+        whole("archive_encrypted"),
+    ),
+    Broken("a zip packed by bzip2", zipped("a.jsonl", method=zipfile.ZIP_BZIP2), whole("archive_method")),
+    Broken("a zip with a link", zipped("a.jsonl", "a.jpg", mode=0o120777), whole("archive_link")),
+    Broken("a zip with a pipe", zipped("a.jsonl", "a.jpg", mode=0o010644), whole("archive_not_a_file")),
+    Broken("a zip in a zip", zipped("a.jsonl", "more.zip"), whole("archive_in_archive")),
+    Broken("a zip with a text beside", zipped("a.jsonl", "README.md"), whole("archive_other_file")),
+    Broken("a zip with a GIF", zipped("a.jsonl", "a.gif"), whole("archive_image_type")),
+    Broken("a zip with a folder of images", zipped("a.jsonl", "images/a.jpg"), whole("archive_path")),
+    Broken("a zip that leads elsewhere", zipped("a.jsonl", "../a.jpg"), whole("archive_path")),
+    Broken("a zip with a name turned around", zipped("a.jsonl", "gpj.\u202ea.jpg"), whole("archive_name")),
+    Broken(
+        "a zip with names in GBK",
+        zipped("a.jsonl", "xxxx.jpg").replace(b"xxxx", "文件".encode("gbk")),
+        whole("archive_name_not_utf8"),
+    ),
+    Broken("a zip with a name twice", zipped("a.jsonl", "a.jpg", "A.JPG"), whole("archive_duplicate")),
+    Broken("a zip of images alone", zipped("a.jpg"), whole("archive_no_rows")),
+    Broken("a zip of two texts", zipped("a.jsonl", "b.json"), whole("archive_two_row_files")),
+    Broken("a zip of rows without images", zipped("a.jsonl", rows=GOOD + "\n"), whole("archive_no_images")),
+    Broken(
+        "a bomb",
+        zipped("a.jsonl", "a.jpg", method=zipfile.ZIP_DEFLATED, rows="\0" * (10 * 1024**2 + 1)),
+        whole("archive_bomb", "archive_bomb", "archive_bomb", "archive_image_too_large"),
+    ),
     Broken("xls renamed", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(64), [(None, None, None, "file_type")]),
     Broken("parquet renamed", b"PAR1\x15\x04\x15\x10", [(None, None, None, "file_type")]),
     Broken("pdf renamed", b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n", [(None, None, None, "file_type")]),
@@ -305,10 +342,28 @@ BROKEN = [
     Broken(
         "question and answer", '{"question": "Hi", "answer": "Hello"}\n', [(1, 1, 1, "other_rows")], is_repairable=True
     ),
+    Broken(
+        "functions as OpenAI wrote them before tools",
+        chat(
+            ASK,
+            '{"role": "assistant", "content": null, "function_call": {"name": "look", "arguments": "{}"}}',
+            '{"role": "function", "name": "look", "content": "A door."}',
+            SAY,
+            more=', "functions": [{"name": "look", "parameters": {"type": "object", "properties": {}}}]',
+        ),
+        [(1, 1, 1, "other_rows")],
+        is_repairable=True,
+    ),
+    Broken(
+        "functions of both kinds in one row",
+        chat(ASK, SAY, more=f', "functions": [], {TOOLS}'),
+        [(1, 1, 1, "other_rows_more")],
+    ),
     Broken("no known field", '{"id": 7, "data": "Hi"}\n', [(1, 1, 1, "format_unknown")]),
     Broken("a misspelled field", GOOD.replace("messages", "mesages"), [(1, 1, 2, "misspelled_field")]),
     Broken("numbers", "1\n2\n", [(None, 1, 1, "not_json_lines")]),
     Broken("a number among rows", f"{GOOD}\n17\nnull\n", [(2, 2, 1, "not_an_object"), (3, 3, 1, "not_an_object")]),
+    Broken("a None among rows", f"{GOOD}\nNone\n", [(2, 2, 1, "python_literal"), (2, 2, 1, "not_an_object")]),
     Broken("two formats in one row", chat(ASK, SAY, more=', "text": "Hi"'), [(1, 1, 1, "format_ambiguous")]),
     Broken(
         "mixed formats", f'{GOOD}\n{{"text": "Hi"}}\n{GOOD}\n', [(2, 2, 1, "format_mixed")], warnings=("duplicates",)

@@ -2,7 +2,7 @@
 
     python -m tests.fuzz.dataset_files                     # 5,000 inputs a property
     python -m tests.fuzz.dataset_files --inputs 100000     # as long as you like
-    python -m tests.fuzz.dataset_files --only quick_and_careful_agree
+    python -m tests.fuzz.dataset_files --only quick_and_careful_agree[messages]
     python -m tests.fuzz.dataset_files --huge              # also a line of 1 GB, and CPU time against length
 
 Prints each property, how many inputs it was tried with, and at the end their sum. Stops at the first that fails, with the input.
@@ -15,19 +15,26 @@ import json
 import math
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any
+from unittest.mock import patch
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from jsonschema import Draft202012Validator, FormatChecker
 
 from luthier.control.datasets import inspection
-from luthier.formats._foreign import foreign
-from luthier.formats._quick import QuickChat
-from luthier.formats.base import DatasetFormat, Example, known, measure, problems_of, recognised
+from luthier.control.datasets.report import DatasetReport
+from luthier.formats._quick import QuickRows
+from luthier.formats._quick_chat import QuickChat
+from luthier.formats._schemas import is_plain
+from luthier.formats.base import DatasetFormat, Example, Quick, known, measure, problems_of, recognised
+from luthier.records.foreign import foreign
 from luthier.records.lenient import DEEPEST, parse
-from luthier.records.problems import MEANINGS, Problem
+from luthier.records.problems import MEANINGS, Level, Problem
 from luthier.records.reader import Blank, Reader, Record
 from luthier.records.source import Given, Source
 
@@ -152,16 +159,39 @@ TOOL = {
 }
 
 
-def _calling(question: str, argument: str, answer: str, ends: bool) -> dict[str, Any]:
-    call = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": json.dumps({"at": argument})}}
-    messages = [
-        _turn("user", question),
-        {"role": "assistant", "tool_calls": [call]},
-        _turn("tool", answer, tool_call_id="call_1"),
-        _turn("assistant", "So it is."),
-        *([_turn("user", "Thanks")] if ends else []),
-    ]
-    return {"messages": messages, "tools": [TOOL]}
+def _tool(name: str, **more: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, **more}}
+
+
+@st.composite
+def callings(draw: Any) -> dict[str, Any]:
+    """Conversations with calls, one after the other or several at once, and their answers in any order."""
+    tools = draw(
+        st.sampled_from([[TOOL, _tool("book")], [_tool("book"), TOOL], [TOOL, _tool("book", parameters=None)]])
+    )
+    messages = draw(systems)
+    for turn in range(draw(st.integers(1, 3))):
+        messages.append(_turn("user", draw(said)))
+        made = [f"call_{turn}_{number}" for number in range(draw(st.integers(1 if turn == 0 else 0, 3)))]
+        calls = [
+            {
+                "id": one,
+                **draw(st.sampled_from([{}, {"type": "function"}])),
+                "function": {"name": draw(st.sampled_from(["look", "book"])), "arguments": json.dumps(draw(arguments))},
+            }
+            for one in made
+        ]
+        if calls:
+            content = draw(st.sampled_from([{}, {"content": None}, {"content": ""}, {"content": "Let me see."}]))
+            messages.append({"role": "assistant", **content, "tool_calls": calls})
+        messages += [_turn("tool", draw(texts), tool_call_id=one) for one in draw(st.permutations(made))]
+        messages.append(_turn("assistant", draw(said), **draw(st.sampled_from([{}, {"weight": 1}]))))
+    if draw(st.booleans()):
+        messages.append(_turn("user", "Thanks"))
+    return {"messages": messages, "tools": tools, **draw(st.sampled_from([{}, {"parallel_tool_calls": True}]))}
+
+
+arguments = st.dictionaries(texts, texts | plain_values, max_size=3)
 
 
 def _picture(question: str, answer: str, named: bool) -> dict[str, Any]:
@@ -171,7 +201,7 @@ def _picture(question: str, answer: str, named: bool) -> dict[str, Any]:
 
 rows: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "messages": chats,
-    "function_calling": st.builds(_calling, said, texts, texts, st.booleans()),
+    "function_calling": callings(),
     "preferred_output": st.builds(
         lambda prompt, one: {
             "input": {"messages": prompt, "tools": []},
@@ -204,6 +234,53 @@ rows: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "text": _with_tag(said.map(lambda text: {"text": text})),
 }
 any_row = st.one_of(*rows.values())
+
+
+# The same rows with what changes nothing of them
+
+labels = st.sampled_from(
+    ["name", "id", "source", "split", "_id", "timestamp", "tools", "parallel_tool_calls", "tag", "weight"]
+)
+label_values = st.sampled_from(
+    [None, "a", "", 0, 7, -1, 2**70, 1.5, 1e300, 1717171717.125, True, [], {}, [1], '"', {"a": 1}]
+).map(deepcopy)
+
+
+@st.composite
+def marked(draw: Any, strategy: st.SearchStrategy[Any]) -> Any:
+    """A row with labels, names of its messages, and words for what there is none of."""
+    row = json.loads(json.dumps(draw(strategy)))
+    for name in draw(st.lists(labels, max_size=2)):
+        row.setdefault(name, draw(label_values))
+    for turn in row.get("messages", row.get("input", {}).get("messages", [])):
+        if draw(st.integers(0, 3)) == 0:
+            turn[draw(st.sampled_from(["name", "tool_calls", "tool_call_id", "weight"]))] = draw(
+                st.sampled_from([None, "Ann", 0, 1])
+            )
+    return row
+
+
+simple_schemas = st.sampled_from([{"type": "string"}, {"type": "integer", "minimum": 0}, {"enum": ["a", 1]}, {}])
+schemas = st.recursive(
+    simple_schemas,
+    lambda inner: st.fixed_dictionaries(
+        {},
+        optional={
+            "type": st.sampled_from(["object", "array", ["string", "null"], "text"]),
+            "properties": st.dictionaries(texts, inner, max_size=3),
+            "required": st.lists(texts, max_size=3),
+            "items": inner,
+            "anyOf": st.lists(inner, max_size=2),
+            "additionalProperties": inner | st.booleans(),
+            "description": texts,
+            "maxItems": st.integers(),
+            "default": plain_values,
+            "$ref": texts,
+        },
+    ),
+    max_leaves=6,
+)
+QUICK = tuple(name for name, form in known().items() if form.quick() is not None)
 
 
 # How they are written
@@ -345,8 +422,47 @@ def damaged(draw: Any, strategy: st.SearchStrategy[str]) -> str:
     return text
 
 
+@st.composite
+def bent(draw: Any, strategy: st.SearchStrategy[Any]) -> Any:
+    """A value of which something is another, is gone, stands twice or has changed its place, or with a field more."""
+    value = json.loads(json.dumps(draw(strategy)))
+    for _ in range(draw(st.integers(1, 3))):
+        holders = list(_holders(value))
+        holder = holders[draw(st.integers(0, len(holders) - 1))]
+        places = list(holder) if isinstance(holder, dict) else list(range(len(holder)))
+        how = draw(st.integers(0, 5))
+        if isinstance(holder, dict) and (how == 0 or not places):
+            holder[draw(labels)] = draw(label_values | odd_values)
+        elif not places:
+            holder.append(draw(odd_values))
+        elif (place := draw(st.sampled_from(places))) is not None and how < 3:
+            holder[place] = draw(odd_values)
+        elif how == 3:
+            del holder[place]
+        elif isinstance(holder, list):
+            holder.insert(0 if how == 4 else place, holder[place])
+    return value
+
+
+def _holders(value: Any) -> Iterator[Any]:
+    """The value and all within it that can hold others."""
+    if isinstance(value, dict | list):
+        yield value
+        for inner in list(value.values() if isinstance(value, dict) else value):
+            yield from _holders(inner)
+
+
 lines = written().map(lambda pair: pair[1])
-chat_lines = written(chats).map(lambda pair: pair[1])
+
+
+def lines_like(name: str) -> st.SearchStrategy[str]:
+    """Lines of rows of a format, right and wrong in what they say, whole and damaged, and now and then something else."""
+    right = st.one_of(rows[name], rows[name], marked(rows[name]), chats if name == "function_calling" else rows[name])
+    wrong = bent(right)
+    whole = written(st.one_of(right, right, wrong)).map(lambda pair: pair[1])
+    return st.one_of(whole, whole, whole, damaged(whole), broken_lines)
+
+
 odd_lines = odd_values.map(json.dumps)
 broken_lines = damaged(lines | odd_lines)
 pretty = st.tuples(any_row, st.sampled_from([0, 1, 2, "\t"])).map(
@@ -392,35 +508,55 @@ def rows_are_read_back(name: str, pair: tuple[Any, str], feed: str) -> None:
     assert form.repaired(value) == value
 
 
-def quick_and_careful_agree(batch: list[str]) -> None:
-    """What the quick way takes, the careful way takes too, and counts the same; a batch is judged as its lines are."""
+def quick_and_careful_agree(name: str, batch: list[str], full: frozenset[Level]) -> None:
+    """What the quick way of a format takes, the careful way says the same of; a batch is judged as its lines are."""
     data = [line.encode("utf-8", "surrogateescape").replace(b"\n", b" ") for line in batch]
-    together = QuickChat()
-    left = set(together(data, 1))
-    turns = trained = characters = 0
-    tagged: dict[str, int] = {}
+    together = known()[name].quick()
+    assert together is not None
+    left = set(together(data, 1, full))
+    taken = [place for place in range(len(data)) if place not in left]
     for place, line in enumerate(data):
-        alone = QuickChat()
-        is_taken = not alone([line], 1)
+        alone = known()[name].quick()
+        assert alone is not None
+        is_taken = not alone([line], 1, full)
         assert is_taken == (place not in left)
-        if not is_taken:
-            assert (alone.rows, alone.turns, len(alone.hashes)) == (0, 0, 0)
-            continue
-        found = list(Reader([line], is_start=False))
-        assert len(found) == 1, found
-        record = found[0]
-        assert isinstance(record, Record)
-        assert problems_of(record, known()["messages"]) == []
-        assert recognised(record.value) == ["messages"]
-        size = measure(known()["messages"].value(record.value))
-        assert (alone.turns, alone.trained_turns, alone.characters) == (size.turns, size.trained_turns, size.characters)
-        assert list(alone.hashes) == [hash(line)] and list(alone.lines) == [1]
-        turns, trained, characters = turns + size.turns, trained + size.trained_turns, characters + size.characters
-        if "tag" in record.value:
-            tagged[record.value["tag"]] = tagged.get(record.value["tag"], 0) + 1
-    assert (together.turns, together.trained_turns, together.characters) == (turns, trained, characters)
-    assert together.tags == tagged
-    assert list(together.lines) == [place + 1 for place in range(len(data)) if place not in left]
+        assert _tally(alone) == (_carefully(name, [line], full) if is_taken else _tally(known()[name].quick()))
+    assert _tally(together) == _carefully(name, [data[place] for place in taken], full)
+    assert list(together.lines) == [place + 1 for place in taken]
+
+
+def _tally(quick: Quick | None) -> tuple[Any, ...]:
+    assert quick is not None
+    levels: dict[str, Counter[str]] = {"error": Counter(), "warning": Counter()}
+    for code, number in quick.counts.items():
+        levels[MEANINGS[code].level][code] = number
+    return (
+        quick.turns,
+        quick.trained_turns,
+        quick.characters,
+        quick.tags,
+        *levels.values(),
+        list(quick.hashes),
+        len(quick.lines),
+        {},
+    )
+
+
+def _carefully(name: str, data: list[bytes], full: frozenset[Level]) -> tuple[Any, ...]:
+    """The same of lines that are looked at by themselves. What is of a level that is not full may not be there at all."""
+    whole = b"\n" + b"\n".join(data)
+    with without_quick():
+        piece = inspection.read_piece(Given(whole), name, 1, len(whole), full)
+    assert not piece.counts or "error" in full
+    assert not piece.warning_counts or "warning" in full
+    counts = (piece.tags, piece.counts, piece.warning_counts, list(piece.hashes), piece.rows, piece.others)
+    return piece.turns, piece.trained_turns, piece.characters, *counts
+
+
+def plain_schemas_are_valid(schema: Any) -> None:
+    """A schema that is told to be valid quickly is valid for the library too."""
+    if isinstance(schema, dict) and is_plain(schema):
+        Draft202012Validator.check_schema(schema, format_checker=FormatChecker(formats=()))
 
 
 def valid_json_has_no_faults(pair: tuple[Any, str]) -> None:
@@ -460,12 +596,17 @@ def blocks_do_not_matter(data: bytes, sizes: list[int]) -> None:
 
 def pieces_do_not_matter(data: bytes, pieces: list[int], processes: int = 1) -> None:
     """The same report for one piece and for many, and with the quick way or without."""
-    whole = inspection.inspect(Given(data)).model_dump()
+    whole = told(inspection.inspect(Given(data)))
     for size in pieces:
         with piece_of(size):
-            assert inspection.inspect(Given(data), processes=processes).model_dump() == whole, size
+            assert told(inspection.inspect(Given(data), processes=processes)) == whole, size
     with without_quick():
-        assert inspection.inspect(Given(data)).model_dump() == whole
+        assert told(inspection.inspect(Given(data))) == whole
+
+
+def told(report: DatasetReport) -> dict[str, Any]:
+    """A report without the places of the pieces that it was made from."""
+    return report.model_dump(exclude={"starts"})
 
 
 def any_bytes_are_inspected(data: bytes) -> None:
@@ -516,14 +657,18 @@ PROPERTIES: dict[str, tuple[Callable[..., None], dict[str, st.SearchStrategy[Any
         )
         for name, strategy in rows.items()
     },
-    "quick_and_careful_agree": (
-        quick_and_careful_agree,
-        {
-            "batch": st.lists(
-                st.one_of(chat_lines, damaged(chat_lines), damaged(chat_lines), broken_lines), min_size=1, max_size=4
-            )
-        },
-    ),
+    **{
+        f"quick_and_careful_agree[{name}]": (
+            quick_and_careful_agree,
+            {
+                "name": st.just(name),
+                "batch": st.lists(lines_like(name), min_size=1, max_size=4),
+                "full": st.sampled_from([frozenset(), frozenset({"warning"}), frozenset({"error", "warning"})]),
+            },
+        )
+        for name in QUICK
+    },
+    "plain_schemas_are_valid": (plain_schemas_are_valid, {"schema": schemas | bent(schemas)}),
     "valid_json_has_no_faults": (valid_json_has_no_faults, {"pair": written(plain_values)}),
     "any_text_is_parsed": (any_text_is_parsed, {"text": any_lines | damaged(any_lines) | st.text()}),
     "blocks_do_not_matter": (blocks_do_not_matter, {"data": files() | st.binary(), "sizes": st.just([1, 2, 7, 64])}),
@@ -593,11 +738,12 @@ def piece_of(size: int) -> Iterator[None]:
 @contextmanager
 def without_quick() -> Iterator[None]:
     """Let the check look at every line carefully."""
-    before, QuickChat.__call__ = QuickChat.__call__, lambda self, lines, first_line: range(len(lines))
-    try:
+
+    def none(self: Any, lines: list[bytes], first_line: int, full: Any) -> range:
+        return range(len(lines))
+
+    with patch.object(QuickRows, "__call__", none), patch.object(QuickChat, "__call__", none):
         yield
-    finally:
-        QuickChat.__call__ = before
 
 
 # What grows with a text, and must not grow faster than it

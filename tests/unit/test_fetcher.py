@@ -424,14 +424,58 @@ def test_the_time_holds_for_all_redirects_together_and_for_the_look_up(server: S
 
 def test_a_host_that_cannot_be_found_or_reached(server: Server) -> None:
     def fails(host: str) -> Sequence[str]:
-        raise socket.gaierror("no such name")
+        raise socket.gaierror(socket.EAI_NONAME, "no such name")
 
     for names in (fails, lambda host: [], lambda host: ["nonsense"]):
         get = fetcher(server, names=names).get
-        assert code_of(lambda get=get: get(f"http://a.example:{server.port}/good")) == "connection_failed"
+        assert code_of(lambda get=get: get(f"http://a.example:{server.port}/good")) == "host_unknown"
     server.close()
     closed = fetcher(server, names=lambda host: ["127.0.0.9"])
     assert code_of(lambda: closed.get(f"http://a.example:{server.port}/good")) == "connection_failed"
+
+
+def refusal(use: Callable[[], object]) -> FetchRefused:
+    with pytest.raises(FetchRefused) as caught:
+        use()
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("status", "is_passing"),
+    [(404, False), (403, False), (410, False), (429, True), (408, True), (500, True), (503, True), (302, False)],
+)
+def test_a_status_tells_whether_it_will_pass(server: Server, status: int, is_passing: bool) -> None:
+    server.on("/x", b"HTTP/1.1 %d No\r\n\r\n" % status)
+    refused = refusal(lambda: fetcher(server).get(f"http://a.example:{server.port}/x"))
+    assert (refused.code, refused.status, refused.is_passing) == ("bad_status", status, is_passing)
+
+
+def test_what_may_pass_is_told_from_what_lasts(server: Server) -> None:
+    def fails(host: str) -> Sequence[str]:
+        raise socket.gaierror(socket.EAI_AGAIN, "ask again")
+
+    url = f"http://a.example:{server.port}/x"
+    server.on("/x", HELLO, b"Content-Length: 10\r\n\r\nshort")
+    assert refusal(lambda: fetcher(server).get(url)).is_passing
+    server.on("/x")
+    assert refusal(lambda: fetcher(server).get(url)).is_passing
+    server.on("/x", b"SSH-2.0-OpenSSH_9\r\n")
+    assert not refusal(lambda: fetcher(server).get(url)).is_passing
+    server.on("/x", HELLO, b"Content-Length: 100001\r\n\r\n")
+    assert not refusal(lambda: fetcher(server).get(url)).is_passing
+    assert not refusal(lambda: Fetcher(hosts=[]).get(url)).is_passing
+    asks_again = refusal(lambda: fetcher(server, names=fails).get(url))
+    assert (asks_again.code, asks_again.is_passing) == ("connection_failed", True)
+    refused = refusal(lambda: fetcher(server, names=lambda host: ["127.0.0.9"]).get(url))
+    assert (refused.code, refused.is_passing) == ("connection_failed", True)
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"), [("7", 7), ("0", 0), ("Wed, 21 Oct 2026 07:28:00 GMT", None), ("-1", None)]
+)
+def test_a_host_says_when_to_ask_again(server: Server, header: str, seconds: float | None) -> None:
+    server.on("/x", b"HTTP/1.1 429 Slowly\r\nRetry-After: " + header.encode() + b"\r\n\r\n")
+    assert refusal(lambda: fetcher(server).get(f"http://a.example:{server.port}/x")).retry_after == seconds
 
 
 def certificate(folder: Path, name: str) -> Path:
@@ -471,9 +515,9 @@ def test_a_certificate_is_checked_against_the_name_not_the_address(tmp_path: Pat
         assert fetcher(server, tls=trusting).get(f"https://pics.example:{server.port}/good").data == b"ok"
         assert said == ["pics.example"]
         wrong_name = fetcher(server, tls=trusting)
-        assert code_of(lambda: wrong_name.get(f"https://other.example:{server.port}/good")) == "connection_failed"
+        assert code_of(lambda: wrong_name.get(f"https://other.example:{server.port}/good")) == "certificate_refused"
         not_trusted = fetcher(server)
-        assert code_of(lambda: not_trusted.get(f"https://pics.example:{server.port}/good")) == "connection_failed"
+        assert code_of(lambda: not_trusted.get(f"https://pics.example:{server.port}/good")) == "certificate_refused"
     finally:
         server.close()
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import secrets
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Form, Query, UploadFile
 
 from luthier.api.auth import Asked, Caller
-from luthier.api.platform.wire import FileVersion, Report, SplitRequest, Tokens
+from luthier.api.platform.wire import FileVersion, FileWithVersions, Repaired, Report, Split, SplitRequest, Tokens
 from luthier.chat.examples import Overlength
 from luthier.control.datasets.preview import Preview
 from luthier.control.jobs.planning import limit_of
@@ -51,11 +49,17 @@ async def upload(
 
 
 @router.get("/files/{file_id}")
-async def retrieve(file_id: str, who: Caller, services: Asked) -> dict[str, Any]:
+async def retrieve(file_id: str, who: Caller, services: Asked) -> FileWithVersions:
     """A file, where it comes from, and the versions made of it."""
     file = await services.datasets.get(who, file_id)
     made = await services.datasets.children(who, file_id)
-    return FileVersion.of(file).model_dump() | {"versions": [FileVersion.of(one).model_dump() for one in made]}
+    return FileWithVersions.with_versions(file, made)
+
+
+@router.post("/files/{file_id}/check")
+async def check(file_id: str, who: Caller, services: Asked) -> FileVersion:
+    """Check a file again that was found wrong: an image could not be fetched then, or a limit was too low."""
+    return FileVersion.of(await services.datasets.check_again(who, file_id))
 
 
 @router.get("/files/{file_id}/report")
@@ -78,10 +82,8 @@ async def report(
     if file.report is None or not file.report.fit:
         return found
     fitting = _objective(objective, file.report.kind)
-    counted = await services.datasets.lengths(file, who.project, by)
-    tokens = await asyncio.to_thread(  # a large file has many rows to look at
-        Tokens.of, counted, model=model, objective=fitting, max_length=limit, overlength=overlength
-    )
+    counted = await services.datasets.counted(file, who.project, by, max_length=limit, overlength=overlength)
+    tokens = Tokens.of(counted, model=model, objective=fitting, max_length=limit, overlength=overlength)
     return found.model_copy(update={"tokens": tokens})
 
 
@@ -103,24 +105,17 @@ async def row(
 
 
 @router.post("/files/{file_id}/repair")
-async def repair(file_id: str, who: Caller, services: Asked) -> dict[str, Any]:
+async def repair(file_id: str, who: Caller, services: Asked) -> Repaired:
     """Make a new version without the faults that have one right answer, and say what was changed."""
-    made, changes = await services.datasets.repair(who, file_id)
-    return FileVersion.of(made).model_dump() | {"changes": changes}
+    return Repaired.with_changes(*await services.datasets.repair(who, file_id))
 
 
 @router.post("/files/{file_id}/split")
-async def split(file_id: str, who: Caller, services: Asked, body: SplitRequest | None = None) -> dict[str, Any]:
+async def split(file_id: str, who: Caller, services: Asked, body: SplitRequest | None = None) -> Split:
     """Make a training and a validation version; the same options on the same file give the same rows."""
-    asked = body or SplitRequest()
-    options = asked.model_dump() | {"seed": secrets.randbelow(2**31) if asked.seed is None else asked.seed}
+    options = (body or SplitRequest()).options()
     training, validation, division = await services.datasets.split(who, file_id, options)
-    return {
-        "training": FileVersion.of(training).model_dump(),
-        "validation": FileVersion.of(validation).model_dump(),
-        "options": options,
-        "division": division,
-    }
+    return Split.of(training, validation, options, division)
 
 
 def _objective(asked: str | None, kind: str | None) -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import APIRouter
 from starlette.responses import Response
 
 from luthier.api.auth import Caller
+from luthier.api.platform.wire import Format, Formats, sample_name
 from luthier.core.errors import NotFound
 from luthier.formats.base import known
 
@@ -15,19 +14,8 @@ router = APIRouter()
 
 
 @router.get("/formats")
-async def list_formats(who: Caller) -> dict[str, Any]:
-    return {
-        "data": [
-            {
-                "name": name,
-                "kind": form.kind,
-                "row": form.describes,
-                "file": _filename(name),
-                "sample": f"/api/platform/formats/{name}/sample",
-            }
-            for name, form in known().items()
-        ]
-    }
+async def list_formats(who: Caller) -> Formats:
+    return Formats(data=[Format.of(name, form) for name, form in known().items()])
 
 
 @router.get("/formats/{name}/sample")
@@ -36,10 +24,6 @@ async def sample(name: str, who: Caller) -> Response:
     form = known().get(name)
     if form is None:
         raise NotFound(f"There is no format {name!r}; known: {', '.join(known())}.")
-    headers = {"content-disposition": f'attachment; filename="{_filename(name)}"'}
+    headers = {"content-disposition": f'attachment; filename="{sample_name(name, form)}"'}
     media_type = "application/zip" if form.in_archive else "application/jsonl"
     return Response(form.sample(), media_type=media_type, headers=headers)
-
-
-def _filename(name: str) -> str:
-    return f"{name}.zip" if known()[name].in_archive else f"{name}.jsonl"

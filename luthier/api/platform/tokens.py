@@ -5,22 +5,11 @@ from __future__ import annotations
 import asyncio
 
 from fastapi import APIRouter
-from pydantic import BaseModel, Field
 
 from luthier.api.auth import Asked, Caller
+from luthier.api.platform.wire import Text, TokenCount
 
 router = APIRouter()
-
-
-class Text(BaseModel):
-    model: str
-    text: str = Field(max_length=1_000_000)
-
-
-class TokenCount(BaseModel):
-    model: str
-    characters: int
-    tokens: int
 
 
 @router.post("/tokens")

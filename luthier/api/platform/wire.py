@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import secrets
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from luthier.chat.examples import Overlength
-from luthier.control.datasets.counting import Lengths
 from luthier.control.datasets.service import Counted, File
+from luthier.formats.base import DatasetFormat
 from luthier.records.problems import Problem
 
 
@@ -46,6 +47,73 @@ class FileVersion(BaseModel):
         )
 
 
+class FileWithVersions(FileVersion):
+    versions: list[FileVersion] = Field(description="Those that were made of it, oldest first.")
+
+    @classmethod
+    def with_versions(cls, file: File, made: list[File]) -> FileWithVersions:
+        return cls(**FileVersion.of(file).model_dump(), versions=[FileVersion.of(one) for one in made])
+
+
+class Repaired(FileVersion):
+    changes: dict[str, Any] = Field(description="Counts by code, and the first changed rows before and after.")
+
+    @classmethod
+    def with_changes(cls, file: File, changes: dict[str, Any]) -> Repaired:
+        return cls(**FileVersion.of(file).model_dump(), changes=changes)
+
+
+class Split(BaseModel):
+    training: FileVersion
+    validation: FileVersion
+    options: dict[str, Any] = Field(description="Those it was made with; they give the same rows again.")
+    division: dict[str, Any]
+
+    @classmethod
+    def of(cls, training: File, validation: File, options: dict[str, Any], division: dict[str, Any]) -> Split:
+        return cls(
+            training=FileVersion.of(training),
+            validation=FileVersion.of(validation),
+            options=options,
+            division=division,
+        )
+
+
+class Format(BaseModel):
+    """What a file may hold."""
+
+    name: str
+    kind: str
+    row: str
+    file: str
+    sample: str
+
+    @classmethod
+    def of(cls, name: str, form: type[DatasetFormat]) -> Format:
+        sample = f"/api/platform/formats/{name}/sample"
+        return cls(name=name, kind=form.kind, row=form.describes, file=sample_name(name, form), sample=sample)
+
+
+def sample_name(name: str, form: type[DatasetFormat]) -> str:
+    """What the sample file of a format is called."""
+    return f"{name}.zip" if form.in_archive else f"{name}.jsonl"
+
+
+class Formats(BaseModel):
+    data: list[Format]
+
+
+class Text(BaseModel):
+    model: str
+    text: str = Field(max_length=1_000_000)
+
+
+class TokenCount(BaseModel):
+    model: str
+    characters: int
+    tokens: int
+
+
 class Tokens(BaseModel):
     """What a model makes of the rows, and which of them a limit leaves out. Rows = trained + dropped."""
 
@@ -72,17 +140,18 @@ class Tokens(BaseModel):
     statistics: dict[str, Any] = {}
 
     @classmethod
-    def of(cls, counted: Counted, *, model: str, objective: str, max_length: int, overlength: Overlength) -> Tokens:
+    def of(
+        cls, counted: Counted | None, *, model: str, objective: str, max_length: int, overlength: Overlength
+    ) -> Tokens:
         asked: dict[str, Any] = {
             "model": model,
             "objective": objective,
             "max_length": max_length,
             "overlength": overlength,
         }
-        lengths = counted.lengths
-        if lengths is None:
+        if counted is None:
             return cls(status="counting", **asked)
-        chosen = lengths.under(max_length, overlength)
+        found, chosen = counted.summary, counted.chosen
         return cls(
             status="counted",
             rows=chosen.rows,
@@ -91,18 +160,14 @@ class Tokens(BaseModel):
             too_long_rows=chosen.too_long,
             dropped_rows=chosen.rows - chosen.trained_rows,
             dropped_counts=chosen.dropped_counts,
-            dropped=[{**one, "line": lengths.lines[one["row"] - 1]} for one in chosen.dropped],
-            refused=_refused(lengths),
-            tokens=lengths.tokens,
+            dropped=chosen.dropped,
+            refused=[{"row": row, "line": line, "reason": why} for row, line, why in found.refused],
+            tokens=found.tokens,
             billed_tokens=chosen.billed_tokens,
             trained_tokens=chosen.trained_tokens,
-            statistics=counted.statistics,
+            statistics=found.statistics,
             **asked,
         )
-
-
-def _refused(lengths: Lengths) -> list[dict[str, Any]]:
-    return [{"row": row, "line": lengths.lines[row - 1], "reason": why} for row, why in lengths.refused]
 
 
 class Report(BaseModel):
@@ -158,3 +223,6 @@ class SplitRequest(BaseModel):
     ratio: float = Field(default=0.2, gt=0, lt=1, description="Share of the rows that go to validation.")
     seed: int | None = Field(default=None, ge=0, lt=2**31, description="Absent: one is drawn, and told.")
     by_tag: bool = Field(default=True, description="Whether each tag is split in the same proportion.")
+
+    def options(self) -> dict[str, Any]:
+        return self.model_dump() | {"seed": secrets.randbelow(2**31) if self.seed is None else self.seed}

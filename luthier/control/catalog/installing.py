@@ -17,8 +17,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from luthier.chat.renderers.base import renderer_for
-from luthier.chat.tokenizer import Tokenizer
-from luthier.control.catalog.cards import EMBEDDED, NAME, Facts, ModelCard, PackageSource, bundled, card_key, installed
+from luthier.chat.tokenizer import TOKENIZER_FILES, Tokenizer
+from luthier.control.catalog.cards import (
+    EMBEDDED,
+    NAME,
+    Facts,
+    ModelCard,
+    PackageSource,
+    all_installed,
+    bundled,
+    card_key,
+    installed,
+)
 from luthier.core.clock import Clock
 from luthier.core.errors import AlreadyExists, InvalidParameter, InvalidRequest, Unavailable
 from luthier.core.logs import get
@@ -51,6 +61,24 @@ class Installer:
             self._convert(self._gguf(source, folder), folder / "model")
             return self._adopt(EMBEDDED, folder / "model", facts)
 
+    def refresh(self) -> None:
+        """Bring the cards of installed models up to how conversations are written now, which a newer version may change.
+
+        What was trained before keeps the fingerprint that it was trained with. A model that cannot be written any more keeps
+        its card: jobs on it are refused with the reason.
+        """
+        for card in all_installed(self.storage):
+            folder = self.storage.folder(card.weights, only=TOKENIZER_FILES)
+            try:
+                found = renderer_for(Tokenizer(folder)).fingerprint()
+            except InvalidRequest as refused:
+                log.warning("a model's conversations cannot be written any more", model=card.name, why=refused.text)
+                continue
+            if found != card.renderer_sha256:
+                renewed = card.model_copy(update={"renderer_sha256": found})
+                self.storage.write(card_key(card.name), renewed.model_dump_json(indent=2).encode())
+                log.info("a model's conversations are written otherwise now", model=card.name)
+
     def add(self, name: str, origin: str, *, replace: bool = False) -> ModelCard:
         """Install the model of a folder of this machine, or of a hub id (owner/name) where a network exists, as `name`.
 
@@ -80,7 +108,7 @@ class Installer:
             **facts.model_dump(),
             name=name,
             parameters=_parameters(folder),
-            context_length=_context_length(config),
+            context_length=context_length_of(config),
             weights=key,
             weights_sha256=weights,
             renderer_sha256=renderer_for(tokenizer).fingerprint(),
@@ -179,7 +207,8 @@ def _parameters(folder: Path) -> int:
     return count
 
 
-def _context_length(config: dict) -> int:
+def context_length_of(config: dict) -> int:
+    """Tokens that a model reads, by its config.json. Raises InvalidRequest where it does not say."""
     length = config.get("max_position_embeddings") or config.get("text_config", {}).get("max_position_embeddings")
     if not isinstance(length, int):
         raise InvalidRequest("config.json states no max_position_embeddings, so no context length is known.")

@@ -39,6 +39,7 @@ class Servable:
     base_model: str
     weights: str
     weights_sha256: str
+    renderer_sha256: str
     adapter: AdapterRef | None
 
 
@@ -63,7 +64,7 @@ class Catalog:
         """Whatever `name` leads to for this caller. Raises ModelNotFound, which tells what there is."""
         card = await asyncio.to_thread(cards.installed, self.storage, name)
         if card is not None:
-            return Servable(name, card.name, card.weights, card.weights_sha256, None)
+            return Servable(name, card.name, card.weights, card.weights_sha256, card.renderer_sha256, None)
         async with self.db.read() as session:
             row = await ModelQueries(session, who).named(name)
         if row is None:
@@ -71,7 +72,7 @@ class Catalog:
         adapter = AdapterRef(
             id=row.id, key=row.artifact_key, sha256=row.artifact_sha256, renderer_sha256=row.renderer_sha256
         )
-        return Servable(name, row.base_model, row.weights, row.weights_sha256, adapter)
+        return Servable(name, row.base_model, row.weights, row.weights_sha256, row.renderer_sha256 or "", adapter)
 
     async def context_length(self, model: Servable) -> int | None:
         """Tokens that a model can read; None when its base model is not installed any more."""

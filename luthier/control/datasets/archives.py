@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from luthier.images.archives import Archive, ArchiveRefused
+from luthier.records.problems import Problem
 from luthier.records.source import BLOCK, Source
 
 _MAGIC = (b"PK\x03\x04", b"PK\x05\x06")  # one with entries, and an empty one
@@ -39,6 +40,11 @@ def is_archive(source: Source) -> bool:
     return next(source.blocks(0, 4), b"").startswith(_MAGIC)
 
 
+def suffix_of(source: Source) -> str:
+    """How the name ends of a file that is made from this one: an archive gives an archive."""
+    return ".zip" if is_archive(source) else ".jsonl"
+
+
 @contextmanager
 def rows_in(source: Source) -> Iterator[tuple[Source, Archive | None]]:
     """Where the rows of a file are, and the archive that they lie in, if any. Raises ArchiveRefused with all its problems."""
@@ -53,5 +59,14 @@ def rows_in(source: Source) -> Iterator[tuple[Source, Archive | None]]:
 def is_office(refused: ArchiveRefused) -> bool:
     """Whether what was refused is no archive of rows at all, but a document that happens to be packed as one."""
     return any(
-        name == "[Content_Types].xml" or name.startswith(("word/", "xl/", "ppt/")) for _, name, _ in refused.problems
+        one.name == "[Content_Types].xml" or one.name.startswith(("word/", "xl/", "ppt/")) for one in refused.problems
     )
+
+
+def wrong_with(refused: ArchiveRefused) -> list[Problem]:
+    """What is wrong with an archive, as problems of the file; what was found twice with one entry is told once."""
+    told = (
+        Problem(code=one.code, found=f'"{one.name}"' if one.name else one.found, expected=one.expected)
+        for one in refused.problems
+    )
+    return list(dict.fromkeys(told))

@@ -7,20 +7,19 @@ import multiprocessing
 import tempfile
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import IO
 
-from luthier.control.datasets.archives import is_office, rows_in
+from luthier.control.datasets.archives import is_office, rows_in, wrong_with
 from luthier.control.datasets.pictures import Pictures, Pins
-from luthier.control.datasets.report import KEPT, KEPT_TAGS, DatasetReport, in_order, of_problem
-from luthier.formats._foreign import foreign, unread
-from luthier.formats._quick import QuickChat
+from luthier.control.datasets.report import KEPT, KEPT_TAGS, DatasetReport, Start, in_order, of_problem
 from luthier.formats.base import DatasetFormat, Findings, known, measure, misspelled, problems_of, recognised
 from luthier.images.archives import Archive, ArchiveRefused
-from luthier.records.problems import Level, Problem
+from luthier.records.foreign import foreign, unread
+from luthier.records.problems import MEANINGS, Level, Problem
 from luthier.records.reader import Blank, Reader, Record
 from luthier.records.source import Given, LocalFile, Source
 
@@ -58,6 +57,8 @@ _MAGIC = {
 class Piece:
     """What was found in one piece of a file. Lines and rows count from 1 within the piece."""
 
+    full_before: frozenset[Level] = frozenset()
+    """What the pieces before it had listed to the full."""
     ended_at: int = 0
     rows: int = 0
     lines: int = 0
@@ -80,7 +81,7 @@ class Piece:
     def full(self) -> frozenset[Level]:
         """Of what the report lists no more: it is counted, and where it lies need not be found."""
         lists: dict[Level, list[Problem]] = {"error": self.problems, "warning": self.warnings}
-        return frozenset(level for level, found in lists.items() if len(found) >= KEPT)
+        return self.full_before.union(level for level, found in lists.items() if len(found) >= KEPT)
 
     def add(self, problem: Problem) -> None:
         if problem.level == "error":
@@ -117,9 +118,8 @@ def inspect(
     except ArchiveRefused as refused:
         if is_office(refused):
             return of_problem(Problem(code="file_type", found="an Office document"))
-        found = [f"{name}: {why}" if name else why for _, name, why in refused.problems]
-        problems = [Problem(code="archive_refused", found=one.rstrip(".")) for one in found]
-        return DatasetReport(problems=problems[:KEPT], counts={"archive_refused": len(problems)})
+        problems = wrong_with(refused)
+        return DatasetReport(problems=problems[:KEPT], counts=dict(Counter(problem.code for problem in problems)))
 
 
 def _inspect(
@@ -135,10 +135,7 @@ def _inspect(
     if form is None:
         return of_problem(problem or Problem(code="file_empty"))
     if archive is not None and not form.in_archive:
-        name = archive.rows_name
-        return of_problem(
-            Problem(code="archive_refused", found=f"the rows of {name} name no image of it; upload {name} itself")
-        )
+        return of_problem(Problem(code="archive_no_images", found=archive.rows_name))
     whole = _Whole(rows, form)
     with tempfile.TemporaryFile() as spool:
         if form.kind in ("image_understanding", "image_generation"):
@@ -210,13 +207,15 @@ class _Whole:
         self._duplicates = 0
         self._repeated: tuple[int, int] | None = None
         self._spooled: list[int] = []  # rows of each piece in the spool
+        self._starts: list[Start] = []
 
     def read(self, processes: int, spool: IO[bytes], pictures: Pictures | None = None) -> None:
-        for piece in _pieces(self._source, self._form.__module__.rsplit(".", 1)[-1], processes, pictures):
+        for piece in _pieces(self._source, self._form.name(), processes, lambda: self._sum.full, pictures):
             self._add(piece, spool)
 
     def _add(self, piece: Piece, spool: IO[bytes]) -> None:
         total, lines, rows = self._sum, self._sum.lines, self._sum.rows
+        self._starts.append((total.ended_at, rows, lines))
         for problem in (*piece.problems, *piece.warnings):
             moved = problem.model_copy(
                 update={
@@ -235,7 +234,7 @@ class _Whole:
         spool.write(piece.hashes.tobytes())
         spool.write(array("Q", (line + lines for line in piece.hash_lines)).tobytes())
         self._spooled.append(len(piece.hashes))
-        for name in ("rows", "lines", "blanks", "turns", "trained_turns", "characters", "images"):
+        for name in ("ended_at", "rows", "lines", "blanks", "turns", "trained_turns", "characters", "images"):
             setattr(total, name, getattr(total, name) + getattr(piece, name))
         for name in ("counts", "warning_counts"):
             getattr(total, name).update(getattr(piece, name))
@@ -271,7 +270,7 @@ class _Whole:
 
     def report(self, category: str | None, advised_rows: int | None) -> DatasetReport:
         total, names = self._sum, known()
-        name = self._form.__module__.rsplit(".", 1)[-1]
+        name = self._form.name()
         seen = {name, *total.others}
         widest = [one for one in seen if seen - {one} <= names[one].includes]
         if widest:
@@ -304,6 +303,7 @@ class _Whole:
             counts=dict(total.counts),
             warnings=in_order([*warnings, *total.warnings]),
             warning_counts=dict(total.warning_counts),
+            starts=self._starts,
         )
 
     def _of_the_whole(self, form: type[DatasetFormat], advised_rows: int | None) -> Iterator[Problem]:
@@ -328,15 +328,17 @@ class _Whole:
                 yield Problem(code="tag_small", found=tag, expected=str(smallest))
 
 
-def _pieces(source: Source, form: str, processes: int, pictures: Pictures | None = None) -> Iterator[Piece]:
-    """The pieces of a file in order, read side by side.
+def _pieces(
+    source: Source, form: str, processes: int, full: Callable[[], frozenset[Level]], pictures: Pictures | None
+) -> Iterator[Piece]:
+    """The pieces of a file in order, read side by side. `full` says what those that were given list no more.
 
     A piece whose last record goes on beyond it makes what was read of the next one worthless: that is read again from
     where the record ended.
     """
     bounds = piece_bounds(source)
     if processes == 1 or len(bounds) == 2:
-        yield from _one_by_one(source, form, bounds, pictures)
+        yield from _one_by_one(source, form, bounds, full, pictures)
         return
     # Clients of a storage do not outlive a fork. All children of one forkserver hash alike, as forked ones do.
     is_local = isinstance(source, LocalFile | Given)
@@ -347,7 +349,7 @@ def _pieces(source: Source, form: str, processes: int, pictures: Pictures | None
         start = 0
         while True:
             while len(ahead) < processes + 1 and (place := next(places, None)) is not None:
-                ahead.append((*place, pool.submit(read_piece, source, form, *place)))
+                ahead.append((*place, pool.submit(read_piece, source, form, *place, full())))
             if not ahead:
                 return
             planned, end, future = ahead.pop(0)
@@ -356,17 +358,23 @@ def _pieces(source: Source, form: str, processes: int, pictures: Pictures | None
                 continue
             if start != planned:
                 future.cancel()
-                future = pool.submit(read_piece, source, form, start, end)
+                future = pool.submit(read_piece, source, form, start, end, full())
             piece = future.result()
             start += piece.ended_at
             yield piece
 
 
-def _one_by_one(source: Source, form: str, bounds: Sequence[int], pictures: Pictures | None) -> Iterator[Piece]:
+def _one_by_one(
+    source: Source,
+    form: str,
+    bounds: Sequence[int],
+    full: Callable[[], frozenset[Level]],
+    pictures: Pictures | None,
+) -> Iterator[Piece]:
     start = 0
     for end in bounds[1:]:
         if start < end:
-            piece = read_piece(source, form, start, end, pictures)
+            piece = read_piece(source, form, start, end, full(), pictures)
             start += piece.ended_at
             yield piece
 
@@ -393,12 +401,22 @@ def _first_sign(source: Source) -> int:
     return place
 
 
-def read_piece(source: Source, form: str, start: int, end: int, pictures: Pictures | None = None) -> Piece:
-    """Read the records that begin between two places of a file, both at the start of a line."""
-    quick = QuickChat() if form in ("messages", "function_calling") else None
-    reader = Reader(source.blocks(start, end), beyond=lambda: source.blocks(end), quick=quick, is_start=start == 0)
-    piece = Piece()
-    for found in reader:
+def read_piece(
+    source: Source,
+    form: str,
+    start: int,
+    end: int,
+    full: frozenset[Level] = frozenset(),
+    pictures: Pictures | None = None,
+) -> Piece:
+    """Read the records that begin between two places of a file, both at the start of a line. Of the levels that are `full`
+    nothing is listed.
+    """
+    piece = Piece(full)
+    quick = known()[form].quick()
+    taken = None if quick is None else (lambda lines, first_line: quick(lines, first_line, piece.full))
+    reader = Reader(source.blocks(start, end), beyond=lambda: source.blocks(end), quick=taken, is_start=start == 0)
+    for found in reader if pictures is None else pictures.ahead(reader, known()[form]):
         if isinstance(found, Blank):
             piece.blanks += 1
         elif isinstance(found, Problem):
@@ -412,6 +430,8 @@ def read_piece(source: Source, form: str, start: int, end: int, pictures: Pictur
         piece.trained_turns += quick.trained_turns
         piece.characters += quick.characters
         piece.tags.update(quick.tags)
+        for code, number in quick.counts.items():
+            (piece.counts if MEANINGS[code].level == "error" else piece.warning_counts)[code] += number
         piece.hashes.extend(quick.hashes)
         piece.hash_lines.extend(quick.lines)
     return piece
@@ -431,7 +451,7 @@ def _look(record: Record, name: str, piece: Piece, pictures: Pictures | None) ->
     if form is not None and record.is_sure:  # of half a row nothing more can be said
         form.check(row, findings)
         if pictures is not None and not findings.problems:
-            pictures.check(row, findings)
+            pictures.check(form, row, findings)
     for problem in (*findings.problems, *findings.warnings):
         piece.add(problem)
     if form is None or findings.problems:
@@ -467,7 +487,7 @@ def _form_of_row(row: dict, name: str, findings: Findings, piece: Piece) -> type
         findings.add("format_unknown", (), found=fields, expected=forms[name].describes)
         return None
     if len(names) > 1:
-        findings.add("format_ambiguous", (), found=" or ".join(names))
+        findings.add("format_ambiguous", (), found=", ".join(names))
         return None
     if forms[name].claims(row):
         return forms[name]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from luthier.chat.renderers.base import Rendered
 from luthier.chat.tokenizer import Tokenizer
 from luthier.control.datasets.archives import rows_in
 from luthier.control.datasets.counting import billed, bills_text, renderer_in
+from luthier.control.datasets.report import Start
 from luthier.core.errors import InvalidParameter, InvalidRequest
 from luthier.formats.base import Kind, formats, measure, problems_of
 from luthier.records.problems import Problem
@@ -29,7 +32,7 @@ class Token(BaseModel):
     trained: bool
 
 
-class Sequence(BaseModel):
+class PreviewedSequence(BaseModel):
     """One sequence as the model sees it."""
 
     name: str = Field(description="row; for a pair of answers chosen and rejected.")
@@ -53,16 +56,27 @@ class Preview(BaseModel):
     tokens: list[Token] = []
     trained_tokens: int = 0
     billed_tokens: int = 0
-    sequences: list[Sequence] = []
+    sequences: list[PreviewedSequence] = []
     said: str | None = Field(default=None, description="Why the model cannot take the row, where it cannot.")
 
 
 def preview(
-    source: Source, form: str, row: int, model: Path, *, max_length: int | None = None, overlength: Overlength = "drop"
+    source: Source,
+    form: str,
+    row: int,
+    model: Path,
+    *,
+    max_length: int | None = None,
+    overlength: Overlength = "drop",
+    starts: Sequence[Start] = (),
+    is_fit: bool = False,
 ) -> Preview:
-    """Look at a row, counted from 1. Raises InvalidParameter when the file has no such row."""
+    """Look at a row, counted from 1. Raises InvalidParameter when the file has no such row.
+
+    What is known of the file saves reading it: `starts` of its pieces, and whether it `is_fit`, so that each line is a row.
+    """
     with rows_in(source) as (rows_of_file, _):
-        record = record_at(rows_of_file, row)
+        record = record_at(rows_of_file, row, starts=starts, is_fit=is_fit)
     plugin = formats.load(form)
     shown = Preview(row=row, line=record.line or 1, format=form, kind=plugin.kind)
     if isinstance(record, Problem):
@@ -117,23 +131,50 @@ def _fitted(row: tuple[Rendered, ...], kind: Kind, max_length: int | None, overl
     return Fitted(read, is_truncated=is_long and overlength == "truncate")
 
 
-def record_at(source: Source, row: int) -> Record | Problem:
+def record_at(source: Source, row: int, *, starts: Sequence[Start] = (), is_fit: bool = False) -> Record | Problem:
     """A record by its number, or the problem that stands for one that is too long to be read. Raises InvalidParameter when
     there is none.
     """
     if row < 1:
         raise InvalidParameter("row", f"must be 1 or more, got {row}")
-    reader = Reader(source.blocks())
+    start, rows, lines = max((one for one in starts if one[1] < row), default=(0, 0, 0))
+    quick = _Passing(row - rows) if is_fit else None
+    reader = Reader(source.blocks(start), quick=quick, is_start=start == 0)
     for found in reader:
-        if isinstance(found, Record | Problem) and found.row == row:
-            return found
-    raise InvalidParameter("row", f"must be at most {reader.rows:,}, the number of rows, got {row:,}")
+        if isinstance(found, Record | Problem) and found.row == row - rows:
+            return _moved(found, rows, lines)
+    raise InvalidParameter("row", f"must be at most {rows + reader.rows:,}, the number of rows, got {row:,}")
 
 
-def _sequence(name: str, one: Rendered, tokenizer: Tokenizer) -> Sequence:
+class _Passing:
+    """Passes over the lines of a file without problems up to one row, for each of them is a row or blank."""
+
+    def __init__(self, row: int) -> None:
+        self._left = row
+
+    def __call__(self, lines: list[bytes], first_line: int) -> list[int]:
+        stops = [place for place, line in enumerate(lines) if not line.strip()]
+        rows = len(lines) - len(stops)
+        if 0 < self._left <= rows:
+            blank = set(stops)
+            place = [place for place in range(len(lines)) if place not in blank][self._left - 1]
+            stops = sorted((*stops, place))
+        self._left -= rows
+        return stops
+
+
+def _moved(found: Record | Problem, rows: int, lines: int) -> Record | Problem:
+    """The same, with so many rows and lines before it."""
+    if isinstance(found, Problem):
+        return found.model_copy(update={"row": (found.row or 0) + rows, "line": (found.line or 0) + lines})
+    problems = [problem for one in found.problems if isinstance(problem := _moved(one, rows, lines), Problem)]
+    return replace(found, row=found.row + rows, line=found.line + lines, problems=problems)
+
+
+def _sequence(name: str, one: Rendered, tokenizer: Tokenizer) -> PreviewedSequence:
     weights: list[Any] = [0, *one.weights[1:]]  # the first token has nothing before it to be learned from
     pieces = token_texts(one.tokens, tokenizer)
-    return Sequence(
+    return PreviewedSequence(
         name=name,
         text="".join(pieces),
         tokens=[

@@ -24,15 +24,6 @@ class FileQueries(Queries):
         found = list(await self.session.scalars(rows))
         return Page(found[: page.limit], has_more=len(found) > page.limit)
 
-    async def first_version(self, row: FileRow) -> str:
-        """The id of the file that a row was made of in the end, deleted or not."""
-        while row.parent_id is not None:
-            parent = await self.session.scalar(self.visible(FileRow).where(FileRow.id == row.parent_id))
-            if parent is None:
-                break
-            row = parent
-        return row.id
-
     async def children(self, file_id: str) -> list[FileRow]:
         """Files that were made from this one, oldest first."""
         rows = self.visible(FileRow).where(FileRow.parent_id == file_id, FileRow.deleted_at.is_(None))
@@ -40,10 +31,12 @@ class FileQueries(Queries):
 
 
 class LengthsQueries(Queries):
-    async def of(self, file_id: str, weights_sha256: str) -> LengthsRow | None:
-        """What was counted of a file with the tokenizer of that model."""
+    async def of(self, file_id: str, weights: str, renderer_sha256: str) -> LengthsRow | None:
+        """What was counted of a file with the tokenizer of that model, as that renderer writes it."""
         rows = self.visible(LengthsRow).where(
-            LengthsRow.file_id == file_id, LengthsRow.weights_sha256 == weights_sha256
+            LengthsRow.file_id == file_id,
+            LengthsRow.weights == weights,
+            LengthsRow.renderer_sha256 == renderer_sha256,
         )
         return await self.session.scalar(rows)
 

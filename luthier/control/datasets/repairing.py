@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import codecs
 import json
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import IO, Any
 
+from luthier.control.datasets.archives import rows_in
 from luthier.control.datasets.inspection import format_of, is_utf16
 from luthier.core.errors import InvalidRequest
-from luthier.formats._foreign import foreign, unread
 from luthier.formats.base import DatasetFormat, problems_of, recognised
 from luthier.formats.base import known as known_formats
+from luthier.images.packing import pack
+from luthier.records.foreign import foreign, unread
 from luthier.records.problems import MEANINGS, Problem
 from luthier.records.reader import Blank, Reader, Record
 from luthier.records.source import Source
@@ -35,10 +38,21 @@ class Changes:
 
 def repair(source: Source, out: IO[bytes]) -> Changes:
     """Write the repaired file. Rows without a fault, and those that cannot be repaired, are copied byte by byte; blank lines
-    are left out.
+    are left out. Of an archive the rows are repaired and packed again, beside all of its images as they are; `out` must
+    be seekable then.
 
     Raises InvalidRequest where there is nothing that a repair could do, or something that it could not copy.
     """
+    with rows_in(source) as (rows, archive):
+        if archive is None:
+            return _repair(rows, out)
+        with tempfile.TemporaryFile() as made:
+            changes = _repair(rows, made)
+            pack(archive, made, out, images=archive.images)
+        return changes
+
+
+def _repair(source: Source, out: IO[bytes]) -> Changes:
     head = next(source.blocks(0, 4096), b"")
     changes = Changes()
     utf16 = is_utf16(head)

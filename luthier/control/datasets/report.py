@@ -13,6 +13,9 @@ KEPT = 1000
 
 KEPT_TAGS = 1000
 
+Start = tuple[int, int, int]
+"""Where a record begins: bytes, rows and lines before it."""
+
 
 class DatasetReport(BaseModel):
     """What one reading of a file found. It is fit for training when it has rows and no problem."""
@@ -35,6 +38,9 @@ class DatasetReport(BaseModel):
     )
     warnings: list[Problem] = Field(default_factory=list)
     warning_counts: dict[str, int] = Field(default_factory=dict)
+    starts: list[Start] = Field(
+        default_factory=list, description="Of pieces of the file, so that a row is found without reading all before it."
+    )
 
     @property
     def fit(self) -> bool:

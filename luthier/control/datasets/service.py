@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Protocol
 
@@ -13,31 +14,38 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from luthier.chat.examples import Overlength
-from luthier.chat.tokenizer import Tokenizer
+from luthier.chat.tokenizer import TOKENIZER_FILES, Tokenizer
 from luthier.control import audit
-from luthier.control.datasets.counting import Lengths
-from luthier.control.datasets.preview import Preview, preview
+from luthier.control.datasets.lengths import Selection, Summary, kept, under
+from luthier.control.datasets.preview import Preview
 from luthier.control.datasets.queries import FileQueries, LengthsQueries
 from luthier.control.datasets.report import DatasetReport
 from luthier.control.datasets.tables import FileRow, LengthsRow
-from luthier.control.datasets.tasks import TOKENIZER_FILES, Task, perform
+from luthier.control.datasets.tasks import Task
 from luthier.control.datasets.workshop import Workshop
 from luthier.control.db import Database
 from luthier.control.tenancy import Principal
 from luthier.core import ids
 from luthier.core.clock import Clock
-from luthier.core.errors import DatasetInvalid, FileNotChecked, FileNotFound, InvalidParameter, InvalidRequest
+from luthier.core.errors import (
+    DatasetInvalid,
+    FileNotChecked,
+    FileNotFound,
+    InvalidParameter,
+    InvalidRequest,
+    Unavailable,
+)
 from luthier.core.pages import Page, PageRequest
 from luthier.formats.base import formats
 from luthier.records.problems import MEANINGS
-from luthier.records.source import stored
-from luthier.storage import Storage, StoredObject
+from luthier.storage import ObjectNotFound, Storage, StoredObject
 
 PURPOSES = ("fine-tune",)
 
 _LOOK_AGAIN_SECONDS = 0.1
 
 _COUNTED_AT_ONCE = 1024 * 1024  # bytes
+_COUNTED_WITHIN_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -64,15 +72,15 @@ class TokenizedBy(Protocol):
     @property
     def weights(self) -> str: ...
     @property
-    def weights_sha256(self) -> str: ...
+    def renderer_sha256(self) -> str: ...
 
 
 @dataclass(frozen=True)
 class Counted:
-    """How long the rows of a file are by one model; `lengths` is None while they are being counted."""
+    """How long the rows of a file are by one model, and what a limit makes of them."""
 
-    lengths: Lengths | None
-    statistics: dict[str, Any]
+    summary: Summary
+    chosen: Selection
 
 
 class Datasets:
@@ -206,8 +214,11 @@ class Datasets:
             )
         return _file(row)
 
-    async def lengths(self, file: File, project: str, model: TokenizedBy) -> Counted:
-        """How long the rows are by a model; counted in the background when nobody has asked before.
+    async def counted(
+        self, file: File, project: str, model: TokenizedBy, *, max_length: int, overlength: Overlength
+    ) -> Counted | None:
+        """How long the rows are by a model, and which of them are trained under a limit; None while they are being counted,
+        which begins when somebody asks first.
 
         Raises InvalidRequest for a file that cannot be trained on, or what kept its rows from being counted.
         """
@@ -222,10 +233,19 @@ class Datasets:
                 hint="It is tried once more; ask again later." if result.get("again") else None,
             )
         if row.status == "counting":
-            return Counted(None, {})
-        data = await asyncio.to_thread(self.storage.read, row.key)
-        refused = [(row, why) for row, why in result["refused"]]
-        return Counted(Lengths.of(data, refused, result["refused_rows"]), result["statistics"])
+            return None
+        chosen = await asyncio.to_thread(self._chosen, row.key, max_length, overlength)
+        return Counted(Summary(**result), chosen)
+
+    def _chosen(self, key: str, max_length: int, overlength: Overlength) -> Selection:
+        """Of a large file that is a pass over many lengths, so what came of it is kept beside them."""
+        kept_at = f"{key}/{max_length}-{overlength}"
+        try:
+            return Selection(**json.loads(self.storage.read(kept_at)))
+        except ObjectNotFound:
+            chosen = under(kept(self.storage.stream(f"{key}/rows")), max_length, overlength)
+            self.storage.write(kept_at, json.dumps(asdict(chosen)).encode())
+            return chosen
 
     async def _count_again(self, lengths_id: str, project: str) -> None:
         async with self.db.write("lengths") as session:
@@ -235,7 +255,8 @@ class Datasets:
 
     async def _lengths_of(self, file: File, project: str, model: TokenizedBy) -> LengthsRow | None:
         async with self.db.read() as session:
-            return await LengthsQueries(session, Principal("system", project)).of(file.id, model.weights_sha256)
+            queries = LengthsQueries(session, Principal("system", project))
+            return await queries.of(file.id, model.weights, model.renderer_sha256)
 
     async def _new_lengths(self, file: File, project: str, model: TokenizedBy) -> LengthsRow:
         """Have a file counted; of several who ask at once one does it, and the others take what it has."""
@@ -254,11 +275,13 @@ class Datasets:
         return row
 
     async def _count(self, row: LengthsRow, file: File) -> None:
-        """Count a small file here and now, so that whoever asks need not wait for a process to start."""
-        assert file.report is not None
-        options = {"format": file.report.format, "weights": row.weights, "result": row.key}
-        task = Task(kind="count", key=file.key, size=file.bytes, options=options)
-        row.result = await asyncio.to_thread(perform, task, self.storage)
+        """Count a small file now, so that whoever asks can be told at once; what takes longer goes on in the background."""
+        assert file.report is not None and file.report.format is not None
+        try:
+            async with asyncio.timeout(_COUNTED_WITHIN_SECONDS):
+                row.result = await self.workshop.do(counting(row, file.key, file.bytes, file.report.format))
+        except (TimeoutError, Unavailable):
+            return
         row.status = "counted"
 
     def _lengths_row(self, file: File, project: str, model: TokenizedBy) -> LengthsRow:
@@ -269,7 +292,7 @@ class Datasets:
             file_id=file.id,
             model=model.name[:64],
             weights=model.weights,
-            weights_sha256=model.weights_sha256,
+            renderer_sha256=model.renderer_sha256,
             key=f"lengths/{project}/{lengths_id}",
             status="counting",
             result=None,
@@ -290,17 +313,25 @@ class Datasets:
         file = await self.get(who, file_id)
         form = _format_of(file)
         assert file.report is not None
+        if row < 1:
+            raise InvalidParameter("row", f"must be 1 or more, got {row}")
         if row > file.report.rows:  # found out without reading the file
             raise InvalidParameter(
                 "row", f"must be at most {file.report.rows:,}, the number of rows of {file.filename!r}, got {row:,}"
             )
 
-        def look() -> Preview:
-            source = stored(self.storage, file.key, file.bytes)
-            folder = self.storage.folder(model.weights, only=TOKENIZER_FILES)
-            return preview(source, form, row, folder, max_length=max_length, overlength=overlength)
-
-        return await asyncio.to_thread(look)
+        starts = [max((one for one in file.report.starts if one[1] < row), default=(0, 0, 0))]
+        options = {
+            "format": form,
+            "row": row,
+            "weights": model.weights,
+            "max_length": max_length,
+            "overlength": overlength,
+            "starts": starts,
+            "is_fit": file.report.fit,
+        }
+        task = Task(kind="preview", key=file.key, size=file.bytes, options=options)
+        return Preview.model_validate(await self.workshop.do(task))
 
     def tokens(self, model: TokenizedBy, text: str) -> int:
         """How many tokens a text is, as it is."""
@@ -322,7 +353,8 @@ class Datasets:
         )
         changes = done["changes"]
         operation = {"name": "repair", "counts": changes["counts"], "rows_changed": changes["rows_changed"]}
-        [repaired] = await self._versions(who, file, operation, {made: ("repaired", done["file"])})
+        files = {made: ("repaired", done["file"])}
+        [repaired] = await self._versions(who, file, operation, files, suffix=done["suffix"])
         return repaired, changes
 
     async def split(self, who: Principal, file_id: str, options: dict[str, Any]) -> tuple[File, File, dict[str, Any]]:
@@ -335,20 +367,26 @@ class Datasets:
         done = await self.workshop.do(task)
         operation = {"name": "split", "options": options, "division": done["division"]}
         files = {made[name]: (name, done[name]) for name in ("training", "validation")}
-        training, validation = await self._versions(who, file, operation, files)
+        training, validation = await self._versions(who, file, operation, files, suffix=done["suffix"])
         return training, validation, done["division"]
 
     async def _versions(
-        self, who: Principal, file: File, operation: dict[str, Any], made: dict[str, tuple[str, dict[str, Any]]]
+        self,
+        who: Principal,
+        file: File,
+        operation: dict[str, Any],
+        made: dict[str, tuple[str, dict[str, Any]]],
+        *,
+        suffix: str,
     ) -> list[File]:
-        stem, _, suffix = file.filename.rpartition(".")
+        stem, _, whole = file.filename.rpartition(".")
         async with self.db.write("files") as session:
             return [
                 self.admit(
                     session,
                     who,
                     file_id,
-                    f"{stem or suffix}.{name}.jsonl",
+                    f"{stem or whole}.{name}{suffix}",
                     file.purpose,
                     StoredObject(**written),
                     category=file.category,
@@ -357,6 +395,20 @@ class Datasets:
                 )
                 for file_id, (name, written) in made.items()
             ]
+
+    async def check_again(self, who: Principal, file_id: str) -> File:
+        """Have a file read once more that was found wrong: an image could not be fetched then, or a limit was too low.
+
+        Raises InvalidRequest for one that is being read, or that has no problem.
+        """
+        async with self.db.write("files") as session:
+            row = _found(await FileQueries(session, who).get(file_id), file_id)
+            if row.status != "error":
+                state = "has not been checked yet" if row.status == "uploaded" else "was checked and has no problem"
+                raise InvalidRequest(f"The file {row.filename!r} {state}.")
+            row.status, row.report = "uploaded", None
+            audit.note(session, who, "file.checked_again", file_id, self.clock)
+            return _file(row)
 
     async def children(self, who: Principal, file_id: str) -> list[File]:
         """Versions that were made from a file, oldest first."""
@@ -394,6 +446,12 @@ def _unchecked(file: File) -> InvalidRequest:
 def check_purpose(purpose: str) -> None:
     if purpose not in PURPOSES:
         raise InvalidParameter("purpose", f"must be {' or '.join(map(repr, PURPOSES))}, got {purpose!r}")
+
+
+def counting(row: LengthsRow, key: str, size: int, form: str) -> Task:
+    """The task that counts the rows of a file."""
+    options = {"format": form, "weights": row.weights, "result": f"{row.key}/rows"}
+    return Task(kind="count", key=key, size=size, options=options)
 
 
 def key_of(project: str, file_id: str) -> str:

@@ -1,4 +1,4 @@
-"""Work on a stored file that reads all of it: checking, counting, repairing, splitting. What goes in and out is JSON."""
+"""Work on a stored file: checking, counting, repairing, splitting, showing a row. What goes in and out is JSON."""
 
 from __future__ import annotations
 
@@ -9,24 +9,17 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from luthier.control.datasets.archives import is_archive
+from luthier.chat.tokenizer import TOKENIZER_FILES
+from luthier.control.datasets.archives import suffix_of
 from luthier.control.datasets.counting import count_file
 from luthier.control.datasets.inspection import inspect
+from luthier.control.datasets.lengths import summed
 from luthier.control.datasets.pictures import Pins
+from luthier.control.datasets.preview import preview
 from luthier.control.datasets.repairing import repair
 from luthier.control.datasets.transforms.split import SplitOptions, split
-from luthier.core.errors import InvalidRequest
 from luthier.records.source import Source, stored
 from luthier.storage import Storage
-
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "config.json",
-    "generation_config.json",
-)
-"""What counting needs of a model."""
 
 
 class Task(BaseModel):
@@ -34,7 +27,7 @@ class Task(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["inspect", "count", "repair", "split"]
+    kind: Literal["inspect", "count", "repair", "split", "preview"]
     key: str
     size: int
     options: dict[str, Any] = Field(default_factory=dict)
@@ -58,20 +51,24 @@ def _inspect(task: Task, source: Source, storage: Storage) -> dict[str, Any]:
 def _count(task: Task, source: Source, storage: Storage) -> dict[str, Any]:
     """Options: `format`, `weights` (the model's folder), `result` (where the lengths are written)."""
     folder = storage.folder(task.options["weights"], only=TOKENIZER_FILES)
-    lengths = count_file(source, task.options["format"], folder, processes=task.processes)
-    storage.write(task.options["result"], lengths.to_bytes())
-    return {
-        "rows": lengths.rows,
-        "tokens": lengths.tokens,
-        "refused": lengths.refused,
-        "refused_rows": lengths.refused_rows,
-        "statistics": lengths.statistics(),
-    }
+    counted = count_file(source, task.options["format"], folder, processes=task.processes)
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "lengths"
+        with path.open("wb") as out:
+            summary = summed(counted, out)
+        storage.upload(path, task.options["result"])
+    return asdict(summary)
+
+
+def _preview(task: Task, source: Source, storage: Storage) -> dict[str, Any]:
+    """Options: those of `preview`, and `weights`, the model's folder."""
+    options = dict(task.options)
+    folder = storage.folder(options.pop("weights"), only=TOKENIZER_FILES)
+    return preview(source, options.pop("format"), options.pop("row"), folder, **options).model_dump(mode="json")
 
 
 def _repair(task: Task, source: Source, storage: Storage) -> dict[str, Any]:
-    """Options: `result`, where the repaired file is written."""
-    _refuse_archive(source)
+    """Options: `result`, where the repaired file is written. Told with it: the `suffix` that its name must have."""
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "repaired"
         with path.open("wb") as out:
@@ -79,27 +76,22 @@ def _repair(task: Task, source: Source, storage: Storage) -> dict[str, Any]:
         return {
             "changes": {**vars(changes), "counts": dict(changes.counts)},
             "file": asdict(storage.upload(path, task.options["result"])),
+            "suffix": suffix_of(source),
         }
 
 
 def _split(task: Task, source: Source, storage: Storage) -> dict[str, Any]:
-    """Options: those of the split as `split`, and `training` and `validation`, where the two files are written."""
-    _refuse_archive(source)
+    """Options: those of the split as `split`, and `training` and `validation`, where the two files are written.
+
+    Told with them: the `suffix` that their names must have.
+    """
     options = SplitOptions.model_validate(task.options["split"])
     with tempfile.TemporaryDirectory() as scratch:
         paths = {name: Path(scratch) / name for name in ("training", "validation")}
         with paths["training"].open("wb") as training, paths["validation"].open("wb") as validation:
             division = split(source, options, training, validation)
         files = {name: asdict(storage.upload(path, task.options[name])) for name, path in paths.items()}
-    return {"division": division, **files}
+    return {"division": division, "suffix": suffix_of(source), **files}
 
 
-def _refuse_archive(source: Source) -> None:
-    if is_archive(source):
-        raise InvalidRequest(
-            "The file is a zip archive; only files of lines can be repaired or split here.",
-            hint="Do it with the text file in the archive, then pack it again.",
-        )
-
-
-_KINDS = {"inspect": _inspect, "count": _count, "repair": _repair, "split": _split}
+_KINDS = {"inspect": _inspect, "count": _count, "repair": _repair, "split": _split, "preview": _preview}

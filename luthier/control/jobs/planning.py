@@ -8,8 +8,8 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from luthier.control.catalog.cards import ModelCard
-from luthier.control.datasets.counting import Lengths, Selection
-from luthier.control.datasets.service import File
+from luthier.control.datasets.lengths import Selection
+from luthier.control.datasets.service import Counted, File
 from luthier.control.jobs.values import JobRequest
 from luthier.core.errors import DatasetInvalid, InvalidParameter
 from luthier.training import defaults
@@ -23,11 +23,18 @@ class Data:
     """A file that is ready, and how long its rows are by the job's model."""
 
     file: File
-    lengths: Lengths
+    counted: Counted
 
 
 def plan(
-    job: str, request: JobRequest, card: ModelCard, training: Data, validation: Data | None, *, cores: int
+    job: str,
+    request: JobRequest,
+    card: ModelCard,
+    training: Data,
+    validation: Data | None,
+    *,
+    max_length: int,
+    cores: int,
 ) -> TrainingSpec:
     """Everything that was left to us is computed and written down.
 
@@ -36,13 +43,13 @@ def plan(
     numbers = defaults.resolve(
         parameters=card.parameters,
         context_length=card.context_length,
-        rows=training.lengths.rows,
+        rows=training.counted.summary.rows,
         cores=cores,
         epochs=request.epochs,
         batch_size=request.batch_size,
         learning_rate_multiplier=request.learning_rate_multiplier,
         seed=request.seed,
-        max_length=limit_of(card.name, card.context_length, request.max_length),
+        max_length=max_length,
     )
     return _checked(
         TrainingSpec,
@@ -78,25 +85,24 @@ def choices(request: JobRequest) -> dict[str, PluginChoice]:
 
 def _data(data: Data, request: JobRequest, max_length: int, param: str) -> DataFile:
     """The file with what is promised of it: rows in = rows trained + rows dropped."""
-    file, lengths = data.file, data.lengths
+    file, found, chosen = data.file, data.counted.summary, data.counted.chosen
     assert file.report is not None and file.report.format is not None
-    if lengths.refused_rows:
-        row, why = lengths.refused[0]
+    if found.refused_rows:
+        row, _, why = found.refused[0]
         raise DatasetInvalid(
-            f"{lengths.refused_rows:,} rows of {file.filename!r} cannot be written for {request.base_model}; row {row}: {why}",
-            [(lengths.lines[number - 1], reason) for number, reason in lengths.refused],
+            f"{found.refused_rows:,} rows of {file.filename!r} cannot be written for {request.base_model}; row {row}: {why}",
+            [(line, reason) for _, line, reason in found.refused],
             param=param,
         )
-    chosen = lengths.under(max_length, request.overlength)
     if request.overlength == "fail" and chosen.too_long:
         raise DatasetInvalid(
             f"{chosen.too_long:,} rows of {file.filename!r} are longer than {max_length:,} tokens; the longest has "
-            f"{max(lengths.longest):,}.",
+            f"{found.longest:,}.",
             [],
             param=param,
         )
     if not chosen.trained_rows:
-        raise DatasetInvalid(_nothing_left(file, lengths, chosen, max_length), [], param=param)
+        raise DatasetInvalid(_nothing_left(file, chosen, max_length), [], param=param)
     return DataFile(
         key=file.key,
         sha256=file.sha256,
@@ -108,11 +114,12 @@ def _data(data: Data, request: JobRequest, max_length: int, param: str) -> DataF
     )
 
 
-def _nothing_left(file: File, lengths: Lengths, chosen: Selection, max_length: int) -> str:
+def _nothing_left(file: File, chosen: Selection, max_length: int) -> str:
     told: list[str] = []
     if count := chosen.dropped_counts.get("too_long", 0):
-        shortest = min(tokens for tokens in lengths.longest if tokens > max_length)
-        told.append(f"{count:,} are longer than {max_length:,} tokens (the shortest of them has {shortest:,})")
+        told.append(
+            f"{count:,} are longer than {max_length:,} tokens (the shortest of them has {chosen.shortest_too_long:,})"
+        )
     if count := chosen.dropped_counts.get("nothing_trained", 0):
         told.append(f"{count:,} have nothing that is learned")
     return f"No row of {file.filename!r} can be trained: of {chosen.rows:,} rows {' and '.join(told)}."

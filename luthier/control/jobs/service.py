@@ -9,12 +9,11 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from luthier.control import audit
-from luthier.control.catalog.cards import ModelCard
 from luthier.control.catalog.service import Catalog, Trained, artifact_id
-from luthier.control.datasets.service import Datasets, File
+from luthier.control.datasets.service import Datasets
 from luthier.control.db import Database
 from luthier.control.jobs.lifecycle import ACTIVE, TERMINAL, Status, check
-from luthier.control.jobs.planning import Data, choices, plan
+from luthier.control.jobs.planning import Data, choices, limit_of, plan
 from luthier.control.jobs.queries import JobQueries
 from luthier.control.jobs.tables import CheckpointRow, EventRow, JobRow, RunRow
 from luthier.control.jobs.values import Checkpoint, Error, Job, JobEvent, JobRequest
@@ -270,16 +269,16 @@ class Jobs:
             )
             for param, file, least in files
         ]
-        counted = [await self._counted(file, who.project, card) for file in ready]
-        data = [one for one in counted if one is not None]
+        limit = limit_of(card.name, card.context_length, request.max_length)
+        counted = [
+            await self.datasets.counted(file, who.project, card, max_length=limit, overlength=request.overlength)
+            for file in ready
+        ]
+        data = [Data(file, one) for file, one in zip(ready, counted, strict=True) if one is not None]
         if len(data) < len(counted):
             return None
-        return plan(job_id, request, card, data[0], data[1] if len(data) > 1 else None, cores=self.cores)
-
-    async def _counted(self, file: File, project: str, card: ModelCard) -> Data | None:
-        """The file with the lengths of its rows; None while they are being counted."""
-        lengths = (await self.datasets.lengths(file, project, card)).lengths
-        return Data(file, lengths) if lengths is not None else None
+        validation = data[1] if len(data) > 1 else None
+        return plan(job_id, request, card, data[0], validation, max_length=limit, cores=self.cores)
 
     async def _unused_name(self, session: AsyncSession, base_model: str, suffix: str | None) -> str:
         """A name for the tuned model that no job of any project has."""

@@ -10,7 +10,7 @@ from sqlalchemy import or_
 
 from luthier.control.datasets.queries import FileQueries, LengthsQueries, UploadQueries
 from luthier.control.datasets.report import DatasetReport, of_problem
-from luthier.control.datasets.service import key_of
+from luthier.control.datasets.service import counting, key_of
 from luthier.control.datasets.tables import FileRow, LengthsRow, UploadRow
 from luthier.control.datasets.tasks import Task
 from luthier.control.datasets.uploads import folder_of
@@ -23,6 +23,8 @@ from luthier.core.clock import Clock
 from luthier.core.errors import LuthierError, Unavailable
 from luthier.records.problems import Problem
 from luthier.storage import Storage
+
+_OURS = "A fault of the server's own, again and again; its log has the rest."
 
 
 class Inspector(Reconciler[FileRow]):
@@ -47,18 +49,23 @@ class Inspector(Reconciler[FileRow]):
     async def work(self, lease: Lease[FileRow]) -> None:
         async with self.db.read() as session:
             row = await FileQueries(session, SYSTEM).get(lease.id)
-            first = await FileQueries(session, SYSTEM).first_version(row) if row is not None else None
-        if row is None or first is None:
+        if row is None:
             return
-        pins = f"images/{row.project_id}/{first}"  # versions share what was fetched for the first of them
-        options = {"category": row.category, "pins": pins, **self.options}
+        options = {"category": row.category, "pins": f"images/{row.project_id}", **self.options}
         task = Task(kind="inspect", key=row.key, size=row.bytes, options=options)
         try:
             report = DatasetReport.model_validate(await self.workshop.do(task))
         except LuthierError as stopped:
             if _may_pass(stopped):
                 raise
-            report = of_problem(Problem(code="check_stopped", found=stopped.message.rstrip(".")))
+            report = _stopped(stopped.message)
+        await self._apply(lease, report)
+
+    async def give_up(self, lease: Lease[FileRow], fault: Exception) -> bool:
+        await self._apply(lease, _stopped(_OURS))
+        return True
+
+    async def _apply(self, lease: Lease[FileRow], report: DatasetReport) -> None:
         async with apply(self.db, lease, "jobs") as (_, row):
             row.report = report.model_dump(mode="json")
             row.status = "processed" if report.fit else "error"
@@ -93,9 +100,8 @@ class TokenCounter(Reconciler[LengthsRow]):
         if file is None or file.report is None:
             result = {"why": "The file was deleted."}
         else:
-            options = {"format": file.report["format"], "weights": row.weights, "result": row.key}
             try:
-                result = await self.workshop.do(Task(kind="count", key=file.key, size=file.bytes, options=options))
+                result = await self.workshop.do(counting(row, file.key, file.bytes, file.report["format"]))
                 status = "counted"
             except LuthierError as refused:
                 if _may_pass(refused):
@@ -103,6 +109,15 @@ class TokenCounter(Reconciler[LengthsRow]):
                 result = {"why": refused.text, "again": isinstance(refused, WorkStopped)}
         async with apply(self.db, lease, "jobs") as (_, row):
             row.result, row.status = result, status
+
+    async def give_up(self, lease: Lease[LengthsRow], fault: Exception) -> bool:
+        async with apply(self.db, lease, "jobs") as (_, row):
+            row.result, row.status = {"why": _OURS, "again": True}, "error"
+        return True
+
+
+def _stopped(why: str) -> DatasetReport:
+    return of_problem(Problem(code="check_stopped", found=why.rstrip(".")))
 
 
 def _may_pass(error: LuthierError) -> bool:

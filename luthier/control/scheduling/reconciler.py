@@ -9,10 +9,12 @@ from typing import Generic, TypeVar
 from luthier.control.db import Database
 from luthier.control.scheduling.leases import Claimable, Lease, Stale, claim, release, renewed
 from luthier.core import logs
+from luthier.core.errors import Unavailable
 
 R = TypeVar("R", bound=Claimable)
 
 _LONGEST_WAIT_SECONDS = 300.0  # before a row that fails again and again is looked at again
+_ATTEMPTS = 8  # at a row, in a row, before it is given up where giving up is possible
 
 
 class Reconciler(ABC, Generic[R]):
@@ -36,6 +38,10 @@ class Reconciler(ABC, Generic[R]):
     @abstractmethod
     async def work(self, lease: Lease[R]) -> None:
         """Look at one claimed row, do what is to be done outside any transaction, and apply it under the lease."""
+
+    async def give_up(self, lease: Lease[R], fault: Exception) -> bool:
+        """Bring a row to an end whose work failed again and again by a fault of ours; False where it is to be tried on."""
+        return False
 
     async def run(self) -> None:
         """Go round until cancelled."""
@@ -76,10 +82,21 @@ class Reconciler(ABC, Generic[R]):
                     await self.work(lease)
             except Stale:
                 self.log.warning("somebody else has this row now; what was done is dropped")
-            except Exception:
-                failures = self._failures[lease.id] = self._failures.get(lease.id, 0) + 1
-                again = min(self.every_seconds * 2 ** (failures - 1), _LONGEST_WAIT_SECONDS)
-                self.log.exception("work on a row failed; it will be tried again", after_seconds=again)
-                await release(self.db, lease, again_after_seconds=again)
+            except Exception as fault:
+                await self._failed(lease, fault)
             else:
                 self._failures.pop(lease.id, None)
+
+    async def _failed(self, lease: Lease[R], fault: Exception) -> None:
+        failures = self._failures[lease.id] = self._failures.get(lease.id, 0) + 1
+        again = min(self.every_seconds * 2 ** (failures - 1), _LONGEST_WAIT_SECONDS)
+        self.log.exception("work on a row failed", attempt=failures)
+        try:
+            if failures >= _ATTEMPTS and not isinstance(fault, Unavailable) and await self.give_up(lease, fault):
+                self._failures.pop(lease.id, None)
+                return
+        except Stale:
+            self.log.warning("somebody else has this row now")
+            return
+        self.log.info("the row will be tried again", after_seconds=again)
+        await release(self.db, lease, again_after_seconds=again)

@@ -235,6 +235,18 @@ WRONG: dict[str, tuple[str, str, dict[str, Any], int, str]] = {
 }
 
 
+def test_a_file_with_problems_is_checked_again_and_a_good_one_is_not(api: Api, good: str) -> None:
+    file_id = put(api, FAULTY)
+    before = get(api, f"/files/{file_id}/report")
+    asked = api.call("POST", f"{P}/files/{file_id}/check", api.ada)
+    assert (asked.status_code, asked.json()["status"], asked.json()["rows"]) == (200, "uploaded", None)
+    api.until(f"{P}/files/{file_id}", api.ada, "error")
+    assert get(api, f"/files/{file_id}/report") == before
+    refused = api.call("POST", f"{P}/files/{good}/check", api.ada)
+    assert refused.status_code == 400
+    assert refused.json()["message"] == "The file 'rows.jsonl' was checked and has no problem."
+
+
 @pytest.mark.parametrize("case", WRONG)
 def test_what_is_asked_wrongly_is_told_in_words(api: Api, good: str, faulty: str, case: str) -> None:
     method, path, sent, status, said = WRONG[case]

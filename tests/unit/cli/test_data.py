@@ -5,8 +5,11 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
+import zipfile
+from collections.abc import Iterator
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from rich.console import Console
 from luthier.cli import data as commands
 from luthier.cli import main
 from luthier.formats.base import known
+from luthier.records.source import LocalFile
 from luthier.testing import jsonl, toy_rows, toy_tokenizer
 
 FAULTY = (
@@ -74,7 +78,7 @@ def test_check_ends_with_0_for_a_sound_file_and_with_1_for_another(here: Path) -
     code, out, _ = luthier(here, "check", "bad.jsonl")
     assert code == 1
     assert "role_word: line 3, column " in out
-    assert "bad.jsonl: 3 rows, 2 problems" in out or "bad.jsonl: 3 rows, 1 problems" in out
+    assert "bad.jsonl: 3 rows, 1 problem\n" in out
     assert "luthier data repair bad.jsonl" in out
     code, out, _ = luthier(here, "check", "bad.jsonl", "--json")
     report = json.loads(out)
@@ -97,6 +101,42 @@ def test_problems_are_told_in_the_language_of_the_terminal(here: Path, said: tup
     assert word in luthier(here, "check", "bad.jsonl", *said, **env)[1]
 
 
+def test_one_of_a_thing_is_told_as_one(here: Path, toy: Path) -> None:
+    (here / "one.jsonl").write_bytes(FAULTY.splitlines()[-1])
+    out = luthier(here, "check", "one.jsonl")[1]
+    assert "one.jsonl: 1 row, 1 problem\n" in out
+    assert "The file has 1 row; at least 1,000 good ones are advised." in out
+    out = luthier(here, "repair", "one.jsonl")[1]
+    assert "one.repaired.jsonl: 1 row changed (role_word 1); 0 rows still have a problem" in out
+    assert "one.repaired.jsonl: 1 row of messages, fit" in luthier(here, "check", "one.repaired.jsonl")[1]
+    _, _, err = luthier(here, "stats", "one.repaired.jsonl", "--model", str(toy), "--max-length", "8")
+    assert "of 1 row none is left to train" in err
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (("check", "good.jsonl"), ("good.jsonl：12 条 messages 数据，可以训练",)),
+        (("check", "bad.jsonl", "--most", "1"), ("bad.jsonl：3 条数据，1 个问题", "全部问题都可以修复：luthier")),
+        (("repair", "bad.jsonl"), ("第 3 条数据，第 3 行：role_word", "修改了 1 条数据（role_word 1）；仍有问题的数据：0 条")),
+        (("split", "good.jsonl", "--ratio", "0.25"), ("good.training.jsonl：9 条数据", "good.validation.jsonl：3 条数据")),
+        (("split", "bad.jsonl"), ("FILE: 第 3 行", "请运行 `luthier data check`。")),
+        (("show", "good.jsonl", "--model", "TOY"), ("第 1 条数据，第 1 行：", " 个 token，学习 ")),
+        (("show", "good.jsonl", "--model", "TOY", "--max-length", "8"), ("，不训练：过长\n",)),
+        (("show", "good.jsonl", "--model", "TOY", "--max-length", "8", "--overlength", "fail"), ("任务会被拒绝：这条",)),
+        (("show", "bad.jsonl", "--model", "TOY", "--row", "3"), ("这里该角色叫",)),
+        (("stats", "good.jsonl", "--model", "TOY"), ("12 条中的 12 条，不超过 2,048 个 token", "格式 ")),
+        (("stats", "good.jsonl", "--model", "TOY", "--max-length", "8"), ("不训练：过长", "12 条数据中没有可以训练的。")),
+        (("stats", "bad.jsonl", "--model", "TOY"), ("FILE: 第 3 行",)),
+    ],
+)  # fmt: skip
+def test_every_summary_is_told_in_chinese_where_it_is_asked_for(
+    here: Path, toy: Path, said: tuple, told: tuple
+) -> None:
+    _, out, err = luthier(here, *(str(toy) if one == "TOY" else one for one in said), "--language", "zh")
+    assert all(one in out + err for one in told), out + err
+
+
 @pytest.mark.parametrize(
     ("said", "code", "word"),
     [
@@ -114,7 +154,7 @@ def test_problems_are_told_in_the_language_of_the_terminal(here: Path, said: tup
         (("repair", "good.jsonl"), 1, "nothing in this file that the repair could do"),
         (("repair", "bad.jsonl", "-o", "bad.jsonl"), 1, "must be another file"),
         (("repair", "bad.jsonl", "-o", "no/such/folder/x"), 1, "cannot be written: No such file"),
-        (("repair", "pictures.zip"), 1, "is a zip archive"),
+        (("repair", "pictures.zip"), 1, "nothing in this file that the repair could do"),
         (("split", "good.jsonl", "--ratio", "1"), 1, "--ratio: must be above 0 and below 1"),
         (("split", "good.jsonl", "--ratio", "0.01"), 1, "would leave one of the files empty"),
         (("split", "bad.jsonl"), 1, "FILE: line 3"),
@@ -142,6 +182,58 @@ def test_show_prints_a_row_with_its_tokens(here: Path, toy: Path) -> None:
     assert "row 1, line 1: 37 tokens, 15 learned, 37 billed" in out
     shown = told(here, "show", "one.jsonl", "--model", str(toy), "--max-length", "30")
     assert (shown["marks"], shown["billed_tokens"]) == (["too_long"], 0)
+
+
+def test_show_reads_no_further_than_the_row(here: Path, toy: Path) -> None:
+    with (here / "long.jsonl").open("wb") as file:
+        for _ in range(200):
+            file.write(jsonl(toy_rows(200)))
+        file.write(b"this is not JSON\n")
+    taken: list[int] = []
+    blocks = LocalFile.blocks
+
+    def counting(self: LocalFile, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        for block in blocks(self, start, end):
+            taken.append(len(block))
+            yield block
+
+    with patch.object(LocalFile, "blocks", counting):
+        assert luthier(here, "show", "long.jsonl", "--row", "3", "--model", str(toy))[0] == 0
+    assert sum(taken) < (here / "long.jsonl").stat().st_size / 2
+
+
+@pytest.mark.parametrize(("context", "limit"), [(None, 2048), (100, 100), (50_000, 2048)])
+def test_a_row_may_have_what_a_job_would_let_it_have(here: Path, toy: Path, context: int | None, limit: int) -> None:
+    folder = shutil.copytree(toy, here / "model")
+    if context is not None:
+        (folder / "config.json").write_text(json.dumps({"max_position_embeddings": context}))
+    (here / "long.jsonl").write_bytes(jsonl([_saying("x" * size) for size in (10, 40, 200, 1000, 2200)]))
+    shown = json.loads(luthier(here, "stats", "long.jsonl", "--model", "model", "--json")[1])
+    assert (shown["max_length"], {one["tokens"] > limit for one in shown["dropped"]}) == (limit, {True})
+    assert shown["trained_rows"] == sum(tokens <= limit for tokens in (33, 63, 223, 1023, 2223))
+    marks = [told(here, "show", "long.jsonl", "--row", str(row), "--model", "model")["marks"] for row in range(1, 6)]
+    assert marks.count(["too_long"]) == shown["dropped_rows"]
+    if context is not None:
+        for verb in ("show", "stats"):
+            code, _, err = luthier(here, verb, "long.jsonl", "--model", "model", "--max-length", str(context + 1))
+            assert (code, f"must be at most {context:,}, the context of model" in err) == (1, True)
+
+
+def test_stats_say_when_a_job_would_be_refused_and_end_with_1(here: Path, toy: Path) -> None:
+    (here / "long.jsonl").write_bytes(jsonl([_saying("x" * size) for size in (10, 200, 300)]))
+    said = ("stats", "long.jsonl", "--model", str(toy), "--max-length", "100", "--overlength")
+    code, out, err = luthier(here, *said, "fail")
+    assert (code, "1 of 3 under 100 tokens" in out) == (1, True)
+    assert err == "error: A job would be refused: 2 rows of more than 100 tokens; the longest has 323.\n"
+    code, out, _ = luthier(here, *said, "fail", "--json")
+    assert (code, json.loads(out)["too_long_rows"]) == (1, 2)
+    for way, told_of in (("drop", "dropped: too long"), ("truncate", "cut behind the limit")):
+        code, out, err = luthier(here, *said, way)
+        assert (code, told_of in out, err) == (0, True, "")
+
+
+def _saying(answer: str) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": answer}]}
 
 
 def test_show_colours_what_is_learned(here: Path, toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,9 +265,9 @@ def test_repair_writes_another_file_and_shows_what_it_did(here: Path) -> None:
 
 
 def test_stats_count_what_the_server_would(here: Path, toy: Path) -> None:
-    shown = told(here, "stats", "good.jsonl", "--model", str(toy), "--max-length", "30")
+    shown = told(here, "stats", "good.jsonl", "--model", str(toy), "--max-length", "34")
     assert shown["trained_rows"] + shown["dropped_rows"] == 12 == shown["report"]["rows"]
-    assert all(one["tokens"] > 30 for one in shown["dropped"])
+    assert shown["dropped"] and all(one["tokens"] > 34 for one in shown["dropped"])
     code, out, err = luthier(here, "stats", "good.jsonl", "--model", str(toy))
     assert (code, err) == (0, "")
     assert "12 of 12 under 2,048 tokens" in out
@@ -223,3 +315,22 @@ def test_nothing_of_it_needs_the_engines(here: Path, toy: Path) -> None:
     done = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=100)
     assert done.stderr == ""
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_an_archive_is_repaired_and_split_into_archives(here: Path) -> None:
+    with (
+        zipfile.ZipFile(here / "pictures.zip", "w") as packed,
+        zipfile.ZipFile(io.BytesIO(known()["image_archive"].sample())) as sample,
+    ):
+        for name in sample.namelist():
+            rows = sample.read(name)
+            packed.writestr(name, rows.replace(b'"user"', b'"human"') if name.endswith(".jsonl") else rows)
+    assert luthier(here, "check", "pictures.zip")[0] == 1
+    assert told(here, "repair", "pictures.zip")["file"] == "pictures.repaired.zip"
+    assert luthier(here, "check", "pictures.repaired.zip")[0] == 0
+    files = told(here, "split", "pictures.repaired.zip", "--ratio", "0.5")["files"]
+    assert list(files.values()) == ["pictures.repaired.training.zip", "pictures.repaired.validation.zip"]
+    for file in files.values():
+        assert luthier(here, "check", file)[0] == 0
+        with zipfile.ZipFile(here / file) as made:
+            assert len(made.namelist()) == 2

@@ -55,6 +55,20 @@ def test_a_name_is_given_once_unless_it_is_replaced(installer: Installer, storag
     assert storage.list(first.weights)  # tuned models still stand on it
 
 
+def test_a_card_follows_how_conversations_are_written_now(tmp_path: Path, folder: Path) -> None:
+    storage = Storage((tmp_path / "objects").as_uri())
+    installer = Installer(storage, tmp_path / "scratch", "python-that-is-not-there", FakeClock())
+    card = installer.add("toy", str(folder))
+    older = card.model_copy(update={"renderer_sha256": "0" * 64})
+    storage.write("models/toy/card.json", older.model_dump_json().encode())
+    installer.refresh()
+    assert installed(storage, "toy") == card
+    storage.delete(f"{card.weights}/tokenizer.json")
+    storage.write("models/toy/card.json", older.model_dump_json().encode())
+    installer.refresh()  # its jobs will be refused with the reason
+    assert installed(storage, "toy") == older
+
+
 REFUSED = {
     "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer.json"),
     "no config": (lambda folder: (folder / "config.json").unlink(), "no config.json"),

@@ -16,7 +16,7 @@ from luthier.records.reader import Reader, Record
 from luthier.records.source import Given, Source, StoredFile
 from luthier.storage import Storage
 from tests.corpus.broken import BROKEN, FUNCTIONS, GOOD, Broken
-from tests.fuzz.dataset_files import Endless, piece_of, tried
+from tests.fuzz.dataset_files import Endless, piece_of, told, tried
 
 
 def checked(data: bytes | str, **more):
@@ -52,7 +52,11 @@ def test_the_corpus_shows_every_code_that_the_text_of_a_file_can_give() -> None:
         "too_few_rows",  # below
         "image_not_fetched",
         "image_not_in_archive",
+        "image_unreachable",
         "image_unreadable",
+        "archive_too_large",
+        "archive_too_many",
+        "archive_unpacks_large",
         "tag_large",
         "tag_small",
         "too_many_tags",  # with images and tags
@@ -108,12 +112,22 @@ def test_problems_are_listed_up_to_a_thousand_and_all_counted() -> None:
     assert report.rows == 1503
 
 
+def test_a_piece_lists_nothing_once_those_before_it_filled_the_report() -> None:
+    data = "\n".join(GOOD.replace("Hi", f"Hi {number}")[:-1] + ', "id": 7}' for number in range(1500)).encode()
+    with piece_of(20_000):
+        pieces, side_by_side = checked(data), checked(data, processes=2)
+    assert told(pieces) == told(side_by_side) == told(checked(data))
+    assert [one.line for one in pieces.problems] == list(range(1, KEPT + 1)) and pieces.counts == {
+        "unknown_field": 1500
+    }
+
+
 def test_rows_that_repeat_are_found_across_pieces_and_processes() -> None:
     rows = [GOOD.replace("Hi", f"Hi {number}") for number in range(50)]
     data = "\n".join([*rows, rows[7], json.dumps(json.loads(rows[0]), indent=1)]).encode()
     with piece_of(300):
         one, two = checked(data), checked(data, processes=2)
-    assert one == two == checked(data)
+    assert told(one) == told(two) == told(checked(data))
     assert one.duplicate_rows == 1
     assert [(w.line, w.expected) for w in one.warnings if w.code == "duplicates"] == [(51, "8")]
 
@@ -142,10 +156,10 @@ def test_rows_that_repeat_are_found_in_a_remote_storage_too(tmp_path) -> None:
 )
 def test_records_that_cross_the_bounds_of_pieces_are_read_once(make: Callable, piece: int) -> None:
     data = make([json.loads(GOOD.replace("Hi", f"Hi {number}")) for number in range(6)]).encode()
-    whole = checked(data)
+    whole = told(checked(data))
     with piece_of(piece):
-        assert checked(data) == whole
-        assert checked(data, processes=2) == whole
+        assert told(checked(data)) == whole
+        assert told(checked(data, processes=2)) == whole
 
 
 FLAT: dict[str, tuple[Source, set[str]]] = {

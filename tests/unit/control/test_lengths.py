@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from io import BytesIO
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import func, select
 
+from luthier.app import Parts
 from luthier.chat.examples import fitted, learned
 from luthier.chat.renderers.base import Rendered
 from luthier.control.datasets import counting, inspection, service
-from luthier.control.datasets.counting import Lengths, count_file
+from luthier.control.datasets.counting import count_file
+from luthier.control.datasets.lengths import Lengths, kept, summed, under
 from luthier.control.datasets.preview import preview
-from luthier.control.datasets.service import Counted, File
+from luthier.control.datasets.service import Counted, File, TokenizedBy
 from luthier.control.datasets.tables import LengthsRow
 from luthier.control.datasets.tasks import Task
 from luthier.control.datasets.workshop import Workshop, WorkStopped
@@ -54,7 +58,7 @@ def test_what_is_counted_is_the_sum_of_what_the_previews_show(
     toy: Path, form: str, overlength: Any, limit: int
 ) -> None:
     source = Given(FILES[form])
-    lengths = Lengths.of(count_file(source, form, toy).to_bytes(), [], 0)
+    [lengths] = [Lengths.of(one.to_bytes()) for one in count_file(source, form, toy)]
     shown = [
         preview(source, form, row, toy, max_length=limit, overlength=overlength) for row in range(1, lengths.rows + 1)
     ]
@@ -93,29 +97,62 @@ def test_a_limit_on_the_lengths_does_what_it_does_to_the_rows(rows: list, limit:
 def test_pieces_counted_side_by_side_give_the_same(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"\n" + jsonl(toy_rows(700)) + b"\n\n" + jsonl([ROW]))
-    whole = count_file(LocalFile(path), "messages", toy)
+    [whole] = count_file(LocalFile(path), "messages", toy)
+    assert (whole.rows, whole.lines[0], whole.lines[-1]) == (701, 2, 704)
     monkeypatch.setattr(inspection, "PIECE", 9_000)
     monkeypatch.setattr(counting, "_BATCH", 64)
     for processes in (1, 2):
-        assert count_file(LocalFile(path), "messages", toy, processes=processes) == whole
-    assert (whole.rows, whole.lines[0], whole.lines[-1]) == (701, 2, 704)
+        out = BytesIO()
+        summary = summed(count_file(LocalFile(path), "messages", toy, processes=processes), out)
+        assert summary == summed([whole])
+        pieces = list(kept([out.getvalue()]))
+        assert len(pieces) > 5
+        assert [line for one in pieces for line in one.lines] == list(whole.lines)
+        assert [size for one in pieces for size in one.longest] == list(whole.longest)
+        for limit, overlength in ((50, "drop"), (50, "truncate"), (5000, "drop")):
+            assert under(pieces, limit, overlength) == whole.under(limit, overlength)  # type: ignore[arg-type]
+
+
+@given(cuts=st.lists(st.integers(0, 400), max_size=8), sizes=st.lists(st.integers(0, 30), min_size=1, max_size=40))
+def test_what_was_kept_is_read_back_from_blocks_of_any_size(cuts: list[int], sizes: list[int]) -> None:
+    blocks = [Lengths() for _ in range(3)]
+    for number, size in enumerate(sizes):
+        blocks[number % 3].take((Rendered([0] * size, [1.0] * size),), number + 1, 0)
+    out = BytesIO()
+    summed(blocks, out)
+    data, places = out.getvalue(), sorted(cuts)
+    found = list(kept(data[a:b] for a, b in pairwise([0, *places, len(out.getvalue())])))
+    assert [(one.longest, one.lines, one.begins) for one in found] == [
+        (one.longest, one.lines, one.begins) for one in blocks
+    ]
+
+
+def test_lengths_that_are_cut_off_are_not_taken_for_all_of_them() -> None:
+    out = BytesIO()
+    summed([Lengths(), Lengths()], out)
+    with pytest.raises(ValueError, match="cut off"):
+        list(kept([out.getvalue()[:-1]]))
 
 
 def test_rows_that_the_model_refuses_are_told_and_the_others_counted(tmp_path: Path) -> None:
     source = Given(jsonl(toy_rows(2)) + known()["function_calling"].sample() + jsonl(toy_rows(1)))
-    lengths = count_file(source, "function_calling", without_tools(tmp_path / "deaf"))
+    [lengths] = count_file(source, "function_calling", without_tools(tmp_path / "deaf"))
     assert lengths.refused_rows == len(lengths.refused) == lengths.rows - 3
-    assert [row for row, _ in lengths.refused] == list(range(3, lengths.rows))
-    assert "uses tools" in lengths.refused[0][1]
     assert lengths.under(100, "drop").dropped_counts == {"refused": lengths.refused_rows}
+    found = summed([lengths, lengths])
+    rows = list(range(3, lengths.rows))
+    assert [(row, line) for row, line, _ in found.refused] == [
+        (row + before, row) for before in (0, lengths.rows) for row in rows
+    ]
+    assert "uses tools" in found.refused[0][2]
 
 
 def test_statistics_of_nothing_and_of_some() -> None:
-    assert Lengths().statistics() == {"percentiles": {}, "histogram": []}
+    assert summed([Lengths()]).statistics == {"percentiles": {}, "histogram": []}
     lengths = Lengths()
     for size in (10, 20, 30):
         lengths.take((Rendered([0] * size, [1.0] * size),), 1, 0)
-    told = lengths.statistics()
+    told = summed([lengths]).statistics
     assert (told["percentiles"]["min"], told["percentiles"]["p50"], told["percentiles"]["max"]) == (10, 20, 30)
     assert sum(bar["rows"] for bar in told["histogram"]) == 3
     assert lengths.under(15, "fail").too_long == 2
@@ -124,9 +161,13 @@ def test_statistics_of_nothing_and_of_some() -> None:
 # Kept with the file
 
 
-async def ask(house: House, file: File) -> Counted:
+async def ask(house: House, file: File) -> Counted | None:
     card = await house.parts.services.catalog.trainable("toy", "lora")
-    return await house.parts.services.datasets.lengths(file, ADA.project, card)
+    return await asked(house.parts, file, card)
+
+
+async def asked(parts: Parts, file: File, model: TokenizedBy) -> Counted | None:
+    return await parts.services.datasets.counted(file, ADA.project, model, max_length=64, overlength="drop")
 
 
 async def rows_of(house: House, file: File) -> int:
@@ -138,20 +179,39 @@ async def rows_of(house: House, file: File) -> int:
 async def test_a_small_file_is_counted_at_once_and_once(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     file = await house.upload(rows=12)
     first = await ask(house, file)
-    assert first.lengths is not None
-    assert first.lengths.rows == 12
-    monkeypatch.setattr(service, "perform", None)  # nothing is counted again
-    again = await ask(house, file)
-    assert again == first
-    assert first.statistics["percentiles"]["max"] == max(first.lengths.longest)
+    assert first is not None
+    assert first.summary.rows == first.chosen.rows == 12
+    monkeypatch.setattr(house.parts.services.datasets, "workshop", None)  # nothing is counted again
+    monkeypatch.setattr(service, "under", None)  # nor gone through again
+    assert await ask(house, file) == first
+    assert first.summary.statistics["percentiles"]["max"] == first.summary.longest
+
+
+async def test_a_model_that_writes_otherwise_is_counted_by_itself(house: House) -> None:
+    file = await house.upload(rows=12)
+    card = await house.parts.services.catalog.trainable("toy", "lora")
+    await ask(house, file)
+    for other in (card.model_copy(update={"renderer_sha256": "x"}), card):
+        await asked(house.parts, file, other)
+    assert await rows_of(house, file) == 2
+
+
+async def test_a_small_file_that_takes_long_is_counted_in_the_background(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = await house.upload(rows=12)
+    monkeypatch.setattr(house.parts.services.datasets, "workshop", Failing(WorkStopped("It took too long.")))
+    assert await ask(house, file) is None
+    await house.parts.counter.once()
+    assert await ask(house, file) is not None
 
 
 async def test_a_large_file_is_counted_in_the_background(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     file = await house.upload(rows=12)
     small = await ask(house, await house.upload(rows=12))
     monkeypatch.setattr(service, "_COUNTED_AT_ONCE", 10)
-    assert (await ask(house, file)).lengths is None
-    assert (await ask(house, file)).lengths is None
+    assert await ask(house, file) is None
+    assert await ask(house, file) is None
     await house.parts.counter.once()
     assert await ask(house, file) == small
     assert await rows_of(house, file) == 1
@@ -163,19 +223,13 @@ async def test_many_who_ask_at_once_make_one_count(house: House, monkeypatch: py
     file = await house.upload(rows=12)
     others = [house.again(house.parts.training.executor) for _ in range(2)]
     card = await house.parts.services.catalog.trainable("toy", "lora")
-    found = await asyncio.gather(
-        *(
-            parts.services.datasets.lengths(file, ADA.project, card)
-            for parts in (house.parts, *others)
-            for _ in range(4)
-        )
-    )
+    found = await asyncio.gather(*(asked(parts, file, card) for parts in (house.parts, *others) for _ in range(4)))
     assert all(one == found[0] for one in found)
     assert await rows_of(house, file) == 1
     await house.parts.counter.once()
-    kept = await ask(house, file)
-    assert kept.lengths is not None and kept.lengths.rows == 12
-    assert len(house.parts.storage.list("lengths")) == 1
+    found = await ask(house, file)
+    assert found is not None and found.summary.rows == 12
+    assert len(house.parts.storage.list("lengths")) == 2  # those of the rows, and what a limit makes of them
 
 
 class Failing(Workshop):
@@ -218,7 +272,20 @@ async def test_a_storage_that_is_away_is_tried_again(house: House, monkeypatch: 
     await house.parts.counter.once()
     house.parts.counter.workshop = workshop
     await house.parts.counter.once()
-    assert (await ask(house, file)).lengths is not None
+    assert await ask(house, file) is not None
+
+
+async def test_a_fault_of_ours_is_tried_some_times_then_told(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "_COUNTED_AT_ONCE", 10)
+    monkeypatch.setattr(house.parts.counter, "every_seconds", 0)
+    file = await house.upload(rows=12)
+    await ask(house, file)
+    house.parts.counter.workshop = failing = Failing(ZeroDivisionError("ours"))
+    for _ in range(12):
+        await house.parts.counter.once()
+    assert failing.asked == 8
+    with pytest.raises(InvalidRequest, match="A fault of the server's own"):
+        await ask(house, file)
 
 
 async def test_counting_a_file_that_was_deleted_meanwhile_comes_to_an_end(

@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from luthier.chat.tokenizer import Tokenizer
+from luthier.control.datasets import inspection
+from luthier.control.datasets.inspection import inspect
 from luthier.control.datasets.preview import Preview, preview, token_texts
 from luthier.core.errors import InvalidParameter
 from luthier.formats.base import known
@@ -136,6 +138,38 @@ def test_rows_are_counted_over_blank_lines(toy: Path) -> None:
     source = Given(b"\n\n" + jsonl([PAIR]) + b"\n" + jsonl([ROW]))
     shown = preview(source, "messages", 2, toy)
     assert (shown.row, shown.line) == (2, 5)
+
+
+def test_a_row_is_found_from_where_its_piece_begins(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [
+        {"messages": [{"role": "user", "content": f"row {n}"}, {"role": "assistant", "content": "x"}]}
+        for n in range(90)
+    ]
+    lines = jsonl(rows).splitlines(keepends=True)
+    data = b"\n" + b"".join(b"  \n" * (n % 3 == 0) + line for n, line in enumerate(lines))
+    source = Given(data)
+    monkeypatch.setattr(inspection, "PIECE", 1000)
+    report = inspect(source)
+    assert report.fit and len(report.starts) > 5
+    for row in (1, 2, 3, 17, 44, 45, 89, 90):
+        shown = preview(source, "messages", row, toy, starts=report.starts, is_fit=True)
+        assert shown == preview(source, "messages", row, toy)
+        assert f"row {row - 1}<" in shown.text
+        assert data.splitlines()[shown.line - 1].strip() == lines[row - 1].strip()
+    with pytest.raises(InvalidParameter, match="at most 90, the number of rows, got 91"):
+        preview(source, "messages", 91, toy, starts=report.starts, is_fit=True)
+
+
+def test_a_row_with_a_fault_far_down_is_shown_at_its_own_line(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Given(jsonl([ROW] * 50) + b'{"messages": [],}\n' + jsonl([ROW] * 50))
+    monkeypatch.setattr(inspection, "PIECE", 500)
+    report = inspect(source)
+    assert not report.fit and len(report.starts) > 5
+    shown = preview(source, "messages", 51, toy, starts=report.starts)
+    assert (shown.row, shown.line) == (51, 51)
+    assert [(problem.row, problem.line) for problem in shown.problems] == [(51, 51)] * len(shown.problems)
+    assert {problem.code for problem in shown.problems} >= {"trailing_comma"}
+    assert preview(source, "messages", 52, toy, starts=report.starts).line == 52
 
 
 def pieced(folder: Path) -> Tokenizer:

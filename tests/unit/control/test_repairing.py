@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import random
+import tracemalloc
+import zipfile
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,10 +17,12 @@ from hypothesis import strategies as st
 from luthier.control.datasets.inspection import inspect
 from luthier.control.datasets.repairing import Changes, repair
 from luthier.core.errors import FileNotFound, InvalidRequest
+from luthier.images.archives import Archive
 from luthier.records.problems import MEANINGS
-from luthier.records.source import Given
+from luthier.records.source import Given, LocalFile
 from luthier.testing import jsonl, toy_rows
 from tests.unit.control.conftest import ADA, BOB, House
+from tests.unit.images.pictures import archive, picture
 
 U, A = '{"role": "user", "content": "Hi"}', '{"role": "assistant", "content": "Yes"}'
 GOOD = f'{{"messages": [{U}, {A}]}}'
@@ -299,3 +305,65 @@ def test_what_is_empty_or_only_names_the_row_is_left_out() -> None:
     assert json.loads(out.getvalue()) == {
         "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     }
+
+
+# Archives
+
+
+def pictured(role: str, image: str) -> dict[str, Any]:
+    asked = {"role": role, "content": [{"text": "What is it?"}, {"image": image}]}
+    return {"messages": [asked, {"role": "assistant", "content": [{"text": "A cat."}]}]}
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_an_archive_is_repaired_beside_its_images_as_they_are(method: int) -> None:
+    images = {f"{n}.png": picture("PNG", width=10 + n) for n in range(5)} | {"图.jpg": picture("JPEG")}
+    rows = [pictured("human", name) for name in images] + [pictured("user", "图.jpg")]
+    content = archive({f"x/{name}": data for name, data in {"rows.jsonl": jsonl(rows), **images}.items()}, method)
+    before = inspect(Given(content))
+    assert before.repairable and before.counts == {"role_word": 6}
+    repaired, changes = mend(content)
+    assert (changes.rows_changed, changes.rows_left, changes.counts) == (6, 0, {"role_word": 6})
+    after = inspect(Given(repaired))
+    assert after.fit and (after.rows, after.images) == (7, 7)
+    made = Archive(io.BytesIO(repaired))
+    assert made.rows_name == "rows.jsonl" and list(made.images) == list(images)
+    assert all(made.image(name) == data for name, data in images.items())
+    assert mend(content)[0] == repaired
+    with zipfile.ZipFile(io.BytesIO(repaired)) as opened:
+        assert opened.testzip() is None and {info.compress_type for info in opened.infolist()} == {method}
+    with pytest.raises(InvalidRequest, match="nothing in this file"):
+        mend(repaired)
+
+
+def test_an_image_is_copied_without_being_unpacked_even_where_it_is_damaged() -> None:
+    content = archive({"rows.jsonl": jsonl([pictured("human", "a.jpg")]), "a.jpg": picture()}, zipfile.ZIP_STORED)
+    place = content.index(picture()) + 40
+    content = content[:place] + b"?" + content[place + 1 :]
+    repaired, _ = mend(content)
+    assert content[place - 40 : place + 100] in repaired
+    assert inspect(Given(repaired)).counts == {"image_unreadable": 1}
+
+
+def test_memory_stays_flat_while_an_archive_is_repaired(tmp_path: Path) -> None:
+    noise = random.Random(1).randbytes(9_000_000)
+    path = tmp_path / "rows.zip"
+    rows = jsonl([pictured("human", "0.jpg")] * 300)
+    path.write_bytes(archive({"rows.jsonl": rows, **{f"{n}.jpg": noise for n in range(4)}}, zipfile.ZIP_STORED))
+    with (tmp_path / "made.zip").open("wb") as out:
+        tracemalloc.start()
+        changes = repair(LocalFile(path), out)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert changes.rows_changed == 300
+    assert peak < 5_000_000
+
+
+async def test_a_repaired_archive_is_a_version_that_is_fit(house: House) -> None:
+    datasets = house.parts.services.datasets
+    content = archive({"rows.jsonl": jsonl([pictured("human", "a.jpg")]), "a.jpg": picture()})
+    file = await house.upload(content=content)
+    made, changes = await datasets.repair(ADA, file.id)
+    assert changes["counts"] == {"role_word": 1}
+    await house.parts.inspector.once()
+    assert (await datasets.get(ADA, made.id)).status == "processed"

@@ -20,9 +20,7 @@ from luthier.core.settings import ServingSection
 from luthier.executors.base import Executor, executors
 from luthier.serving.protocol import Finish, Sampling, TokenChunk, Turn
 from luthier.testing import InlineExecutor
-from tests.unit.control.conftest import ADA, House
-
-on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+from tests.unit.control.conftest import ADA, House, on_sqlite
 
 
 def serving(house: House, executor: Executor, **changes: object) -> Parts:

@@ -12,14 +12,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from luthier.control.datasets.inspection import inspect
 from luthier.control.datasets.service import File
 from luthier.control.datasets.transforms.split import SplitOptions, split
 from luthier.control.jobs.lifecycle import Status
 from luthier.core.errors import FileNotFound, InvalidRequest
-from luthier.formats.base import known
+from luthier.images.archives import Archive
 from luthier.records.source import Given
 from luthier.testing import jsonl
 from tests.unit.control.conftest import ADA, BOB, House
+from tests.unit.images.pictures import archive, picture
 
 
 def rows(count: int, *tags: str) -> list[dict[str, Any]]:
@@ -152,7 +154,66 @@ async def test_a_file_that_cannot_be_trained_on_is_not_split(house: House) -> No
     datasets = house.parts.services.datasets
     with pytest.raises(InvalidRequest, match="cannot be split, it has problems: line 1"):
         await datasets.split(ADA, (await house.upload(content=b'{"messages": []}\n')).id, {})
-    archive = await house.upload(content=known()["image_archive"].sample())
-    with pytest.raises(InvalidRequest, match="is a zip archive"):
-        await datasets.split(ADA, archive.id, {})
-    assert len(house.parts.storage.list("files")) == 2
+    assert len(house.parts.storage.list("files")) == 1
+
+
+# Archives
+
+
+def pictured(*names: str) -> list[dict[str, Any]]:
+    return [
+        {
+            "messages": [
+                {"role": "user", "content": [{"text": f"What is row {n}?"}, {"image": name}]},
+                {"role": "assistant", "content": [{"text": "A cat."}]},
+            ]
+        }
+        for n, name in enumerate(names)
+    ]
+
+
+PICTURED = archive(
+    {
+        "图片/rows.json": jsonl(pictured(*(f"{n}.jpg" for n in range(8)), "shared.png", "shared.png")),
+        **{f"图片/{n}.jpg": picture("JPEG", width=20 + n) for n in range(8)},
+        "图片/shared.png": picture("PNG"),
+        "图片/unused.png": picture("PNG", width=9),
+    }
+)
+
+
+def archives(content: bytes, **options: Any) -> tuple[bytes, bytes, dict[str, Any]]:
+    training, validation = io.BytesIO(), io.BytesIO()
+    told = split(Given(content), SplitOptions(**options), training, validation)
+    return training.getvalue(), validation.getvalue(), told
+
+
+def test_an_archive_gives_two_each_with_the_images_that_its_rows_name_and_no_others() -> None:
+    training, validation, told = archives(PICTURED, ratio=0.3)
+    assert (told["training"], told["validation"]) == (7, 3)
+    old = Archive(io.BytesIO(PICTURED))
+    rows = []
+    for content, count in ((training, 7), (validation, 3)):
+        report = inspect(Given(content))
+        assert report.fit and (report.rows, report.images) == (count, count)
+        made = Archive(io.BytesIO(content))
+        lines = made.open_rows().readlines()
+        assert made.rows_name == "rows.json"
+        assert set(made.images) == {json.loads(line)["messages"][0]["content"][1]["image"] for line in lines}
+        assert all(made.image(name) == old.image(name) for name in made.images)
+        rows += lines
+    assert sorted(rows) == sorted(old.open_rows().readlines())
+
+
+def test_the_same_archive_split_twice_gives_the_same_bytes() -> None:
+    assert archives(PICTURED, seed=5) == archives(PICTURED, seed=5)
+
+
+async def test_the_versions_of_an_archive_are_fit(house: House) -> None:
+    datasets = house.parts.services.datasets
+    file = await house.upload(content=PICTURED)
+    training, validation, _ = await datasets.split(ADA, file.id, {"ratio": 0.3})
+    await house.parts.inspector.once()
+    for made, count in ((training, 7), (validation, 3)):
+        read = await datasets.get(ADA, made.id)
+        assert read.status == "processed" and read.report is not None and read.report.rows == count

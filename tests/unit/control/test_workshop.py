@@ -5,18 +5,22 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 import time
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from luthier.control.datasets.tasks import Task, perform
-from luthier.control.datasets.workshop import ProcessWorkshop, WorkStopped
-from luthier.core.errors import InvalidRequest, Unavailable
+from luthier.control.datasets.workshop import ProcessWorkshop, Workshop, WorkStopped
+from luthier.core.errors import FileNotFound, InvalidRequest, Unavailable
 from luthier.storage import Storage, StoredObject
 from luthier.testing import jsonl, toy_rows, toy_tokenizer
-from tests.unit.control.conftest import ADA, House, add
+from tests.unit.control.conftest import ADA, BOB, House, add, on_sqlite
 
 GIGABYTES = 2 * 1024**3
 GOOD = jsonl(toy_rows(30))
@@ -43,8 +47,12 @@ def inspecting(stored: StoredObject) -> Task:
 
 
 def workers() -> list[psutil.Process]:
-    children = psutil.Process().children(recursive=True)
-    return [one for one in children if any("datasets.worker" in part for part in one.cmdline())]
+    found: list[psutil.Process] = []
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it has just ended
+            if any("datasets.worker" in part for part in child.cmdline()):
+                found.append(child)
+    return found
 
 
 async def test_a_process_finds_what_is_found_here(storage: Storage, tmp_path: Path) -> None:
@@ -60,6 +68,12 @@ async def test_a_process_finds_what_is_found_here(storage: Storage, tmp_path: Pa
             key=fit.key,
             size=fit.size,
             options={"format": "messages", "weights": "models/toy", "result": "lengths/x"},
+        ),
+        Task(
+            kind="preview",
+            key=fit.key,
+            size=fit.size,
+            options={"format": "messages", "row": 30, "weights": "models/toy", "is_fit": True},
         ),
         Task(kind="repair", key=stored.key, size=stored.size, options={"result": "files/z"}),
         Task(
@@ -143,13 +157,76 @@ async def test_no_more_than_four_are_at_work_at_once(storage: Storage, tmp_path:
     assert [task.result()["rows"] for task in tasks] == [30] * 7
 
 
+async def test_a_process_stands_ready_for_the_next_task(storage: Storage, tmp_path: Path) -> None:
+    here = ProcessWorkshop(
+        (tmp_path / "objects").as_uri(),
+        cache=str(tmp_path / "cache"),
+        processes=1,
+        memory_bytes=GIGABYTES,
+        least_seconds=60,
+        stands_ready=True,
+    )
+    good = inspecting(storage.write("files/x", GOOD))
+    assert (await here.do(good))["rows"] == 30
+    [ready] = workers()
+    found = await asyncio.gather(here.do(good), here.do(good))
+    assert [one["rows"] for one in found] == [30, 30]
+    assert not ready.is_running()
+    [ready] = workers()
+    ready.kill()  # it is not missed
+    while ready.is_running():
+        await asyncio.sleep(0.05)
+    await asyncio.sleep(0.1)
+    assert (await here.do(good))["rows"] == 30
+    await here.close()
+    assert workers() == []
+
+
+def test_a_process_that_stands_ready_ends_with_whoever_started_it() -> None:
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "luthier.control.datasets.worker"], stdin=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert worker.communicate(timeout=60) == (None, b"")
+    assert worker.returncode == 0
+
+
 # What the server makes of it
+
+
+async def test_a_file_is_given_up_after_faults_of_ours_and_can_be_checked_again(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken(Workshop):
+        async def do(self, task: Task) -> dict[str, Any]:
+            raise ZeroDivisionError("ours")
+
+    datasets = house.parts.services.datasets
+    file = await add(house.parts, ADA, GOOD)
+    with pytest.raises(InvalidRequest, match="has not been checked yet"):
+        await datasets.check_again(ADA, file.id)
+    monkeypatch.setattr(house.parts.inspector, "every_seconds", 0)
+    workshop, house.parts.inspector.workshop = house.parts.inspector.workshop, Broken()
+    for _ in range(8):
+        assert (await datasets.get(ADA, file.id)).status == "uploaded"
+        await house.parts.inspector.once()
+    read = await datasets.get(ADA, file.id)
+    assert read.report is not None
+    assert (read.status, read.report.counts) == ("error", {"check_stopped": 1})
+    house.parts.inspector.workshop = workshop
+    assert (await datasets.check_again(ADA, file.id)).status == "uploaded"
+    await house.parts.inspector.once()
+    assert (await datasets.get(ADA, file.id)).status == "processed"
+    with pytest.raises(InvalidRequest, match="has no problem"):
+        await datasets.check_again(ADA, file.id)
+    with pytest.raises(FileNotFound):
+        await datasets.check_again(BOB, file.id)
 
 
 def of(house: House, **limits: float) -> ProcessWorkshop:
     return shop(house.folder, **limits)  # type: ignore[arg-type]
 
 
+@on_sqlite
 @pytest.mark.parametrize(
     ("limits", "said"), [({"seconds": 0.05}, "took longer"), ({"memory_bytes": 150 * 1024**2}, "more memory")]
 )
@@ -188,6 +265,7 @@ ODD = {
 }
 
 
+@on_sqlite
 async def test_bytes_of_any_kind_come_to_an_end(house: House) -> None:
     house.parts.inspector.workshop = of(house)
     files = {name: await add(house.parts, ADA, content) for name, content in ODD.items()}
@@ -199,6 +277,7 @@ async def test_bytes_of_any_kind_come_to_an_end(house: House) -> None:
         assert "check_stopped" not in read.report.counts, name
 
 
+@on_sqlite
 async def test_a_file_whose_bytes_are_gone_is_told_and_not_read_for_ever(house: House) -> None:
     house.parts.inspector.workshop = of(house)
     file = await add(house.parts, ADA, GOOD)

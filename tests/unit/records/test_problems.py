@@ -2,11 +2,95 @@
 
 from __future__ import annotations
 
+import re
 import string
 
 import pytest
 
+from luthier.control.datasets.inspection import inspect
+from luthier.formats.base import known
 from luthier.records.problems import MEANINGS, Problem, shown
+from luthier.records.source import Given
+from tests.corpus.broken import BROKEN, Broken
+
+PLAIN = {
+    *["JSON", "Lines", "UTF", "BOM", "GBK", "NUL", "Office", "schema", "Parquet", "PDF", "gzip"],
+    *["jsonl", "json", "zip", "jpg", "jpeg", "png", "webp", "JPEG", "PNG", "WEBP", "MiB", "http", "base64", "deflate"],
+    *["null", "true", "false", "system", "user", "assistant", "tool"],
+    *["weight", "messages", "tools", "tool_calls", "tool_call_id", "id", "name", "tag", "content", "data", "image"],
+    *["LUTHIER_DATA__IMAGE_HOSTS", "POST", "api", "platform", "files", "check"],
+    *("Alpaca", "ShareGPT", "OpenAI"),
+    *known(),
+}
+"""What a Chinese sentence may hold besides quotes, fields and pieces of the file."""
+
+
+def english(text: str) -> set[str]:
+    unquoted = re.sub(r'"(?:[^"\\]|\\.)*"?|\{id\}', " ", text)
+    return set(re.findall(r"(?<!\w)[A-Za-z][A-Za-z_0-9]+", unquoted, re.ASCII)) - PLAIN
+
+
+@pytest.mark.parametrize("broken", BROKEN, ids=lambda broken: broken.name)
+def test_what_is_told_in_chinese_of_a_broken_file_holds_no_english(broken: Broken) -> None:
+    report = inspect(Given(broken.data))
+    file = broken.data.decode(errors="replace")
+    for problem in (*report.problems, *report.warnings):
+        told = problem.text.zh
+        if problem.code == "bad_schema":  # a library says it, and is quoted
+            told = re.sub("“[^”]*”", " ", told)
+        values = (problem.field, problem.found, problem.expected)
+        for said in (part for value in values for part in (value, *re.split("[ ,/]+", value or "")) if part):
+            if said == problem.field or said in file:
+                told = told.replace(said, " ")
+        assert not english(told), problem.text.zh
+
+
+@pytest.mark.parametrize("code", MEANINGS)
+def test_the_chinese_words_of_a_code_hold_no_english(code: str) -> None:
+    assert not english(Problem(code=code, found="1", expected="2", field="f").text.zh)
+
+
+@pytest.mark.parametrize(
+    ("code", "found", "expected", "chinese"),
+    [
+        ("wrong_type", "empty array", "array", "应为数组，实际是空数组"),
+        ("not_json", "the end", "a comma or }", "此处应为逗号或 }，实际是结尾"),
+        ("wrong_type", "value", "boolean", "应为 true 或 false，实际是其他类型的值"),
+        ("missing_field", "", "array of one assistant message", "请添加（只含一条 assistant 消息的数组）"),
+        ("image_place", "no image format", "file of an image category", "这种格式不含图片。请移到图片类别的文件"),
+        ("check_stopped", "The work took longer than 1,200 seconds", "", "检查被中止：处理时间超过 1,200 秒。"),
+        ("check_stopped", "The process that does the work ended with status -9", "", "处理进程异常结束（状态 -9）"),
+        ("bad_schema", "type: 'x' is not one of many", "", "JSON schema：“type: 'x' is not one of many”。"),
+        ("text_after_record", "and more", "", "记录之后还有“and more”。"),
+    ],
+)
+def test_our_own_words_are_translated_and_those_of_others_are_quoted(
+    code: str, found: str, expected: str, chinese: str
+) -> None:
+    assert chinese in Problem(code=code, field="f", found=found, expected=expected).text.zh
+
+
+@pytest.mark.parametrize("name", known())
+def test_what_a_row_of_a_format_has_is_told_in_chinese_too(name: str) -> None:
+    described = known()[name].describes
+    assert not english(Problem(code="format_unknown", found="a", expected=described).text.zh), described
+
+
+def test_a_key_of_the_file_is_no_word_of_ours() -> None:
+    text = Problem(code="duplicate_key", found="string").text
+    assert text.en.startswith("The key string stands twice")
+    assert "键 string 出现" in text.zh
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [("1", "The file has 1 row; at least 100 good"), ("11", "The file has 11 rows; at least 100 good")],
+)
+def test_one_of_a_thing_is_told_as_one(rows: str, said: str) -> None:
+    assert Problem(code="too_few_rows", found=rows, expected="100").text.en.startswith(said)
+    assert Problem(code="tag_small", found="images", expected=rows).text.en.startswith(
+        f"The tag images has only {rows} row"
+    )
 
 
 @pytest.mark.parametrize("code", MEANINGS)

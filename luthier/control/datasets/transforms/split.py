@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import json
 import random
+import tempfile
+import unicodedata
 from array import array
 from collections import defaultdict
+from functools import partial
 from typing import IO, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from luthier.control.datasets.archives import rows_in
+from luthier.control.datasets.inspection import format_of
 from luthier.core.errors import InvalidRequest
+from luthier.formats.base import DatasetFormat
+from luthier.images.packing import pack
 from luthier.records.reader import Reader, Record
-from luthier.records.source import Source
+from luthier.records.source import BLOCK, Source
 
 
 class SplitOptions(BaseModel):
@@ -28,9 +35,32 @@ class SplitOptions(BaseModel):
 def split(source: Source, options: SplitOptions, training: IO[bytes], validation: IO[bytes]) -> dict[str, Any]:
     """Write the two files and say how the rows were divided; rows keep their order and their bytes.
 
-    The validation file gets `ratio` of all rows, rounded; among tags it is given out by largest remainder. Raises
+    The validation file gets `ratio` of all rows, rounded; among tags it is given out by largest remainder. An archive
+    gives two archives, each with those of its images that its rows name; the files must be seekable then. Raises
     InvalidRequest when one of the files would be empty.
     """
+    with rows_in(source) as (rows, archive):
+        if archive is None:
+            return _split(rows, options, training, validation)
+        form = format_of(rows)[0]
+        with tempfile.TemporaryFile() as trained, tempfile.TemporaryFile() as validated:
+            division = _split(rows, options, trained, validated)
+            for made, out in ((trained, training), (validated, validation)):
+                pack(archive, made, out, images=set() if form is None else _named(made, form))
+        return division
+
+
+def _named(rows: IO[bytes], form: type[DatasetFormat]) -> set[str]:
+    """The names of all images that rows name, as they stand in an archive."""
+    rows.seek(0)
+    names: set[str] = set()
+    for found in Reader(iter(partial(rows.read, BLOCK), b"")):
+        if isinstance(found, Record) and isinstance(found.value, dict):
+            names.update(unicodedata.normalize("NFC", source) for _, source in form.images(found.value))
+    return names
+
+
+def _split(source: Source, options: SplitOptions, training: IO[bytes], validation: IO[bytes]) -> dict[str, Any]:
     tags: dict[str, array[int]] = defaultdict(lambda: array("Q"))
     rows = 0
     for found in Reader(source.blocks()):

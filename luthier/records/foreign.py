@@ -4,11 +4,32 @@ from __future__ import annotations
 
 from typing import Any
 
-from luthier.formats._turns import ROLE_WORDS, is_harmless
+ROLE_WORDS = {
+    "human": "user",
+    "customer": "user",
+    "prompter": "user",
+    "gpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "ai": "assistant",
+    "chatgpt": "assistant",
+    "developer": "system",
+    "function": "tool",
+    "observation": "tool",
+    "function_response": "tool",
+}
+"""Words that other tools use for a role."""
+
+HARMLESS = frozenset(
+    ("id", "idx", "index", "uuid", "_id", "source", "dataset", "lang", "language", "category", "topic", "timestamp")
+) | {"created", "created_at", "url_source", "split"}
+"""Fields that other tools put beside a row and that say nothing of what is learned."""
 
 
 def foreign(row: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
     """The name of another tool's kind of row and what it is in ours; None where nothing is recognised."""
+    if has_retired_functions(row):
+        return "functions (OpenAI)", _with_tools(row)
     if isinstance(row.get("conversations"), list):
         return "conversations (ShareGPT)", _sharegpt(row)
     if "instruction" in row and ("output" in row or "response" in row):
@@ -53,17 +74,40 @@ def unread(row: dict[str, Any]) -> list[str]:
     found = foreign(row)
     if found is None:
         return []
-    read = {name for kind, names in _READ.items() if found[0].startswith(kind) for name in names}
-    read |= set(found[0].split("/")) | {"system", "tag"}
+    kinds = [names for kind, names in _READ.items() if found[0].startswith(kind)]
+    read = {*(kinds[0] if kinds else ("system",)), *found[0].split("/"), "tag"}
     lost = [name for name, value in row.items() if name not in read and not is_harmless(name, value)]
     if "history" in read and not _is_history(row.get("history")):
         lost.append("history")
     return lost
 
 
+def is_harmless(name: str, value: Any) -> bool:
+    """Whether nothing is lost when a field that is not known here is left out: it is empty, or only says which row it is."""
+    return value is None or value in ("", [], {}) or name in HARMLESS
+
+
+def has_retired_functions(row: dict[str, Any]) -> bool:
+    """Whether a conversation has functions as OpenAI wrote them before there were tools: `functions` beside it, `function_call`
+    in a message, and answers of the role `function` that name no call.
+    """
+    messages = row.get("messages")
+    if not isinstance(messages, list) or "chosen" in row or "rejected" in row:
+        return False
+    return row.get("functions") is not None or any(
+        isinstance(message, dict)
+        and (
+            message.get("function_call") is not None
+            or (message.get("role") == "function" and "tool_call_id" not in message)
+        )
+        for message in messages
+    )
+
+
 _READ = {
-    "conversations": ("conversations",),
-    "instruction": ("instruction", "input", "output", "response", "history"),
+    "functions": ("messages", "functions"),
+    "conversations": ("conversations", "system"),
+    "instruction": ("instruction", "input", "output", "response", "history", "system"),
     "prompt/chosen": (),
 }
 """What is read of each kind, beside the fields that its name says."""
@@ -73,6 +117,35 @@ def _is_history(history: Any) -> bool:
     return history in (None, []) or (
         isinstance(history, list) and all(isinstance(turn, list) and len(turn) == 2 for turn in history)
     )
+
+
+def _with_tools(row: dict[str, Any]) -> dict[str, Any]:
+    """Functions as tools. A call had no id: it is given one, and the function of its name that speaks next answers it."""
+    messages = []
+    made, waiting = 0, None
+    for message in row["messages"]:
+        if isinstance(message, dict) and isinstance(call := message.get("function_call"), dict):
+            made += 1
+            waiting = {"id": f"call_{made:04}", "type": "function", "function": call}
+            messages.append({**_without(message, "function_call"), "tool_calls": [waiting]})
+        elif isinstance(message, dict) and message.get("role") == "function":
+            answer = {**message, "role": "tool"}
+            if waiting is not None and message.get("name") == waiting["function"].get("name"):
+                answer = {**_without(answer, "name"), "tool_call_id": waiting["id"]}
+                waiting = None
+            messages.append(answer)
+        elif isinstance(message, dict) and message.get("function_call", "") is None:
+            messages.append(_without(message, "function_call"))
+        else:
+            messages.append(message)
+    functions = row.get("functions")
+    if isinstance(functions, list):
+        functions = [{"type": "function", "function": function} for function in functions]
+    return _with_tag(row, {"messages": messages} if functions is None else {"messages": messages, "tools": functions})
+
+
+def _without(message: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in message.items() if key != name}
 
 
 def _of_conversations(row: dict[str, Any]) -> dict[str, Any]:
