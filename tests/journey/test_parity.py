@@ -45,7 +45,7 @@ async def test_what_the_trainer_shows_before_an_answer_is_what_the_replica_compu
         tokens, weights = row_of_trainer(folder, conversation)
         assert tokens[: len(served)] == served
         assert weights[len(served)] == 1, "the answer's first token is learned"
-        earlier = sum(message.role == "assistant" for message in conversation.messages)
+        earlier = sum(message.role == "assistant" and message.trained for message in conversation.messages)
         assert any(weights[: len(served)]) == bool(earlier), "what is learned before it are earlier answers"
 
 
