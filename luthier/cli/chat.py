@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from luthier.cli.client import DEFAULT_URL, Key, Url, connected
-from luthier.cli.console import Json, out, print_json
+from luthier.cli.console import Json, out, print_json, visible
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -48,7 +48,7 @@ def _answer(client: OpenAI, model: str, messages: list[dict[str, str]], sampling
     text = ""
     for chunk in client.chat.completions.create(stream=True, **asked):
         piece = chunk.choices[0].delta.content or ""
-        print(piece, end="", flush=True)
+        print(visible(piece) if sys.stdout.isatty() else piece, end="", flush=True)
         text += piece
     print()
     return text

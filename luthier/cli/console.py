@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from typing import Annotated, Any
 
@@ -12,20 +13,55 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+_ACTING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Signs that a terminal obeys instead of showing them: controls but newline and tab, those that turn text around, and halves
+of characters, which nothing can print."""
+
+
+def visible(text: str) -> str:
+    """What a file, a name or a server says, for people to look at: no sign of it acts on their terminal."""
+    return _ACTING.sub(lambda sign: _picture(ord(sign[0])), text)
+
+
+def _picture(sign: int) -> str:
+    """Unicode's picture of a control sign, otherwise its number."""
+    if sign < 0x20 or sign == 0x7F:
+        return chr(0x2400 + sign) if sign < 0x20 else "\u2421"
+    return f"<U+{sign:04X}>"
+
+
+def literal(text: str, style: str = "") -> Text:
+    """The same as a renderable, for what rich would otherwise read as markup."""
+    return Text(visible(text), style=style)
+
+
+class _Literal(Console):
+    """Shows every string as it stands there: a word in brackets is a word, and no sign acts on the terminal."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, highlight=False, markup=False, emoji=False)
+
+    def render_str(self, text: str, **how: Any) -> Text:
+        return super().render_str(visible(text), **how)
+
+
+out = _Literal()
+err = _Literal(stderr=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
 
 def complain(message: str, hint: str | None = None) -> None:
-    err.print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)  # whoever searches it finds it whole
+    told = Text.assemble(("error: ", "bold red"), literal(message))
+    err.print(told, soft_wrap=True)  # whoever searches it finds it whole
     if hint:
-        err.print(Text.assemble(("  → ", "bold"), hint), soft_wrap=True)
+        err.print(Text.assemble(("  → ", "bold"), literal(hint)), soft_wrap=True)
 
 
 def print_json(value: Any) -> None:
-    print(json.dumps(value, ensure_ascii=False, indent=2))
+    """The same value for a script, without a sign that acts on the terminal of a person."""
+    written = json.dumps(value, ensure_ascii=False, indent=2)
+    print(_ACTING.sub(lambda sign: f"\\u{ord(sign[0]):04x}", written))
 
 
 def table(columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
@@ -33,7 +69,7 @@ def table(columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
     for column in columns:
         shown.add_column(column, overflow="fold")
     for row in rows:
-        shown.add_row(*("" if cell is None else str(cell) for cell in row))
+        shown.add_row(*("" if cell is None else literal(str(cell)) for cell in row))
     out.print(shown)
 
 
@@ -57,10 +93,10 @@ class TrainingBar:
         self._lines = not out.is_terminal and not quiet
         self._last_tenth = -1
         self._bar = Progress(
-            TextColumn(title),
+            TextColumn(title, markup=False),
             BarColumn(bar_width=30),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[told]}"),
+            TextColumn("{task.fields[told]}", markup=False),
             _TimeLeft(),
             console=out,
             disable=self._lines or quiet,
@@ -75,7 +111,7 @@ class TrainingBar:
         self._bar.stop()
 
     def waiting(self, why: str) -> None:
-        self._bar.update(self._task, told=why)
+        self._bar.update(self._task, told=visible(why))
 
     def step(self, step: int, total: int, loss: float, tokens_per_second: float, seconds_left: float) -> None:
         told = f"loss {loss:.3f} · {tokens_per_second:,.0f} tokens/s"

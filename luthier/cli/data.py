@@ -16,13 +16,14 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from luthier.cli.console import Json, complain, err, out, print_json, table
+from luthier.cli.console import Json, complain, err, literal, out, print_json, table, visible
 from luthier.cli.language import Language, Speech, counted, spoken
 from luthier.core.errors import InvalidParameter, InvalidRequest, NotFound
 
 if TYPE_CHECKING:
     from luthier.chat.examples import Overlength
     from luthier.control.datasets.lengths import Selection, Summary
+    from luthier.control.datasets.preview import Preview
     from luthier.control.datasets.report import DatasetReport
     from luthier.records.problems import Problem
     from luthier.records.source import Source
@@ -95,37 +96,14 @@ def show(
     limit = known_model.limit(max_length)
     with _source(path) as source:
         seen = preview(source, form, row, known_model.folder, max_length=limit, overlength=way)
+        if seen.problems and (wider := _wider(source, form, row)) is not None:
+            seen = preview(source, wider, row, known_model.folder, max_length=limit, overlength=way)
     if json:
         print_json(seen.model_dump(mode="json"))
-        return
-    for problem in seen.problems:
-        complain(say(problem.text.en, problem.text.zh))
-    for one in seen.sequences:
-        if len(seen.sequences) > 1:
-            out.rule(one.name, align="left")
-        shown = Text()
-        for is_trained, run in groupby(one.tokens, lambda token: token.trained):
-            shown.append("".join(token.text for token in run), style="black on green" if is_trained else "dim")
-        out.print(shown, soft_wrap=True)
-    if seen.said:
-        complain(seen.said)
-    if way == "fail" and any(len(one.tokens) > limit for one in seen.sequences):
-        complain(
-            say(
-                f"A job would be refused: this row is longer than {limit:,} tokens.",
-                f"任务会被拒绝：这条数据超过 {limit:,} 个 token。",
-            )
-        )
-    marks = "".join(say(", ", "，") + say(*_MARKS[mark]) for mark in seen.marks)
-    tokens = sum(len(one.tokens) for one in seen.sequences)
-    out.print(
-        say(
-            f"\nrow {seen.row}, line {seen.line}: {counted(tokens, 'token')}, {seen.trained_tokens:,} learned, "
-            f"{seen.billed_tokens:,} billed{marks}",
-            f"\n第 {seen.row} 条数据，第 {seen.line} 行：{tokens:,} 个 token，学习 {seen.trained_tokens:,} 个，"
-            f"计费 {seen.billed_tokens:,} 个{marks}",
-        )
-    )
+    else:
+        _print_row(seen, limit, way, say)
+    if seen.problems:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -154,6 +132,7 @@ def repair(
                 "file": str(target),
                 "rows_changed": changes.rows_changed,
                 "rows_left": changes.rows_left,
+                "images": changes.images,
                 "counts": changes.counts,
                 "rows": changes.rows,
             }
@@ -167,14 +146,15 @@ def repair(
                 f"第 {one['row']} 条数据，第 {one['line']} 行：{codes}",
             )
         )
-        out.print(Text(f"- {one['before']}", style="red"))
-        out.print(Text(f"+ {one['after']}", style="green"))
+        out.print(literal(f"- {one['before']}", "red"))
+        out.print(literal(f"+ {one['after']}", "green"))
     counts = ", ".join(f"{code} {count:,}" for code, count in changes.counts.items())
     out.print(
         say(
             f"{target}: {counted(changes.rows_changed, 'row')} changed ({counts}); {counted(changes.rows_left, 'row')} still "
-            f"{'has' if changes.rows_left == 1 else 'have'} a problem",
-            f"{target}：修改了 {changes.rows_changed:,} 条数据（{counts}）；仍有问题的数据：{changes.rows_left:,} 条",
+            f"{'has' if changes.rows_left == 1 else 'have'} a problem{', images not looked at' if changes.images else ''}",
+            f"{target}：修改了 {changes.rows_changed:,} 条数据（{counts}）；仍有问题的数据：{changes.rows_left:,} 条"
+            f"{'，图片未检查' if changes.images else ''}",
         )
     )
 
@@ -255,7 +235,10 @@ def split(
     try:
         options = SplitOptions(ratio=ratio, seed=seed, by_tag=by_tag)
     except ValidationError as wrong:
-        raise InvalidParameter("--ratio", f"must be above 0 and below 1, got {ratio:g}") from wrong
+        fault = wrong.errors()[0]
+        name, given = fault["loc"][0], fault["input"]
+        allowed = "above 0 and below 1" if name == "ratio" else "at least 0 and below 2,147,483,648"
+        raise InvalidParameter(f"--{name}", f"must be {allowed}, got {given}") from wrong
     with _source(path) as source:
         suffix = suffix_of(source)
     targets = {name: path.with_name(f"{path.stem}.{name}{suffix}") for name in ("training", "validation")}
@@ -301,7 +284,7 @@ def _inspected(path: Path, category: str | None) -> DatasetReport:
 
     if category is not None and category not in known():
         raise InvalidParameter("--category", f"must be one of {', '.join(known())}, got {category!r}")
-    with _source(path) as source, err.status(f"checking {path.name}"):
+    with _source(path) as source, err.status(literal(f"checking {path.name}")):
         asked = Settings.read().data
         return inspect(
             source,
@@ -322,6 +305,57 @@ def _format(path: Path, say: Speech) -> str:
         if (form := format_of(rows)[0]) is not None:
             return form.name()
     raise _unfit(_inspected(path, None), say)
+
+
+def _wider(source: Source, head: str, row: int) -> str | None:
+    """The format of one row, where it includes the one that the first rows are of: a file may mix the two, and is of the wider
+    one then. None where the row is of no such format.
+    """
+    from luthier.control.datasets.archives import rows_in
+    from luthier.control.datasets.preview import record_at
+    from luthier.formats.base import known, recognised
+    from luthier.records.problems import Problem
+
+    with rows_in(source) as (rows, _):
+        record = record_at(rows, row)
+    if isinstance(record, Problem) or not isinstance(record.value, dict):
+        return None
+    names = recognised(record.value)
+    return names[0] if len(names) == 1 and head in known()[names[0]].includes else None
+
+
+def _print_row(seen: Preview, limit: int, way: Overlength, say: Speech) -> None:
+    for problem in seen.problems:
+        complain(say(problem.text.en, problem.text.zh))
+    if seen.problems:
+        return
+    for one in seen.sequences:
+        if len(seen.sequences) > 1:
+            out.rule(one.name, align="left")
+        shown = Text()
+        for is_trained, run in groupby(one.tokens, lambda token: token.trained):
+            told = visible("".join(token.text for token in run))
+            shown.append(told, style="black on green" if is_trained else "dim")
+        out.print(shown, soft_wrap=True)
+    if seen.said:
+        complain(seen.said)
+    if way == "fail" and any(len(one.tokens) > limit for one in seen.sequences):
+        complain(
+            say(
+                f"A job would be refused: this row is longer than {limit:,} tokens.",
+                f"任务会被拒绝：这条数据超过 {limit:,} 个 token。",
+            )
+        )
+    marks = "".join(say(", ", "，") + say(*_MARKS[mark]) for mark in seen.marks)
+    tokens = sum(len(one.tokens) for one in seen.sequences)
+    out.print(
+        say(
+            f"\nrow {seen.row}, line {seen.line}: {counted(tokens, 'token')}, {seen.trained_tokens:,} learned, "
+            f"{seen.billed_tokens:,} billed{marks}",
+            f"\n第 {seen.row} 条数据，第 {seen.line} 行：{tokens:,} 个 token，学习 {seen.trained_tokens:,} 个，"
+            f"计费 {seen.billed_tokens:,} 个{marks}",
+        )
+    )
 
 
 def _unfit(report: DatasetReport, say: Speech) -> InvalidParameter:
@@ -361,14 +395,14 @@ def _print_report(path: Path, report: DatasetReport, most: int, say: Speech) -> 
     if report.repairable:
         out.print(
             say(
-                f"All that is wrong can be repaired: luthier data repair {path}",
-                f"全部问题都可以修复：luthier data repair {path}",
+                f"All that was found can be repaired: luthier data repair {path}",
+                f"已发现的问题都可以修复：luthier data repair {path}",
             )
         )
 
 
 def _told(problem: Problem, say: Speech, style: str) -> Text:
-    return Text.assemble((f"{problem.code}: ", f"bold {style}"), say(problem.text.en, problem.text.zh))
+    return Text.assemble((f"{problem.code}: ", f"bold {style}"), literal(say(problem.text.en, problem.text.zh)))
 
 
 def _refusals(found: Summary, chosen: Selection, limit: int, way: Overlength, say: Speech) -> list[str]:

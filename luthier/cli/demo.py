@@ -21,10 +21,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import track
 from rich.table import Table
-from rich.text import Text
 
 from luthier.cli.client import connected
-from luthier.cli.console import complain, duration, out
+from luthier.cli.console import complain, duration, literal, out
 from luthier.cli.jobs import follow
 from luthier.core.errors import Unavailable
 from luthier.demo import scoring
@@ -209,7 +208,7 @@ def _side_by_side(client: OpenAI, tuned: str) -> None:
     with out.status("Asking both models ..."):
         for question in asked:
             before, after = (_answer(client, model, question) for model in (BASE, tuned))
-            shown.add_row(question, Text(_shortened(before)), Text(after, style="green"))
+            shown.add_row(question, literal(_shortened(before)), literal(after, "green"))
     out.print(shown)
 
 
@@ -295,7 +294,7 @@ def _stay(url: str, key: str, tuned: str) -> None:
     _headline("Luthier stays up. Talk to your model:")
     out.print(f"  {sys.argv[0]} chat {tuned} --url {url} --key {key}\n", soft_wrap=True)
     out.print("or from Python, by the official client (pip install openai):\n")
-    out.print(client_lines(url, key, tuned), markup=False, soft_wrap=True)
+    out.print(client_lines(url, key, tuned), soft_wrap=True)
     out.print("\nCtrl-C ends it.")
     try:
         signal.pause()
@@ -323,4 +322,4 @@ def _shortened(text: str) -> str:
 
 def _headline(text: str) -> None:
     out.print()
-    out.rule(f"[bold]{text}", align="left")
+    out.rule(literal(text, "bold"), align="left")

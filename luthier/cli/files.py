@@ -13,7 +13,7 @@ import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from luthier.cli.client import DEFAULT_URL, Key, Refused, Url, connected
-from luthier.cli.console import Json, err, out, print_json, table
+from luthier.cli.console import Json, err, literal, out, print_json, table, visible
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -108,7 +108,7 @@ def send(client: OpenAI, path: Path, *, category: str | None = None) -> FileObje
     more = {"category": category} if category else {}
     if path.stat().st_size > PART_BYTES:
         return _send_in_parts(client, path, more)
-    with err.status(f"uploading {path.name}"), path.open("rb") as content:
+    with err.status(literal(f"uploading {path.name}")), path.open("rb") as content:
         return client.files.create(file=(path.name, content), purpose="fine-tune", extra_body=more)
 
 
@@ -123,7 +123,7 @@ def _send_in_parts(client: OpenAI, path: Path, more: dict[str, str]) -> FileObje
     try:
         part_ids, md5 = [], hashlib.md5(usedforsecurity=False)
         with _bar() as bar, path.open("rb") as content:
-            task = bar.add_task(f"uploading {path.name}", total=size)
+            task = bar.add_task(visible(f"uploading {path.name}"), total=size)
             for piece in _pieces(content):
                 part_ids.append(steady.uploads.parts.create(upload.id, data=piece).id)
                 md5.update(piece)
@@ -145,5 +145,6 @@ def _pieces(content: BinaryIO) -> Iterator[bytes]:
 
 
 def _bar() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=30), DownloadColumn(), TransferSpeedColumn())
+    title = TextColumn("{task.description}", markup=False)
+    columns = (title, BarColumn(bar_width=30), DownloadColumn(), TransferSpeedColumn())
     return Progress(*columns, TimeRemainingColumn(), console=err, disable=not err.is_terminal)

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.text import Text
 
 from luthier.cli.client import DEFAULT_URL, Key, Refused, Url, connected
-from luthier.cli.console import Json, TrainingBar, out, print_json, table
+from luthier.cli.console import Json, TrainingBar, literal, out, print_json, table
 from luthier.cli.files import send
 
 if TYPE_CHECKING:
@@ -149,5 +150,6 @@ def _judge(job: FineTuningJob, json: bool) -> None:
     if job.status == "failed":
         raise Refused(f"The job {job.id} failed: {job.error.message if job.error else 'no reason was given'}")
     if job.status == "succeeded" and not json:
-        name = job.fine_tuned_model
-        out.print(f"The tuned model is [bold]{name}[/bold]; try: luthier chat {name}", soft_wrap=True)
+        name = job.fine_tuned_model or ""
+        told = Text.assemble("The tuned model is ", literal(name, "bold"), literal(f"; try: luthier chat {name}"))
+        out.print(told, soft_wrap=True)

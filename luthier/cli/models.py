@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from luthier.cli.client import DEFAULT_URL, Key, Url, connected
-from luthier.cli.console import Json, err, out, print_json, table
+from luthier.cli.console import Json, err, literal, out, print_json, table
 from luthier.cli.serve import Data, settings_with
 
 app = typer.Typer(help="Base models and tuned models.", no_args_is_help=True)
@@ -51,7 +51,7 @@ def add(
     installer = Installer(
         Storage(settings.storage_url), folder / "scratch", settings.training.python or sys.executable, SystemClock()
     )
-    with err.status(f"bringing in {name}"):
+    with err.status(literal(f"bringing in {name}")):
         card = installer.add(name, path, replace=replace)
     if json:
         print_json(card.model_dump(mode="json"))

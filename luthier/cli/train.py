@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 from pydantic import ValidationError
+from rich.text import Text
 
-from luthier.cli.console import TrainingBar, out
+from luthier.cli.console import TrainingBar, literal, out
 from luthier.cli.serve import Data, settings_with
 from luthier.core import logs
 from luthier.core.errors import InvalidParameter
@@ -63,6 +64,6 @@ def _show(bar: TrainingBar, event: events.RunEvent) -> None:
         case events.Succeeded():
             out.print(f"The adapter lies in the storage at {event.artifact_key}")
         case events.Failed():
-            out.print(f"[bold red]failed[/bold red] ({event.code}): {event.message}")
+            out.print(Text.assemble(("failed", "bold red"), literal(f" ({event.code}): {event.message}")))
         case events.Cancelled():
             out.print(f"stopped after step {event.step}; the checkpoints stay")

@@ -23,6 +23,9 @@ def check_answer(answer: Any, findings: Findings, path: Path, functions: set[str
     if answer["role"] != "assistant":
         findings.add("unknown_role", (*path, "role"), found=shown(answer["role"]), expected='"assistant"')
         return None
+    if "weight" in answer and answer["weight"] == 0:
+        findings.add("answer_weight", (*path, "weight"), found=shown(answer["weight"]))
+        return None
     return answer
 
 
@@ -51,7 +54,7 @@ def found_in_pair(messages: list[Turn], preferred: Turn, other: Turn, functions:
         said = answer.content
         if answer.role != "assistant" or not isinstance(said, str) or not said or said.isspace():
             return None
-        if answer.tool_calls is not UNSET or answer.tool_call_id is not UNSET:
+        if answer.tool_calls is not UNSET or answer.tool_call_id is not UNSET or answer.weight == 0:
             return None
         strings += 4 + (answer.weight is not UNSET) + 2 * (answer.name is not UNSET)
         characters += len(said)

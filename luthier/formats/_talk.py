@@ -11,6 +11,7 @@ import msgspec
 from luthier.formats._quick import NOT_DECODED, UNSET, Found
 from luthier.formats._turns import check_tools
 from luthier.formats.base import Findings
+from luthier.records.lenient import MOST_VALUES
 from luthier.records.reader import Record, is_nothing, strict
 
 _LONGEST_TOOLS = 32 * 1024  # bytes
@@ -127,6 +128,8 @@ def found_in(messages: list[Turn], functions: Collection[str] | None, *, is_prom
         earlier = role
     if not has_user or (earlier not in ("user", "tool") if is_prompt else not trained):
         return None
+    if unanswered and earlier == "tool":
+        return None
     if earlier == "user" and not is_prompt:
         noted.append("ends_with_user")
     return Found(strings, len(messages), trained, characters, noted=tuple(noted))
@@ -155,5 +158,7 @@ def _is_object(written: str) -> bool:
             found = _ARGUMENTS.decode(written)
         except NOT_DECODED:
             return isinstance(strict(written.encode("utf-8", "replace")), dict)
+        if len(found) >= MOST_VALUES:
+            return False
         return written.count('"') == 2 * len(found) + 2 * list(map(type, found.values())).count(str)
     return isinstance(strict(written.encode("utf-8", "replace")), dict)

@@ -11,7 +11,7 @@ from luthier.chat.messages import Conversation, Image, Message, Text, Tool, Tool
 from luthier.formats._schemas import schema_fault
 from luthier.formats.base import Findings, Row
 from luthier.records.foreign import ROLE_WORDS, is_harmless
-from luthier.records.lenient import Path
+from luthier.records.lenient import Path, parse
 from luthier.records.problems import shown, type_of
 from luthier.records.reader import strict
 
@@ -24,6 +24,10 @@ _CALL_FIELDS = ("id", "type", "function", "index")
 _CALLED_FIELDS = ("name", "arguments")
 _TOOL_FIELDS = ("type", "function")
 _FUNCTION_FIELDS = ("name", "description", "parameters", "strict")
+_FAULTS_OF_ARGUMENTS = frozenset(
+    {"duplicate_key", "too_many_values", "too_deep", "number_too_long", "nul", "half_surrogate"}
+)
+"""What may be wrong with a JSON object that is one all the same; said of arguments as it is of a row."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,10 @@ class Rules:
     needs_answer: bool = True
     """Whether the conversation holds the answer to be learned; otherwise it is a prompt."""
     fields: frozenset[str] = field(default=frozenset({"messages", "tag"}))
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return ("system", "user", "assistant", "tool") if self.tools else ("system", "user", "assistant")
 
 
 def check_row(row: Row, findings: Findings, rules: Rules) -> None:
@@ -162,19 +170,24 @@ def check_message(message: Any, findings: Findings, path: Path, rules: Rules, fu
 
 
 def _role(message: Row, findings: Findings, path: Path, rules: Rules) -> str | None:
-    allowed = ("system", "user", "assistant", "tool") if rules.tools else ("system", "user", "assistant")
+    allowed = rules.roles
     if "role" not in message:
         findings.add("missing_field", (*path, "role"), expected=", ".join(allowed))
         return None
     role = message["role"]
     if isinstance(role, str) and role in allowed:
         return role
-    meant = ROLE_WORDS.get(role.strip().lower(), role.strip().lower()) if isinstance(role, str) else None
-    if meant in allowed:
+    if isinstance(role, str) and (meant := _meant(role)) in allowed:
         findings.add("role_word", (*path, "role"), found=shown(role), expected=f'"{meant}"')
         return meant
     findings.add("unknown_role", (*path, "role"), found=shown(role), expected=", ".join(allowed))
     return None
+
+
+def _meant(role: str) -> str:
+    """The role that a word stands for, as far as it is known."""
+    word = role.strip().lower()
+    return ROLE_WORDS.get(word, word)
 
 
 def _check_weight(weight: Any, role: str | None, findings: Findings, path: Path) -> None:
@@ -244,6 +257,12 @@ def is_image(part: Row) -> bool:
 
 
 def _check_image(part: Row, findings: Findings, path: Path, rules: Rules) -> None:
+    if rules.archive and "image" not in part and isinstance(address := source_of(part), str):
+        is_elsewhere = address.startswith(("http://", "https://", "data:"))
+        name = "" if is_elsewhere else address.rpartition("/")[2][:255]  # an archive has no folders
+        expected = json.dumps({"image": name or "name.jpg"}, ensure_ascii=False)
+        findings.add("image_by_url", path, found=shown(address[:60]), expected=expected)
+        return
     if rules.archive:
         name = part.get("image")
         if not isinstance(name, str) or not name:
@@ -313,8 +332,21 @@ def _check_called(function: Row, findings: Findings, path: Path, functions: set[
     elif not isinstance(arguments, str):
         _missing_or_wrong(function, "arguments", "string", findings, path)
     else:
-        if not isinstance(strict(arguments.encode("utf-8", "replace")), dict):
-            findings.add("arguments_not_json", (*path, "arguments"), found=shown(arguments))
+        _check_arguments(arguments, findings, (*path, "arguments"))
+
+
+def _check_arguments(written: str, findings: Findings, path: Path) -> None:
+    """Arguments are JSON as a row is, and what a row may not hold they may not hold either."""
+    if isinstance(strict(written.encode("utf-8", "replace")), dict):
+        return
+    parsed = parse(written)
+    is_object = isinstance(parsed.value, dict) and not parsed.is_cut and not written[parsed.end :].strip(" \t\r\n")
+    first = {fault.code: fault for fault in reversed(parsed.faults)}
+    if not is_object or not first.keys() <= _FAULTS_OF_ARGUMENTS:
+        findings.add("arguments_not_json", path, found=shown(written))
+        return
+    for code, fault in first.items():
+        findings.add(code, path, found=fault.found, expected=fault.expected)
 
 
 def _check_order(messages: list[Any], roles: list[str | None], findings: Findings, path: Path, rules: Rules) -> None:
@@ -380,6 +412,9 @@ def _check_answers(messages: list[Row], roles: list[str | None], findings: Findi
                 findings.add("duplicate_id", where, found=shown(call["id"]))
             made[call["id"]] = None
             open_calls[call["id"]] = where
+    if roles and roles[-1] == "tool":  # a conversation may end with calls, but not with some of their answers
+        for call, where in open_calls.items():
+            findings.add("unanswered_call", where, found=shown(call))
 
 
 def _missing_or_wrong(holder: Row, name: str, expected: str, findings: Findings, path: Path) -> None:
@@ -451,55 +486,67 @@ def image_parts(messages: Any) -> list[tuple[Path, Row]]:
 
 
 def repaired_messages(row: Row, rules: Rules) -> Row:
-    """The row with role words in place, arguments as strings, and without fields that are not known."""
-    kept = _only(row, rules.fields | {name for name in row if _is_absent(row, name)})
+    """The row with role words in place, arguments as strings, and without fields that mean nothing.
+
+    Only what the check finds is touched: what it does not look at stays as it is.
+    """
+    kept = without_harmless(row, rules.fields | {name for name in row if _is_absent(row, name)})
     if isinstance(kept.get("messages"), list):
         kept["messages"] = [repaired_message(message, rules) for message in kept["messages"]]
-    if isinstance(kept.get("tools"), list):
+    if rules.tools and isinstance(kept.get("tools"), list):
         kept["tools"] = [_repaired_tool(tool) for tool in kept["tools"]]
     return kept
 
 
 def repaired_message(message: Any, rules: Rules) -> Any:
-    kept = _only(message, _MESSAGE_FIELDS)  # calls of tools where there are none stay: somebody meant something by them
+    # Calls of tools where there are none stay: somebody meant something by them.
+    kept = without_harmless(message, _MESSAGE_FIELDS)
     if not isinstance(kept, dict):
         return kept
-    role = kept.get("role")
-    if isinstance(role, str):
-        word = role.strip().lower()
-        kept["role"] = ROLE_WORDS.get(word, word)
+    role = _meant(kept["role"]) if isinstance(kept.get("role"), str) else None
+    if role in rules.roles:
+        kept["role"] = role
+    else:
+        role = None
     if isinstance(kept.get("content"), list):
-        kept["content"] = [_repaired_part(part, rules) for part in kept["content"]]
-    if isinstance(kept.get("tool_calls"), list):
+        kept["content"] = [_repaired_part(part, role, rules) for part in kept["content"]]
+    if rules.tools and isinstance(kept.get("tool_calls"), list):
         kept["tool_calls"] = [_repaired_call(call) for call in kept["tool_calls"]]
     return kept
 
 
-def _repaired_part(part: Any, rules: Rules) -> Any:
-    if not isinstance(part, dict) or not is_image(part):
-        return _only(part, _TEXT_FIELDS)
+def _repaired_part(part: Any, role: str | None, rules: Rules) -> Any:
+    if not isinstance(part, dict):
+        return part
+    if not is_image(part):
+        is_text = part.get("type", "text") == "text" and isinstance(part.get("text"), str)
+        return without_harmless(part, _TEXT_FIELDS) if is_text else part
+    if not rules.images_of or (role is not None and role not in rules.images_of):
+        return part
     if rules.archive:
-        return _only(part, _NAMED_IMAGE_FIELDS)
-    kept = _only(part, _IMAGE_FIELDS)
-    return {**kept, "image_url": _only(kept["image_url"], _URL_FIELDS)} if "image_url" in kept else kept
+        return without_harmless(part, _NAMED_IMAGE_FIELDS) if "image" in part else part
+    kept = without_harmless(part, _IMAGE_FIELDS)
+    return {**kept, "image_url": without_harmless(kept["image_url"], _URL_FIELDS)} if "image_url" in kept else kept
 
 
 def _repaired_call(call: Any) -> Any:
-    kept = _only(call, _CALL_FIELDS)
+    kept = without_harmless(call, _CALL_FIELDS)
     if not isinstance(kept, dict) or not isinstance(kept.get("function"), dict):
         return kept
-    function = _only(kept["function"], _CALLED_FIELDS)
+    function = without_harmless(kept["function"], _CALLED_FIELDS)
     if isinstance(function.get("arguments"), dict):
         function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
     return {**kept, "function": function}
 
 
 def _repaired_tool(tool: Any) -> Any:
-    kept = _only(tool, _TOOL_FIELDS)
-    return {**kept, "function": _only(kept["function"], _FUNCTION_FIELDS)} if "function" in kept else kept
+    kept = without_harmless(tool, _TOOL_FIELDS)
+    if not isinstance(kept, dict) or "function" not in kept:
+        return kept
+    return {**kept, "function": without_harmless(kept["function"], _FUNCTION_FIELDS)}
 
 
-def _only(value: Any, names: Collection[str]) -> Any:
+def without_harmless(value: Any, names: Collection[str]) -> Any:
     """An object without fields that are neither among these nor mean anything; anything else as it is."""
     if not isinstance(value, dict):
         return value

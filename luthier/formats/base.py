@@ -206,6 +206,25 @@ def recognised(row: Row) -> list[str]:
     return [name for name, form in known().items() if form.recognises(row)]
 
 
+def form_of_row(row: Row, form: type[DatasetFormat]) -> type[DatasetFormat] | None:
+    """The format that a row is judged by in a file of `form`; None where only a person can tell."""
+    names = recognised(row)
+    if form.claims(row) or names == [form.name()]:
+        return form
+    return known()[names[0]] if len(names) == 1 else None
+
+
+def taken_over(theirs: Row, form: type[DatasetFormat]) -> tuple[Row, list[str]]:
+    """What a row of another tool, read as ours, becomes in a file of `form`, and the codes of what is wrong with it even so."""
+    of = form_of_row(theirs, form)
+    if of is None:
+        return theirs, ["format_unknown"]
+    row = of.repaired(theirs)
+    findings = Findings(Record(1, 1, "", row), unplaced=frozenset(("error", "warning")))
+    of.check(row, findings)
+    return row, sorted({problem.code for problem in findings.problems})
+
+
 _FIELDS = ("messages", "input", "preferred_output", "non_preferred_output", "chosen", "rejected", "text")
 
 

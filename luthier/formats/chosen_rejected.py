@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import msgspec
 
 from luthier.chat.messages import PreferencePair
@@ -17,11 +19,13 @@ from luthier.formats._turns import (
     message_of,
     repaired_message,
     repaired_messages,
+    without_harmless,
 )
 from luthier.formats.base import DatasetFormat, Findings, Quick, Row, Value
 
 _ANSWERS = ("chosen", "rejected")
 _FIELDS = ("messages", "tools", *_ANSWERS, "tag")
+_PROMPT = replace(PROMPT, fields=frozenset(_FIELDS))
 
 
 class _Plain(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -62,10 +66,8 @@ class ChosenRejected(DatasetFormat):
 
     @classmethod
     def repaired(cls, row: Row) -> Row:
-        kept = {name: value for name, value in row.items() if name in _FIELDS}
-        answers = {name: repaired_message(kept[name], PROMPT) for name in _ANSWERS if name in kept}
-        others = {name: value for name, value in kept.items() if name not in ("messages", "tools")}
-        return {**repaired_messages(kept, PROMPT), **others, **answers}
+        kept = repaired_messages(without_harmless(row, _FIELDS), _PROMPT)
+        return {**kept, **{name: repaired_message(kept[name], PROMPT) for name in _ANSWERS if name in kept}}
 
     @classmethod
     def quick(cls) -> Quick:

@@ -20,11 +20,13 @@ from luthier.formats._turns import (
     message_of,
     repaired_message,
     repaired_messages,
+    without_harmless,
 )
 from luthier.formats.base import DatasetFormat, Findings, Quick, Row, Value
 from luthier.records.problems import type_of
 
 OUTPUTS = ("preferred_output", "non_preferred_output")
+_FIELDS = ("input", *OUTPUTS, "tag")
 
 _Answers = Annotated[list[Turn], msgspec.Meta(min_length=1, max_length=1)]
 
@@ -52,7 +54,7 @@ class PreferredOutput(DatasetFormat):
 
     @classmethod
     def check(cls, row: Row, findings: Findings) -> None:
-        check_fields(row, findings, (), ("input", *OUTPUTS, "tag"))
+        check_fields(row, findings, (), _FIELDS)
         check_tag(row, findings)
         prompt = row.get("input")
         functions: set[str] | None = None
@@ -77,12 +79,12 @@ class PreferredOutput(DatasetFormat):
 
     @classmethod
     def repaired(cls, row: Row) -> Row:
-        kept = {name: value for name, value in row.items() if name in ("input", *OUTPUTS, "tag")}
+        kept = without_harmless(row, _FIELDS)
         if isinstance(kept.get("input"), dict):
             kept["input"] = repaired_messages(kept["input"], PROMPT)
         for name in OUTPUTS:
-            if isinstance(kept.get(name), list):
-                kept[name] = [repaired_message(answer, PROMPT) for answer in kept[name]]
+            if isinstance(kept.get(name), list) and len(kept[name]) == 1:  # of several none is looked at
+                kept[name] = [repaired_message(kept[name][0], PROMPT)]
         return kept
 
     @classmethod

@@ -6,7 +6,7 @@ import msgspec
 
 from luthier.chat.messages import PlainText
 from luthier.formats._quick import UNSET, Found, QuickRows
-from luthier.formats._turns import check_fields, check_tag
+from luthier.formats._turns import check_fields, check_tag, without_harmless
 from luthier.formats.base import DatasetFormat, Findings, Quick, Row, Value
 from luthier.records.problems import type_of
 
@@ -44,7 +44,7 @@ class TextRows(DatasetFormat):
 
     @classmethod
     def repaired(cls, row: Row) -> Row:
-        return {name: value for name, value in row.items() if name in _FIELDS}
+        return without_harmless(row, _FIELDS)
 
     @classmethod
     def quick(cls) -> Quick:

@@ -79,6 +79,14 @@ def unread(row: dict[str, Any]) -> list[str]:
     lost = [name for name, value in row.items() if name not in read and not is_harmless(name, value)]
     if "history" in read and not _is_history(row.get("history")):
         lost.append("history")
+    lost += [name for name in ("tag", "system") if name in read and not isinstance(row.get(name), str | None)]
+    if "instruction" in read and "output" in row and not is_harmless("response", row.get("response")):
+        lost.append("response")
+    if "conversations" in read:
+        lost += _unread_of_turns(row["conversations"])
+    if "chosen" in read and isinstance(row["prompt"], str) and isinstance(row["chosen"], list):
+        asked = [message.get("content") for message in found[1]["messages"] if isinstance(message, dict)]
+        lost += [] if row["prompt"] in ("", *asked) else ["prompt"]
     return lost
 
 
@@ -111,6 +119,16 @@ _READ = {
     "prompt/chosen": (),
 }
 """What is read of each kind, beside the fields that its name says."""
+
+
+def _unread_of_turns(turns: list[Any]) -> list[str]:
+    """The fields of ShareGPT's turns that are not taken over, each once."""
+    lost: dict[str, None] = {}
+    for turn in turns:
+        if isinstance(turn, dict):
+            read = ("from" if "from" in turn else "role", "value" if "value" in turn else "content")
+            lost |= {name: None for name, value in turn.items() if name not in read and not is_harmless(name, value)}
+    return [f"conversations[].{name}" for name in lost]
 
 
 def _is_history(history: Any) -> bool:

@@ -267,7 +267,12 @@ MEANINGS: dict[str, Meaning] = {
         "Put one JSON object on each line, as the sample files do.",
         "参照样例文件，每行写一个 JSON 对象。",
     ),
-    "utf16": _fixable("The file is UTF-16.", "文件编码是 UTF-16。", "Save it as UTF-8.", "请保存为 UTF-8。"),
+    "utf16": _fixable(
+        "The file is UTF-16, and nothing else of it was looked at.",
+        "文件编码是 UTF-16，其余内容尚未检查。",
+        "Save it as UTF-8, and have it checked again.",
+        "请保存为 UTF-8，然后重新检查。",
+    ),
     "byte_order_mark": _fixable(
         "There is a byte order mark here.",
         "此处有 BOM。",
@@ -481,6 +486,12 @@ MEANINGS: dict[str, Meaning] = {
         'Write it as {{"messages": [...]}}.',
         '请改写为 {{"messages": [...]}}。',
     ),
+    "other_rows_wrong": Meaning(
+        "This is a row of the {found} kind, and as a row of ours it would be wrong: {expected}.",
+        "这是 {found} 形式的数据，转换后仍有问题：{expected}。",
+        "Put that right in the row.",
+        "请先改正这条数据。",
+    ),
     "other_rows": _fixable(
         "This is a row of the {found} kind.",
         "这是 {found} 形式的数据。",
@@ -546,6 +557,12 @@ MEANINGS: dict[str, Meaning] = {
         "{field}：只有 assistant 消息可以有 weight。",
         "Remove it.",
         "请删除。",
+    ),
+    "answer_weight": Meaning(
+        "{field} is {found}, but both answers of a preference are learned from.",
+        "{field} 是 {found}，但偏好数据的两个回答都参与训练。",
+        "Leave it out, or remove the row.",
+        "请删除该字段，或删除这条数据。",
     ),
     # Functions
     "arguments_object": _fixable(
@@ -675,6 +692,12 @@ MEANINGS: dict[str, Meaning] = {
         "图片无法读取：{found}。",
         "Save it again as JPEG, PNG or WEBP.",
         "请重新保存为 JPEG、PNG 或 WEBP。",
+    ),
+    "image_by_url": Meaning(
+        "The image {found} is given by image_url; in an archive it is called by its name.",
+        "图片 {found} 写成了地址；压缩包中的图片应以文件名引用。",
+        "Write {expected} in place of the whole part, and put that image into the archive.",
+        "请把整个部分改为 {expected}，并把该图片放进压缩包。",
     ),
     "image_not_in_archive": Meaning(
         "There is no image {found} in the archive.",

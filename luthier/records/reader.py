@@ -48,7 +48,6 @@ class Record:
     value: Any
     problems: list[Problem] = field(default_factory=list)
     column: int = 1
-    start: int = 0
 
     def problem(self, code: str, path: Path, *, found: str = "", expected: str = "", of_key: bool = False) -> Problem:
         """A fault of this record at the value (or the key) of that path, or at the nearest thing around it that there is."""
@@ -72,14 +71,14 @@ class Record:
 
     @cached_property
     def _parsed(self) -> Parsed:
-        return parse(self.text, self.start)
+        return parse(self.text)
 
     def _place(self, path: Path, *, of_key: bool) -> tuple[int, int]:
         if of_key and path in self._parsed.keys:
             return self.at(self._parsed.keys[path])
         while path and path not in self._parsed.values:
             path = path[:-1]
-        return self.at(self._parsed.values.get(path, self.start))
+        return self.at(self._parsed.values.get(path, 0))
 
     def add(self, code: str, offset: int, found: str = "", expected: str = "") -> None:
         """Note a fault of notation at a character of the text."""
@@ -90,13 +89,13 @@ class Record:
         """Line and column of a character of the text."""
         feeds = bisect_left(self._feeds, offset)
         if not feeds:
-            return self.line, self.column + offset - self.start
+            return self.line, self.column + offset
         return self.line + feeds, offset - self._feeds[feeds - 1]
 
     @cached_property
     def _feeds(self) -> array[int]:
         """Where the line feeds of the text are."""
-        feeds, place = array("Q"), self.text.find("\n", self.start)
+        feeds, place = array("Q"), self.text.find("\n")
         while place >= 0:
             feeds.append(place)
             place = self.text.find("\n", place + 1)
@@ -195,9 +194,11 @@ class Reader:
             return
         yield from self._records(text, parsed, number, taken)
 
-    def _gathered(self, text: str) -> tuple[str, Parsed, int]:
-        """The text of a record that begins on the next line, what it says, and how many lines that are."""
-        taken, parsed, key = 1, parse(text), first_key(text)
+    def _gathered(self, first: str) -> tuple[str, Parsed, int]:
+        """The text of a record that begins on the next line, what it says, and how many lines that are. `first` is that line,
+        from where the record begins.
+        """
+        text, taken, parsed, key = first, 1, parse(first), first_key(first)
         is_wary = self.lines < self._hopeless
         while parsed.is_cut and parsed.end >= len(text) and len(text) <= self._longest and taken < _MOST_LINES:
             more: list[str] = []
@@ -218,12 +219,12 @@ class Reader:
             )  # it ends nowhere: then at least before a line that is an object by itself
             for ahead in range(1, taken):
                 if _starts_row(self._lines[self._next + ahead], key, is_wary=True):
-                    text = "\n".join(map(_decoded, self._lines[self._next : self._next + ahead]))
+                    text = "\n".join([first, *map(_decoded, self._lines[self._next + 1 : self._next + ahead])])
                     return text, parse(text), ahead
         return text, parsed, taken
 
     def _records(self, text: str, parsed: Parsed, number: int, taken: int) -> Iterator[Record]:
-        """The record that was read, and the others that begin on its last line."""
+        """The record that was read, and all that begin on the last line of the one before."""
         start, line, column = 0, number, 1
         while True:
             self.rows += 1
@@ -257,6 +258,10 @@ class Reader:
             line, column = record.at(place - start)
             start = place
             parsed = parse(text, start)
+            if parsed.is_cut and parsed.end >= len(text):  # it goes on
+                self._advance(text.count("\n", 0, place))
+                text, parsed, taken = self._gathered(text[place:].split("\n", 1)[0])
+                start = 0
         self._advance(taken if end >= len(text) else min(text.count("\n", 0, end) + 1, taken))
 
     def _advance(self, lines: int) -> None:

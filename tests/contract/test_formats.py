@@ -230,7 +230,9 @@ def test_odd_rows_of_other_tools_do_not_raise(row: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "property_", [one for one in PROPERTIES if one.startswith("rows_are_read_back")] + ["any_row_is_checked"]
+    "property_",
+    [one for one in PROPERTIES if one.startswith("rows_are_read_back")]
+    + ["any_row_is_checked", "a_repair_changes_only_what_was_found"],
 )
 def test_random_rows(property_: str) -> None:
     assert tried(property_, 60, is_random=False)

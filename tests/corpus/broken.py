@@ -359,6 +359,11 @@ BROKEN = [
         chat(ASK, SAY, more=f', "functions": [], {TOOLS}'),
         [(1, 1, 1, "other_rows_more")],
     ),
+    Broken(
+        "Alpaca without an answer",
+        '{"instruction": "Say hello", "input": "", "output": ""}\n',
+        [(1, 1, 1, "other_rows_wrong")],
+    ),
     Broken("no known field", '{"id": 7, "data": "Hi"}\n', [(1, 1, 1, "format_unknown")]),
     Broken("a misspelled field", GOOD.replace("messages", "mesages"), [(1, 1, 2, "misspelled_field")]),
     Broken("numbers", "1\n2\n", [(None, 1, 1, "not_json_lines")]),
@@ -448,6 +453,16 @@ BROKEN = [
         is_repairable=True,
     ),
     Broken(
+        "a key twice in arguments",
+        called(CALL.replace('"{}"', r'"{\"a\": 1, \"a\": 2}"'), ANSWERED, SAY),
+        [(1, 1, 162, "duplicate_key")],
+    ),
+    Broken(
+        "U+0000 in arguments",
+        called(CALL.replace('"{}"', r'"{\"a\": \"\\u0000\"}"'), ANSWERED, SAY),
+        [(1, 1, 162, "nul")],
+    ),
+    Broken(
         "arguments not JSON", called(CALL.replace('"{}"', '"at=x"'), ANSWERED, SAY), [(1, 1, 162, "arguments_not_json")]
     ),
     Broken("unknown tool name", called(CALL.replace("look", "see"), ANSWERED, SAY), [(1, 1, 141, "unknown_function")]),
@@ -466,6 +481,11 @@ BROKEN = [
         "tool_call_id missing",
         called(CALL, ANSWERED.replace('"tool_call_id": "c1", ', ""), SAY),
         [(1, 1, 172, "missing_field")],
+    ),
+    Broken(
+        "the last of two calls without an answer",
+        called(f"{CALL}, {CALL.replace('c1', 'c2')}", ANSWERED),
+        [(1, 1, 177, "unanswered_call")],
     ),
     Broken("no answer to a call", called(CALL, SAY), [(1, 1, 94, "unanswered_call")], warnings=("same_role_twice",)),
     Broken(
@@ -489,6 +509,11 @@ BROKEN = [
         "prompt ends with the assistant",
         pair(f"{ASK}, {SAY}", SAY, SAY.replace("Hello", "Ho")),
         [(1, 1, 59, "prompt_ends")],
+    ),
+    Broken(
+        "an answer of weight 0",
+        pair(ASK, SAY, SAY.replace("Hello", "Ho")[:-1] + ', "weight": 0}'),
+        [(1, 1, 165, "answer_weight")],
     ),
     Broken("rejected missing", f'{{"messages": [{ASK}], "chosen": {SAY}}}', [(1, 1, 1, "missing_field")]),
     Broken(

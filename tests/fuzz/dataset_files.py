@@ -31,9 +31,9 @@ from luthier.control.datasets.report import DatasetReport
 from luthier.formats._quick import QuickRows
 from luthier.formats._quick_chat import QuickChat
 from luthier.formats._schemas import is_plain
-from luthier.formats.base import DatasetFormat, Example, Quick, known, measure, problems_of, recognised
+from luthier.formats.base import DatasetFormat, Example, Findings, Quick, known, measure, problems_of, recognised
 from luthier.records.foreign import foreign
-from luthier.records.lenient import DEEPEST, parse
+from luthier.records.lenient import DEEPEST, Path, parse
 from luthier.records.problems import MEANINGS, Level, Problem
 from luthier.records.reader import Blank, Reader, Record
 from luthier.records.source import Given, Source
@@ -252,12 +252,59 @@ def marked(draw: Any, strategy: st.SearchStrategy[Any]) -> Any:
     row = json.loads(json.dumps(draw(strategy)))
     for name in draw(st.lists(labels, max_size=2)):
         row.setdefault(name, draw(label_values))
-    for turn in row.get("messages", row.get("input", {}).get("messages", [])):
+    for turn in _turns(row):
         if draw(st.integers(0, 3)) == 0:
             turn[draw(st.sampled_from(["name", "tool_calls", "tool_call_id", "weight"]))] = draw(
                 st.sampled_from([None, "Ann", 0, 1])
             )
     return row
+
+
+def _turns(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """All messages of a row, the answers of a preference too."""
+    answers = [row[name] for name in ("chosen", "rejected") if name in row]
+    outputs = [answer for name in ("preferred_output", "non_preferred_output") for answer in row.get(name, ())]
+    return [*row.get("messages", row.get("input", {}).get("messages", [])), *answers, *outputs]
+
+
+@st.composite
+def overfull(draw: Any, strategy: st.SearchStrategy[Any]) -> Any:
+    """A row, right or wrong, with fields that nobody knows: some say only which row it is, others may matter; and with words
+    and arguments as other tools write them.
+    """
+    row = json.loads(json.dumps(draw(strategy)))
+    for holder in list(_holders(row)):
+        if isinstance(holder, dict) and draw(st.integers(0, 2)) == 0:
+            name = draw(st.sampled_from(["id", "source", "summary", "system", "inpt", "role", "arguments", "type"]))
+            holder[name] = draw(st.sampled_from([None, "", "IMPORTANT", 1, {"id": 1}, [], "Human", "function", "gpt"]))
+    return row
+
+
+@st.composite
+def cut_short(draw: Any, strategy: st.SearchStrategy[Any]) -> Any:
+    """A row whose conversation ends earlier, also between the answers to several calls."""
+    row = json.loads(json.dumps(draw(strategy)))
+    messages = row.get("messages", row.get("input", {}).get("messages", []))
+    del messages[draw(st.integers(1, max(1, len(messages)))) :]
+    return row
+
+
+called_pairs = callings().map(
+    lambda row: {
+        "messages": row["messages"],
+        "tools": row["tools"],
+        "chosen": _turn("assistant", "a"),
+        "rejected": _turn("assistant", "b"),
+    }
+)
+called_outputs = called_pairs.map(
+    lambda row: {
+        "input": {"messages": row["messages"], "tools": row["tools"]},
+        "preferred_output": [row["chosen"]],
+        "non_preferred_output": [row["rejected"]],
+    }
+)
+calling_rows = {"function_calling": callings(), "chosen_rejected": called_pairs, "preferred_output": called_outputs}
 
 
 simple_schemas = st.sampled_from([{"type": "string"}, {"type": "integer", "minimum": 0}, {"enum": ["a", 1]}, {}])
@@ -458,6 +505,8 @@ lines = written().map(lambda pair: pair[1])
 def lines_like(name: str) -> st.SearchStrategy[str]:
     """Lines of rows of a format, right and wrong in what they say, whole and damaged, and now and then something else."""
     right = st.one_of(rows[name], rows[name], marked(rows[name]), chats if name == "function_calling" else rows[name])
+    if name in calling_rows:
+        right = st.one_of(right, cut_short(calling_rows[name]))
     wrong = bent(right)
     whole = written(st.one_of(right, right, wrong)).map(lambda pair: pair[1])
     return st.one_of(whole, whole, whole, damaged(whole), broken_lines)
@@ -642,6 +691,43 @@ def any_row_is_checked(row: Any) -> None:
                 _check_repair(record, form, problems)
 
 
+def a_repair_changes_only_what_was_found(row: Any) -> None:
+    """Nothing of a row is gone or says something else after its repair but what the check has told as repairable."""
+    for form in known().values():
+        findings = _Paths()
+        form.check(row, findings)
+        told_ = {path for code, path in findings.found if MEANINGS[code].repairable}
+        changed = set(_changed(row, form.repaired(row), ()))
+        assert changed <= told_, (form.name(), changed - told_)
+
+
+class _Paths(Findings):
+    """Findings that keep every code with its path."""
+
+    def __init__(self) -> None:
+        super().__init__(Record(1, 1, "", None), unplaced=frozenset(("error", "warning")))
+        self.found: list[tuple[str, Path]] = []
+
+    def add(self, code: str, path: Path, *, found: str = "", expected: str = "", of_key: bool = False) -> None:
+        self.found.append((code, path))
+        super().add(code, path, found=found, expected=expected, of_key=of_key)
+
+
+def _changed(before: Any, after: Any, path: Path) -> Iterator[Path]:
+    """Where two values differ."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        for name in {**before, **after}:
+            if name in before and name in after:
+                yield from _changed(before[name], after[name], (*path, name))
+            else:
+                yield (*path, name)
+    elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        for place, (one, other) in enumerate(zip(before, after, strict=True)):
+            yield from _changed(one, other, (*path, place))
+    elif not _same(before, after):
+        yield path
+
+
 def _check_repair(record: Record, form: type[DatasetFormat], problems: list[Problem]) -> None:
     repaired = form.repaired(record.value)
     after = problems_of(next(one for one in Reader([json.dumps(repaired).encode()]) if isinstance(one, Record)), form)
@@ -674,6 +760,10 @@ PROPERTIES: dict[str, tuple[Callable[..., None], dict[str, st.SearchStrategy[Any
     "blocks_do_not_matter": (blocks_do_not_matter, {"data": files() | st.binary(), "sizes": st.just([1, 2, 7, 64])}),
     "pieces_do_not_matter": (pieces_do_not_matter, {"data": files(), "pieces": st.just([1, 40, 300])}),
     "any_bytes_are_inspected": (any_bytes_are_inspected, {"data": files() | st.binary()}),
+    "a_repair_changes_only_what_was_found": (
+        a_repair_changes_only_what_was_found,
+        {"row": overfull(st.one_of(any_row, bent(any_row), *calling_rows.values(), bent(callings())))},
+    ),
     "any_row_is_checked": (any_row_is_checked, {"row": odd_values | any_row}),
 }
 

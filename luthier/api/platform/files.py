@@ -98,10 +98,15 @@ async def row(
         int | None, Query(ge=8, le=1_000_000, description="Tokens that a row may have; absent: any number.")
     ] = None,
     overlength: Overlength = "drop",
+    first_token: Annotated[
+        int, Query(ge=0, description="Place of the first token to show, from 0; 10,000 are shown at a time.")
+    ] = 0,
 ) -> Preview:
     """Exactly what will be trained of one row, counted from 1."""
     servable = await services.catalog.resolve(who, model)
-    return await services.datasets.preview(who, file_id, row, servable, max_length=max_length, overlength=overlength)
+    return await services.datasets.preview(
+        who, file_id, row, servable, max_length=max_length, overlength=overlength, first_token=first_token
+    )
 
 
 @router.post("/files/{file_id}/repair")

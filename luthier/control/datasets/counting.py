@@ -24,6 +24,7 @@ from luthier.records.reader import Reader, Record
 from luthier.records.source import Given, LocalFile, Source
 
 _BATCH = 256  # rows that are encoded together
+_BATCH_CHARACTERS = 4 * 1024 * 1024  # fewer of them where they are long
 
 IMAGE_TOKENS: dict[str, int] = {"image_understanding": 1600, "image_generation": 1024}
 """Tokens that an image is billed as."""
@@ -64,12 +65,15 @@ def count_piece(source: Source, form: str, model: Path, start: int, end: int) ->
     found = Lengths(bills_text=bills_text(plugin.kind))
     reader = Reader(source.blocks(start, end), is_start=start == 0)
     batch: list[Record] = []
+    characters = 0
     for record in reader:
         if isinstance(record, Record):
             batch.append(record)
-            if len(batch) == _BATCH:
+            characters += len(record.text)
+            if len(batch) == _BATCH or characters > _BATCH_CHARACTERS:
                 _count(batch, plugin, renderer, found)
                 batch.clear()
+                characters = 0
     _count(batch, plugin, renderer, found)
     return found, reader.lines
 

@@ -6,20 +6,29 @@ import codecs
 import multiprocessing
 import tempfile
 from array import array
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import IO
 
-from luthier.control.datasets.archives import is_office, rows_in, wrong_with
+from luthier.control.datasets.archives import ArchiveRows, is_office, rows_in, wrong_with
 from luthier.control.datasets.pictures import Pictures, Pins
 from luthier.control.datasets.report import KEPT, KEPT_TAGS, DatasetReport, Start, in_order, of_problem
-from luthier.formats.base import DatasetFormat, Findings, known, measure, misspelled, problems_of, recognised
+from luthier.formats.base import (
+    DatasetFormat,
+    Findings,
+    known,
+    measure,
+    misspelled,
+    problems_of,
+    recognised,
+    taken_over,
+)
 from luthier.images.archives import Archive, ArchiveRefused
 from luthier.records.foreign import foreign, unread
-from luthier.records.problems import MEANINGS, Level, Problem
+from luthier.records.problems import MEANINGS, Level, Problem, shown
 from luthier.records.reader import Blank, Reader, Record
 from luthier.records.source import Given, LocalFile, Source
 
@@ -31,6 +40,7 @@ MOST_TAGS = 10_000
 
 _HEAD = 1024 * 1024  # bytes that the format is told from
 _SAMPLED = 100  # rows of them
+_LONGEST_NAME = 255  # characters of an image in an archive; what is longer was meant as the image itself
 _SORTED = 4_000_000  # rows whose hashes are compared at a time
 
 ADVISED_ROWS = {"chat": 1000, "preference": 100}
@@ -110,8 +120,6 @@ def inspect(
     """
     if source.size == 0:
         return of_problem(Problem(code="file_empty"))
-    if (problem := _of_another_type(source)) is not None:
-        return of_problem(problem)
     try:
         with rows_in(source) as (rows, archive):
             return _inspect(rows, archive, category, processes, advised_rows, image_hosts, pins)
@@ -131,11 +139,15 @@ def _inspect(
     image_hosts: Sequence[str],
     pins: Pins | None,
 ) -> DatasetReport:
-    form, problem = format_of(rows)
+    form, problem = None, _of_another_type(rows)
+    if problem is None:
+        form, problem = format_of(rows)
+    if archive is not None and form is not None and not form.in_archive:
+        form, problem = None, Problem(code="archive_no_images", found=archive.rows_name)
     if form is None:
+        if archive is not None:  # where it is damaged, nothing else that is said of its rows is sure
+            deque(rows.blocks(), maxlen=0)
         return of_problem(problem or Problem(code="file_empty"))
-    if archive is not None and not form.in_archive:
-        return of_problem(Problem(code="archive_no_images", found=archive.rows_name))
     whole = _Whole(rows, form)
     with tempfile.TemporaryFile() as spool:
         if form.kind in ("image_understanding", "image_generation"):
@@ -165,8 +177,11 @@ def is_utf16(head: bytes) -> bool:
 
 
 def format_of(source: Source) -> tuple[type[DatasetFormat] | None, Problem | None]:
-    """The format that most of the first rows are of. A file without any JSON in its head has none."""
+    """The format that most of the first rows are of; in an archive that of its rows as soon as one of them calls an image by a
+    name. A file without any JSON in its head has none.
+    """
     votes: Counter[str] = Counter()
+    calls_images = False
     first: Problem | None = None
     is_json, looked_at = False, 0
     reader = Reader(source.blocks())
@@ -177,7 +192,9 @@ def format_of(source: Source) -> tuple[type[DatasetFormat] | None, Problem | Non
             looked_at += 1
             if isinstance(found.value, dict):
                 is_json = True
-                votes.update(recognised(found.value)[:1])
+                of = recognised(found.value)
+                votes.update(of[:1])
+                calls_images = calls_images or (isinstance(source, ArchiveRows) and _calls_images(found.value, of))
                 if (theirs := foreign(found.value)) is not None:
                     votes.update(dict.fromkeys(recognised(theirs[1])[:1], 0))
             elif isinstance(found.value, list) and not found.problems:
@@ -192,9 +209,24 @@ def format_of(source: Source) -> tuple[type[DatasetFormat] | None, Problem | Non
     if not votes:
         return (known()["messages"], None) if is_json else (None, first)
     names = known()
+    if calls_images:
+        return _of_archives(), None
     chosen = votes.most_common(1)[0][0]
     wider = [name for name in votes if chosen in names[name].includes]
     return names[wider[0] if wider else chosen], None
+
+
+def _calls_images(row: dict, names: Sequence[str]) -> bool:
+    """Whether a row, recognised under these names, calls an image that it is asked about by a name, wherever it puts that."""
+    archived = _of_archives()
+    return any(known()[name].kind == archived.kind for name in names) and any(
+        0 < len(source) <= _LONGEST_NAME and not source.startswith(("http://", "https://", "data:"))
+        for _, source in archived.images(row)
+    )
+
+
+def _of_archives() -> type[DatasetFormat]:
+    return next(form for form in known().values() if form.in_archive)
 
 
 class _Whole:
@@ -474,6 +506,8 @@ def _form_of_row(row: dict, name: str, findings: Findings, piece: Piece) -> type
     if (theirs := foreign(row)) is not None:
         if lost := unread(row):
             findings.add("other_rows_more", (), found=theirs[0], expected=", ".join(lost[:8]))
+        elif findings.record.is_sure and (wrong := taken_over(theirs[1], forms[name])[1]):
+            findings.add("other_rows_wrong", (), found=theirs[0], expected=", ".join(map(shown, wrong[:5])))
         else:
             findings.add("other_rows", (), found=theirs[0])
         return None

@@ -22,6 +22,10 @@ from luthier.records.problems import Problem
 from luthier.records.reader import Reader, Record
 from luthier.records.source import Source
 
+SHOWN = 10_000
+"""Tokens of a sequence that are shown at a time."""
+
+_CONTEXT = 64  # tokens before and behind them, without which the text of the outer ones could not be told
 _REPLACEMENT = "\ufffd"
 _MOST_PENDING = 256  # tokens
 
@@ -33,16 +37,20 @@ class Token(BaseModel):
 
 
 class PreviewedSequence(BaseModel):
-    """One sequence as the model sees it."""
+    """One sequence as the model sees it; of a long one a part."""
 
     name: str = Field(description="row; for a pair of answers chosen and rejected.")
     text: str
     tokens: list[Token]
+    first_token: int = Field(description="Place of the first of `tokens` in the sequence, from 0.")
+    total_tokens: int
     trained_tokens: int
 
 
 class Preview(BaseModel):
-    """A row, and what is trained of it. `text` and `tokens` are of the first sequence."""
+    """A row, and what is trained of it. `text` and `tokens` are of the first sequence; at most 10,000 tokens are shown at a
+    time, the numbers are of all.
+    """
 
     row: int
     line: int
@@ -68,10 +76,12 @@ def preview(
     *,
     max_length: int | None = None,
     overlength: Overlength = "drop",
+    first_token: int = 0,
     starts: Sequence[Start] = (),
     is_fit: bool = False,
 ) -> Preview:
-    """Look at a row, counted from 1. Raises InvalidParameter when the file has no such row.
+    """Look at a row, counted from 1; tokens are shown from `first_token` on. Raises InvalidParameter when the file has no
+    such row.
 
     What is known of the file saves reading it: `starts` of its pieces, and whether it `is_fit`, so that each line is a row.
     """
@@ -82,7 +92,7 @@ def preview(
     if isinstance(record, Problem):
         return shown.model_copy(update={"problems": [record]})
     if problems := problems_of(record, plugin):
-        return shown.model_copy(update={"problems": problems, "text": record.text[record.start :][:10_000]})
+        return shown.model_copy(update={"problems": problems, "text": record.text[:10_000]})
     value = plugin.value(record.value)
     renderer = renderer_in(model)
     images = measure(value).images
@@ -103,7 +113,7 @@ def preview(
     names = (
         ("chosen", "rejected") if len(rows) == 2 else ("prompt",) if isinstance(value, ImageGeneration) else ("row",)
     )
-    seen = [_sequence(name, one, renderer.tokenizer) for name, one in zip(names, rows, strict=True)]
+    seen = [_sequence(name, one, renderer.tokenizer, first_token) for name, one in zip(names, rows, strict=True)]
     is_dropped = trained.dropped is not None
     return shown.model_copy(
         update={
@@ -171,16 +181,20 @@ def _moved(found: Record | Problem, rows: int, lines: int) -> Record | Problem:
     return replace(found, row=found.row + rows, line=found.line + lines, problems=problems)
 
 
-def _sequence(name: str, one: Rendered, tokenizer: Tokenizer) -> PreviewedSequence:
-    weights: list[Any] = [0, *one.weights[1:]]  # the first token has nothing before it to be learned from
-    pieces = token_texts(one.tokens, tokenizer)
+def _sequence(name: str, one: Rendered, tokenizer: Tokenizer, first: int) -> PreviewedSequence:
+    last, before = first + SHOWN, max(first - _CONTEXT, 0)
+    tokens = one.tokens[first:last]
+    weights: list[Any] = [0, *one.weights[1:]][first:last]  # the first token has nothing before it to be learned from
+    pieces = token_texts(one.tokens[before : last + _CONTEXT], tokenizer)[first - before :][: len(tokens)]
     return PreviewedSequence(
         name=name,
         text="".join(pieces),
         tokens=[
             Token(id=token, text=text, trained=bool(weight))
-            for token, text, weight in zip(one.tokens, pieces, weights, strict=True)
+            for token, text, weight in zip(tokens, pieces, weights, strict=True)
         ],
+        first_token=first,
+        total_tokens=len(one.tokens),
         trained_tokens=learned(one),
     )
 

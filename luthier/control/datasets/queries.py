@@ -40,6 +40,10 @@ class LengthsQueries(Queries):
         )
         return await self.session.scalar(rows)
 
+    async def all_of(self, file_id: str) -> list[LengthsRow]:
+        """What was counted of a file, by whatever model."""
+        return list(await self.session.scalars(self.visible(LengthsRow).where(LengthsRow.file_id == file_id)))
+
     async def get(self, lengths_id: str) -> LengthsRow | None:
         return await self.session.scalar(self.visible(LengthsRow).where(LengthsRow.id == lengths_id))
 

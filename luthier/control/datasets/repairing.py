@@ -13,7 +13,7 @@ from typing import IO, Any
 from luthier.control.datasets.archives import rows_in
 from luthier.control.datasets.inspection import format_of, is_utf16
 from luthier.core.errors import InvalidRequest
-from luthier.formats.base import DatasetFormat, problems_of, recognised
+from luthier.formats.base import DatasetFormat, form_of_row, problems_of, recognised, taken_over
 from luthier.formats.base import known as known_formats
 from luthier.images.packing import pack
 from luthier.records.foreign import foreign, unread
@@ -32,6 +32,8 @@ class Changes:
     rows_changed: int = 0
     rows_left: int = 0
     """Rows that still have a problem, because only a person can know what is right."""
+    images: int = 0
+    """Images of the other rows. The repair looks at none: that one is missing or damaged is told by the check alone."""
     counts: Counter[str] = field(default_factory=Counter)
     rows: list[dict[str, Any]] = field(default_factory=list)
 
@@ -62,7 +64,7 @@ def _repair(source: Source, out: IO[bytes]) -> Changes:
 
     if utf16:
         changes.counts["utf16"] += 1
-    form = format_of(_Again(blocks))[0] or known_formats()["messages"]
+    form = format_of(_Again(blocks) if utf16 else source)[0] or known_formats()["messages"]
     behind = _Behind(blocks())
     is_begun = False
     for found in Reader(blocks()):
@@ -94,11 +96,12 @@ def _repair(source: Source, out: IO[bytes]) -> Changes:
 
 def _repaired(record: Record, form: type[DatasetFormat], changes: Changes) -> str:
     """The line of a record; its own text where nothing can be done."""
-    own = record.text[record.start :]
+    own = record.text
     is_line = "\n" not in own
     if not record.problems and isinstance(record.value, dict) and recognised(record.value) and is_line:
-        form = _form_of(record.value, form) or form
+        form = form_of_row(record.value, form) or form
         if not problems_of(record, form):
+            changes.images += len(form.images(record.value))
             return own
     if not isinstance(record.value, dict) or any(not MEANINGS[one.code].repairable for one in record.problems):
         changes.rows_left += 1
@@ -108,21 +111,27 @@ def _repaired(record: Record, form: type[DatasetFormat], changes: Changes) -> st
     if theirs is not None and unread(record.value):  # nothing of it may be lost without a word
         changes.rows_left += 1
         return own
-    value = record.value if theirs is None else theirs[1]
-    of = _form_of(value, form)
+    value = record.value
+    of = form_of_row(value if theirs is None else theirs[1], form)
     if theirs is not None:
         before["other_rows"] += 1
+        value, wrong = taken_over(theirs[1], form)
+        if wrong:  # half a translation helps nobody
+            changes.rows_left += 1
+            return own
     elif of is not None:
         before = Counter(problem.code for problem in problems_of(record, of))
-    if of is not None:
         value = of.repaired(value)
     text = _dumped(value)
     after = Counter(problem.code for problem in problems_of(Record(record.row, record.line, text, value), of or form))
     fixed = Counter({code: n for code, n in before.items() if MEANINGS[code].repairable and not after[code]})
-    changes.rows_left += 1 if after or of is None else 0
+    if after or of is None:
+        changes.rows_left += 1
+    else:
+        changes.images += len(of.images(value))
     if not before and not is_line:  # an element of an array, on several lines
         return text
-    if not fixed or (theirs is not None and after):  # half a translation helps nobody
+    if not fixed:
         return own
     changes.counts.update(fixed)
     changes.rows_changed += 1
@@ -137,14 +146,6 @@ def _repaired(record: Record, form: type[DatasetFormat], changes: Changes) -> st
             }
         )
     return text
-
-
-def _form_of(row: dict[str, Any], form: type[DatasetFormat]) -> type[DatasetFormat] | None:
-    """The format that a row of a file is judged by, as when the file is checked; None where only a person can tell."""
-    names = recognised(row)
-    if form.claims(row) or known_formats().get(names[0] if len(names) == 1 else "") is form:
-        return form
-    return known_formats()[names[0]] if len(names) == 1 else None
 
 
 def _shown(text: str) -> str:

@@ -48,7 +48,7 @@ class DatasetReport(BaseModel):
 
     @property
     def repairable(self) -> bool:
-        """Whether the repair would leave nothing to do."""
+        """Whether the repair does all that was found. A file in UTF-16 is checked only after its repair."""
         return bool(self.counts) and all(MEANINGS[code].repairable for code in self.counts)
 
     @property

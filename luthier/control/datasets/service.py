@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from pathlib import PurePath
 from typing import Any, Protocol
 
 from sqlalchemy.exc import IntegrityError
@@ -38,7 +39,7 @@ from luthier.core.errors import (
 from luthier.core.pages import Page, PageRequest
 from luthier.formats.base import formats
 from luthier.records.problems import MEANINGS
-from luthier.storage import ObjectNotFound, Storage, StoredObject
+from luthier.storage import Storage, StoredObject
 
 PURPOSES = ("fine-tune",)
 
@@ -46,6 +47,12 @@ _LOOK_AGAIN_SECONDS = 0.1
 
 _COUNTED_AT_ONCE = 1024 * 1024  # bytes
 _COUNTED_WITHIN_SECONDS = 10.0
+
+_KEPT_FROM = 100_000  # rows of a file from which on it is remembered what a limit makes of them
+_KEPT_AT_MOST = 20  # limits
+
+_OTHER_FILES = frozenset((".txt", ".md", ".doc", ".docx", ".xls", ".xlsx", ".csv", ".tsv", ".parquet", ".pdf", ".xml"))
+"""Endings of names of files that hold no rows; what is in a file is judged by its bytes."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +107,7 @@ class Datasets:
         category: str | None = None,
     ) -> File:
         """Store a file whole, then add its row; it is read in the background."""
+        check_name(filename)
         check_purpose(purpose)
         check_category(category)
         file_id = ids.new("file")
@@ -158,11 +166,14 @@ class Datasets:
         return self.storage.stream_async((await self.get(who, file_id)).key)
 
     async def delete(self, who: Principal, file_id: str) -> None:
-        """Forget a file. Its bytes stay while a job that was made with it may still read them."""
+        """Forget a file and how long its rows are. Its bytes stay while a job that was made with it may still read them."""
         async with self.db.write() as session:
             row = _found(await FileQueries(session, who).get(file_id), file_id)
             row.deleted_at = self.clock.now()
             audit.note(session, who, "file.deleted", file_id, self.clock)
+            counted = [one.key for one in await LengthsQueries(session, who).all_of(file_id)]
+        for key in counted:
+            await asyncio.to_thread(self.storage.delete, key)
 
     async def ready(
         self,
@@ -234,18 +245,19 @@ class Datasets:
             )
         if row.status == "counting":
             return None
-        chosen = await asyncio.to_thread(self._chosen, row.key, max_length, overlength)
-        return Counted(Summary(**result), chosen)
+        summary = Summary(**result)
+        return Counted(summary, await asyncio.to_thread(self._chosen, row.key, summary.rows, max_length, overlength))
 
-    def _chosen(self, key: str, max_length: int, overlength: Overlength) -> Selection:
-        """Of a large file that is a pass over many lengths, so what came of it is kept beside them."""
+    def _chosen(self, key: str, rows: int, max_length: int, overlength: Overlength) -> Selection:
+        """Of a large file that is a pass over many lengths, so what came of the first few asked for is kept beside them."""
         kept_at = f"{key}/{max_length}-{overlength}"
-        try:
+        is_kept = rows >= _KEPT_FROM
+        if is_kept and self.storage.exists(kept_at):
             return Selection(**json.loads(self.storage.read(kept_at)))
-        except ObjectNotFound:
-            chosen = under(kept(self.storage.stream(f"{key}/rows")), max_length, overlength)
+        chosen = under(kept(self.storage.stream(f"{key}/rows")), max_length, overlength)
+        if is_kept and len(self.storage.list(key)) < _KEPT_AT_MOST:
             self.storage.write(kept_at, json.dumps(asdict(chosen)).encode())
-            return chosen
+        return chosen
 
     async def _count_again(self, lengths_id: str, project: str) -> None:
         async with self.db.write("lengths") as session:
@@ -308,8 +320,9 @@ class Datasets:
         *,
         max_length: int | None,
         overlength: Overlength,
+        first_token: int = 0,
     ) -> Preview:
-        """Exactly what will be trained of one row, counted from 1."""
+        """Exactly what will be trained of one row, counted from 1; tokens are shown from `first_token` on."""
         file = await self.get(who, file_id)
         form = _format_of(file)
         assert file.report is not None
@@ -327,6 +340,7 @@ class Datasets:
             "weights": model.weights,
             "max_length": max_length,
             "overlength": overlength,
+            "first_token": first_token,
             "starts": starts,
             "is_fit": file.report.fit,
         }
@@ -441,6 +455,15 @@ def _fit(file: File, what: str) -> DatasetReport:
 
 def _unchecked(file: File) -> InvalidRequest:
     return InvalidRequest(f"The file {file.filename!r} has not been checked yet.", hint="Ask again in a moment.")
+
+
+def check_name(filename: str) -> None:
+    if (suffix := PurePath(filename).suffix.lower()) in _OTHER_FILES:
+        raise InvalidParameter(
+            "file",
+            f"{filename!r} ends with {suffix}; files of rows end with .jsonl or .json, archives of rows and images with .zip",
+            hint="Write one JSON object a line: see the formats.",
+        )
 
 
 def check_purpose(purpose: str) -> None:

@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from luthier.control import audit
 from luthier.control.datasets.queries import UploadQueries
-from luthier.control.datasets.service import Datasets, File, check_category, check_purpose, key_of
+from luthier.control.datasets.service import Datasets, File, check_category, check_name, check_purpose, key_of
 from luthier.control.datasets.tables import UploadPartRow, UploadRow
 from luthier.control.db import Database, now
 from luthier.control.tenancy import Principal
@@ -105,6 +105,7 @@ class Uploads:
         self, who: Principal, filename: str, purpose: str, size: int, *, category: str | None = None
     ) -> Upload:
         """Announce a file of `size` bytes. It takes parts until it is ended, or has got none for too long."""
+        check_name(filename)
         check_purpose(purpose)
         check_category(category)
         if not 1 <= size <= self.total_limit_bytes:

@@ -21,7 +21,9 @@ log = logs.get("workshop")
 _MEGABYTES_A_SECOND = 2  # slower than any machine that is worth waiting for
 _FETCHING_SECONDS = 3600.0  # more, where images may come from elsewhere
 _SAID = 2000  # characters of what a process said when it died
-_AT_ONCE = 4  # tasks
+_AT_ONCE = 4  # tasks on large files
+_SHORT_AT_ONCE = 2  # tasks that are soon done, which do not wait for those
+_SHORT_BYTES = 4 * 1024 * 1024
 _OUT_OF_MEMORY = ("memoryerror", "brokenprocesspool", "memory allocation", "cannot allocate memory", "bad_alloc")
 
 
@@ -63,8 +65,9 @@ class ProcessWorkshop(Workshop):
     ) -> None:
         """`memory_bytes` is the address space of each process; a task may take `least_seconds` and a second for two MB.
 
-        Tasks beyond the fourth wait their turn, which counts for nothing against their time. Where it `stands_ready`, a
-        process is kept that has read our code and waits for the next task, which saves most of what a small one takes.
+        Four large tasks and two short ones are done at a time; others wait their turn, which counts for nothing against
+        their time. Where it `stands_ready`, a process is kept that has read our code and waits for the next task, which
+        saves most of what a small one takes.
         """
         self.storage_url = storage_url
         self.cache = cache
@@ -72,24 +75,38 @@ class ProcessWorkshop(Workshop):
         self.memory_bytes = memory_bytes
         self.least_seconds = least_seconds
         self.stands_ready = stands_ready
-        self._turn = asyncio.Semaphore(_AT_ONCE)
+        self._turn, self._short_turn = asyncio.Semaphore(_AT_ONCE), asyncio.Semaphore(_SHORT_AT_ONCE)
         self._ready: Process | None = None
+        self._preparing: asyncio.Task[None] | None = None
 
     async def do(self, task: Task) -> dict[str, Any]:
-        async with self._turn:
+        is_short = task.kind == "preview" or task.size <= _SHORT_BYTES
+        async with self._short_turn if is_short else self._turn:
             process, self._ready = self._ready, None
             if process is None or process.returncode is not None:
                 process = await _started()
             try:
                 return await self._do(task, process)
             finally:
-                if self.stands_ready and self._ready is None:
-                    self._ready = await _started()
+                if self.stands_ready and self._preparing is None:
+                    self._preparing = asyncio.create_task(self._prepare())
 
     async def close(self) -> None:
         self.stands_ready = False
+        if self._preparing is not None:
+            await self._preparing
         if self._ready is not None:
             await _end(self._ready)
+
+    async def _prepare(self) -> None:
+        """Have a process ready for the next task."""
+        try:
+            if self._ready is None:
+                self._ready = await _started()
+        except OSError as full:  # the next task will try for itself
+            log.warning("no process could be started in advance", why=str(full))
+        finally:
+            self._preparing = None
 
     async def _do(self, task: Task, process: Process) -> dict[str, Any]:
         within = self.least_seconds + task.size / (_MEGABYTES_A_SECOND * 1e6)

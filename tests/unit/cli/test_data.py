@@ -117,7 +117,7 @@ def test_one_of_a_thing_is_told_as_one(here: Path, toy: Path) -> None:
     ("said", "told"),
     [
         (("check", "good.jsonl"), ("good.jsonl：12 条 messages 数据，可以训练",)),
-        (("check", "bad.jsonl", "--most", "1"), ("bad.jsonl：3 条数据，1 个问题", "全部问题都可以修复：luthier")),
+        (("check", "bad.jsonl", "--most", "1"), ("bad.jsonl：3 条数据，1 个问题", "已发现的问题都可以修复：luthier")),
         (("repair", "bad.jsonl"), ("第 3 条数据，第 3 行：role_word", "修改了 1 条数据（role_word 1）；仍有问题的数据：0 条")),
         (("split", "good.jsonl", "--ratio", "0.25"), ("good.training.jsonl：9 条数据", "good.validation.jsonl：3 条数据")),
         (("split", "bad.jsonl"), ("FILE: 第 3 行", "请运行 `luthier data check`。")),
@@ -334,3 +334,113 @@ def test_an_archive_is_repaired_and_split_into_archives(here: Path) -> None:
         assert luthier(here, "check", file)[0] == 0
         with zipfile.ZipFile(here / file) as made:
             assert len(made.namelist()) == 2
+
+
+NAMES = ("[/red]", "[blue]", ":smile:", "[bold]x[/bold]")
+
+
+def _tagged(tag: str, answer: str = "Yes") -> dict[str, Any]:
+    return {**_saying(answer), "tag": tag}
+
+
+def test_what_looks_like_markup_in_a_file_is_shown_as_it_stands_there(here: Path, toy: Path) -> None:
+    path = here / "[x] [red].jsonl"
+    path.write_bytes(jsonl([_tagged(tag, f"{tag} {place}") for tag in NAMES for place in range(10)]))
+    code, out, err = luthier(here, "check", path.name)
+    assert (code, err) == (0, "")
+    assert f"{path.name}: 40 rows of messages, fit" in out
+    code, out, err = luthier(here, "stats", path.name, "--model", str(toy))
+    assert (code, err) == (0, "")
+    assert all(f"tag {tag}" in out for tag in NAMES)
+    code, out, err = luthier(here, "split", path.name)
+    assert (code, err) == (0, "")
+    assert all(name in out for name in (*NAMES, "[x] [red].training.jsonl: 32 rows"))
+    code, out, err = luthier(here, "show", path.name, "--row", "1", "--model", str(toy))
+    assert (code, err) == (0, "")
+    assert "[/red] 0<|im_end|>" in out
+    path.write_bytes(FAULTY.replace(b"Yes", b"[/blue]"))
+    code, out, err = luthier(here, "check", path.name)
+    assert (code, err) == (1, "")
+    assert f"luthier data repair {path.name}" in out
+    code, out, err = luthier(here, "repair", path.name)
+    assert (code, err) == (0, "")
+    assert out.count('"content": "[/blue]"') == 2 and "[x] [red].repaired.jsonl: 1 row changed" in out
+    path.write_bytes(jsonl([{**_tagged("[/red]"), "[/blue]": 1}]))
+    code, out, err = luthier(here, "check", path.name)
+    assert (code, err, "[/blue]" in out) == (1, "", True)
+    code, _, err = luthier(here, "sample", "[/red]")
+    assert (code, "There is no format '[/red]'" in err) == (1, True)
+
+
+ACTING = "\x1b]52;c;aGk=\x07\x1b[2J\r\x7f\x9b2J\u202egnp\u2066"
+
+
+def test_no_sign_of_a_file_acts_on_the_terminal(here: Path, toy: Path) -> None:
+    row = _tagged(f"t{ACTING}", f"a\tb\n{ACTING}")
+    path = here / f"n{ACTING.replace('/', '')}.jsonl"
+    path.write_text("\n".join(json.dumps(row, ensure_ascii=raw) for raw in (True, False, True, False)))
+    wrong = here / "wrong.jsonl"
+    wrong.write_text(json.dumps({**row, f"f{ACTING}": 1, "messages": [{"role": "human", "content": ACTING}]}))
+    said = [("check",), ("show", "--row", "1", "--model", str(toy)), ("split",), ("stats", "--model", str(toy))]
+    shown = [luthier(here, verb, path.name, *more) for verb, *more in said]
+    assert [code for code, _, _ in shown] == [0, 0, 0, 0]
+    assert "a\tb\n␛]52;c;aGk=␇␛[2J␍␡<U+009B>2J<U+202E>gnp<U+2066>" in shown[1][1].replace("a       b", "a\tb")
+    shown += [luthier(here, verb, "wrong.jsonl", *more) for verb, *more in said[:2]]
+    shown += [luthier(here, "show", path.name, "--row", "1", "--model", str(toy), "--json")]
+    for _, out, err in shown:
+        assert not [
+            sign for sign in out + err if sign != "\n" and sign in ACTING + "\x1b\x07" and not sign.isprintable()
+        ]
+    assert row["messages"][1]["content"] in json.loads(shown[-1][1])["text"]
+
+
+def test_a_repair_shows_signs_that_would_act_on_the_terminal(here: Path) -> None:
+    (here / "bad.jsonl").write_text(
+        json.dumps(
+            {"messages": [{"role": "human", "content": ACTING}, _saying("Yes")["messages"][1]]}, ensure_ascii=False
+        )
+    )
+    code, out, _ = luthier(here, "repair", "bad.jsonl")
+    assert code == 0
+    assert "<U+009B>2J<U+202E>gnp<U+2066>" in out
+    assert all(sign.isprintable() or sign == "\n" for sign in out)
+
+
+CALLING = {
+    "messages": [{"role": "user", "content": "Weather?"}, {"role": "assistant", "content": "Sunny."}],
+    "tools": [
+        {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
+    ],
+}
+
+
+def test_show_judges_a_row_far_down_by_the_format_that_the_whole_file_has(here: Path, toy: Path) -> None:
+    (here / "mixed.jsonl").write_bytes(jsonl([*toy_rows(150), CALLING]))
+    assert "151 rows of function_calling, fit" in luthier(here, "check", "mixed.jsonl")[1]
+    shown = told(here, "show", "mixed.jsonl", "--row", "151", "--model", str(toy))
+    assert (shown["format"], shown["problems"]) == ("function_calling", [])
+    assert shown["trained_tokens"] > 0
+    assert told(here, "show", "mixed.jsonl", "--row", "1", "--model", str(toy))["format"] == "messages"
+
+
+@pytest.mark.parametrize("text", [b'{"messages": [],}', json.dumps(_saying("Yes"), indent=1).encode()[:-2] + b",}"])
+def test_show_of_a_row_with_a_problem_ends_with_1_and_counts_nothing(here: Path, toy: Path, text: bytes) -> None:
+    (here / "one.jsonl").write_bytes(text)
+    code, out, err = luthier(here, "show", "one.jsonl", "--model", str(toy))
+    assert (code, out) == (1, "")
+    assert err.startswith("error: line 1")
+    code, out, _ = luthier(here, "show", "one.jsonl", "--model", str(toy), "--json")
+    assert (code, bool(json.loads(out)["problems"])) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("said", "word"),
+    [
+        (("--seed", "99999999999"), "--seed: must be at least 0 and below 2,147,483,648, got 99999999999"),
+        (("--ratio", "0"), "--ratio: must be above 0 and below 1, got 0.0"),
+        (("--ratio", "nan"), "--ratio: must be above 0 and below 1, got nan"),
+    ],
+)
+def test_a_split_names_the_option_that_is_wrong(here: Path, said: tuple[str, str], word: str) -> None:
+    code, _, err = luthier(here, "split", "good.jsonl", *said)
+    assert (code, err) == (1, f"error: {word}\n")

@@ -150,3 +150,17 @@ def test_a_report_counts_the_characters_of_all_messages() -> None:
     turns = [{"role": "user", "content": "谢谢"}, {"role": "assistant", "content": "🙂!!"}]
     report = inspect(Given(json.dumps({"messages": turns}).encode()))
     assert (report.rows, report.characters, report.fit, report.summary) == (1, 5, True, None)
+
+
+@pytest.mark.parametrize("name", ["rows.txt", "Rows.XLSX", "a.b.csv"])
+async def test_a_name_that_says_it_is_no_file_of_rows_is_refused_before_anything_is_stored(
+    house: House, name: str
+) -> None:
+    with pytest.raises(InvalidParameter, match=r"files of rows end with \.jsonl or \.json, archives .* with \.zip"):
+        await add(house.parts, ADA, jsonl(toy_rows(12)), name)
+    assert house.parts.storage.list("files") == []
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.JSON", "rows", "v1.2", "pictures.zip"])
+async def test_other_names_are_taken(house: House, name: str) -> None:
+    assert (await add(house.parts, ADA, jsonl(toy_rows(12)), name)).filename == name

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import tracemalloc
+import zipfile
 from collections.abc import Callable
 
 import pytest
 
 from luthier.control.datasets.inspection import inspect
+from luthier.control.datasets.repairing import repair
 from luthier.control.datasets.report import KEPT
 from luthier.formats.base import Findings, known, problems_of
 from luthier.records.problems import MEANINGS
@@ -17,6 +20,8 @@ from luthier.records.source import Given, Source, StoredFile
 from luthier.storage import Storage
 from tests.corpus.broken import BROKEN, FUNCTIONS, GOOD, Broken
 from tests.fuzz.dataset_files import Endless, piece_of, told, tried
+from tests.unit.control.conftest import ADA, House
+from tests.unit.images.pictures import archive, picture
 
 
 def checked(data: bytes | str, **more):
@@ -51,6 +56,7 @@ def test_the_corpus_shows_every_code_that_the_text_of_a_file_can_give() -> None:
         "too_many_values",
         "too_few_rows",  # below
         "image_not_fetched",
+        "image_by_url",  # below
         "image_not_in_archive",
         "image_unreachable",
         "image_unreadable",
@@ -212,3 +218,92 @@ def test_a_message_index_is_that_of_a_message_and_the_field_says_where() -> None
     assert found["input.messages[1].content"] == 1
     assert found["preferred_output"] is None and found["tools"] is None
     assert Findings(record).problems == []
+
+
+def _pictured(part: dict | None) -> dict:
+    content = [{"type": "text", "text": "What is it?"}, *([part] if part else [])]
+    return {"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": "A tree."}]}
+
+
+def _packed(*rows: dict, method: int = zipfile.ZIP_STORED, encoding: str = "utf-8") -> bytes:
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    return archive({"rows.jsonl": text.encode(encoding), "a.jpg": picture()}, method)
+
+
+NAMED = {"image": "a.jpg"}
+ADDRESSED = {"type": "image_url", "image_url": {"url": "a.jpg"}}
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+@pytest.mark.parametrize("part", [NAMED, ADDRESSED, None], ids=["named", "addressed", "none"])
+def test_rows_of_an_archive_with_a_wrong_byte_are_damaged_whatever_they_seem_to_say(
+    method: int, part: dict | None
+) -> None:
+    whole = _packed(*[_pictured(part)] * 30, method=method)
+    start = whole.index(b"rows.jsonl") + len(b"rows.jsonl")
+    for place in (start + 3, start + 20, start + 60):
+        wrong = bytearray(whole)
+        wrong[place] ^= 1
+        assert list(checked(bytes(wrong)).counts) == ["archive_damaged"]
+    one = whole.replace(b'"image"', b'"imagf"', 1)  # each of its rows can still be read
+    if one != whole:
+        assert list(checked(one).counts) == ["archive_damaged"]
+
+
+@pytest.mark.parametrize(
+    ("part", "found", "expected"),
+    [
+        (ADDRESSED, '"a.jpg"', '{"image": "a.jpg"}'),
+        ({"type": "image_url", "image_url": "a.jpg"}, '"a.jpg"', '{"image": "a.jpg"}'),
+        ({"type": "image_url", "image_url": {"url": "./b/a.jpg"}}, '"./b/a.jpg"', '{"image": "a.jpg"}'),
+        ({"type": "image_url", "image_url": {"url": "http://x/a.jpg"}}, '"http://x/a.jpg"', '{"image": "name.jpg"}'),
+    ],
+)
+def test_an_image_of_an_archive_in_image_url_is_told_at_its_row_with_what_to_write(
+    part: dict, found: str, expected: str
+) -> None:
+    report = checked(_packed(_pictured(NAMED), _pictured(part)))
+    assert report.format == "image_archive"
+    [problem] = report.problems
+    assert (problem.code, problem.row, problem.line) == ("image_by_url", 2, 2)
+    assert (problem.field, problem.found, problem.expected) == ("messages[0].content[1]", found, expected)
+    assert f"Write {expected} in place of the whole part" in problem.fix
+
+
+def test_an_archive_is_judged_row_by_row_as_soon_as_one_calls_an_image_by_a_name() -> None:
+    report = checked(_packed(*[_pictured(ADDRESSED)] * 3))
+    assert [(one.row, one.code) for one in report.problems] == [(row, "image_by_url") for row in (1, 2, 3)]
+    report = checked(_packed(_pictured({**ADDRESSED, **NAMED}), _pictured(NAMED)))
+    assert (report.format, report.rows) == ("image_archive", 2)
+    assert {one.row for one in report.problems} == {1}
+    for part in (None, {"type": "image_url", "image_url": {"url": "https://x/a.jpg"}}):
+        assert list(checked(_packed(*[_pictured(part)] * 3)).counts) == ["archive_no_images"]
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_rows_of_an_archive_in_utf_16_are_told_and_mended(encoding: str, method: int) -> None:
+    data = _packed(*[_pictured(NAMED)] * 3, method=method, encoding=encoding)
+    report = checked(data)
+    assert (list(report.counts), report.repairable) == (["utf16"], True)
+    mended = io.BytesIO()
+    repair(Given(data), mended)
+    report = checked(mended.getvalue())
+    assert (report.fit, report.rows, report.format) == (True, 3, "image_archive")
+
+
+async def test_the_server_mends_rows_of_an_archive_in_utf_16(house: House) -> None:
+    datasets = house.parts.services.datasets
+    data = _packed(*[_pictured(NAMED)] * 3, method=zipfile.ZIP_DEFLATED, encoding="utf-16-le")
+    file = await house.upload(content=data)
+    assert file.report is not None and file.report.repairable
+    made, changes = await datasets.repair(ADA, file.id)
+    assert changes["counts"] == {"utf16": 1}
+    await house.parts.inspector.once()
+    assert (await datasets.get(ADA, made.id)).status == "processed"
+
+
+@pytest.mark.parametrize(("head", "name"), [(b"\x1f\x8b\x08", "gzip"), (b"PAR1", "Parquet"), (b"\x89PNG", "an image")])
+def test_rows_of_an_archive_that_are_another_kind_of_file_are_told_as_that(head: bytes, name: str) -> None:
+    [problem] = checked(archive({"rows.jsonl": head + b"x" * 50, "a.jpg": picture()})).problems
+    assert (problem.code, problem.found) == ("file_type", name)

@@ -178,6 +178,7 @@ async def rows_of(house: House, file: File) -> int:
 
 async def test_a_small_file_is_counted_at_once_and_once(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     file = await house.upload(rows=12)
+    monkeypatch.setattr(service, "_KEPT_FROM", 1)
     first = await ask(house, file)
     assert first is not None
     assert first.summary.rows == first.chosen.rows == 12
@@ -185,6 +186,31 @@ async def test_a_small_file_is_counted_at_once_and_once(house: House, monkeypatc
     monkeypatch.setattr(service, "under", None)  # nor gone through again
     assert await ask(house, file) == first
     assert first.summary.statistics["percentiles"]["max"] == first.summary.longest
+
+
+async def test_what_many_limits_make_of_a_large_file_is_not_all_kept(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "_KEPT_FROM", 1)
+    monkeypatch.setattr(service, "_KEPT_AT_MOST", 3)
+    file = await house.upload(rows=12)
+    card = await house.parts.services.catalog.trainable("toy", "lora")
+    for limit in range(20, 40):
+        found = await house.parts.services.datasets.counted(
+            file, ADA.project, card, max_length=limit, overlength="drop"
+        )
+        assert found is not None and found.chosen.rows == 12
+    assert len(house.parts.storage.list("lengths")) == 3
+
+
+def test_long_rows_are_encoded_few_at_a_time(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches: list[int] = []
+    encode = counting._count
+    monkeypatch.setattr(counting, "_BATCH_CHARACTERS", 500)
+    monkeypatch.setattr(counting, "_count", lambda batch, *rest: (batches.append(len(batch)), encode(batch, *rest)))
+    [lengths] = count_file(Given(jsonl([LONG] * 40)), "messages", toy)
+    assert lengths.rows == sum(batches) == 40
+    assert max(batches) == 500 // len(jsonl([LONG])) + 1
 
 
 async def test_a_model_that_writes_otherwise_is_counted_by_itself(house: House) -> None:
@@ -229,7 +255,9 @@ async def test_many_who_ask_at_once_make_one_count(house: House, monkeypatch: py
     await house.parts.counter.once()
     found = await ask(house, file)
     assert found is not None and found.summary.rows == 12
-    assert len(house.parts.storage.list("lengths")) == 2  # those of the rows, and what a limit makes of them
+    assert len(house.parts.storage.list("lengths")) == 1
+    await house.parts.services.datasets.delete(ADA, file.id)
+    assert house.parts.storage.list("lengths") == []
 
 
 class Failing(Workshop):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from luthier.chat.tokenizer import Tokenizer
 from luthier.control.datasets import inspection
+from luthier.control.datasets import preview as preview_module
 from luthier.control.datasets.inspection import inspect
 from luthier.control.datasets.preview import Preview, preview, token_texts
 from luthier.core.errors import InvalidParameter
@@ -138,6 +139,23 @@ def test_rows_are_counted_over_blank_lines(toy: Path) -> None:
     source = Given(b"\n\n" + jsonl([PAIR]) + b"\n" + jsonl([ROW]))
     shown = preview(source, "messages", 2, toy)
     assert (shown.row, shown.line) == (2, 5)
+
+
+def test_a_long_row_is_shown_in_parts_and_counted_whole(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "你🙂x" * 50}]}
+    whole = look(toy, row)
+    monkeypatch.setattr(preview_module, "SHOWN", 37)
+    parts = [look(toy, row, first_token=first) for first in range(0, len(whole.tokens), 37)]
+    assert [token for part in parts for token in part.tokens] == whole.tokens
+    assert "".join(part.text for part in parts) == whole.text
+    for part in parts:
+        [one] = part.sequences
+        assert (one.total_tokens, part.trained_tokens, part.billed_tokens) == (
+            len(whole.tokens),
+            whole.trained_tokens,
+            whole.billed_tokens,
+        )
+    assert look(toy, row, first_token=10**6).tokens == []
 
 
 def test_a_row_is_found_from_where_its_piece_begins(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

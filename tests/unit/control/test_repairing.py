@@ -280,6 +280,15 @@ async def test_where_nothing_can_be_repaired_no_version_is_made(house: House, co
         {"question": "Where?", "context": "In Lyon.", "answer": "There."},
         {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}], "tools": "[{}]"},
         {"instruction": "x", "input": "", "output": "y", "history": [{"q": "a"}]},
+        {"instruction": "x", "output": "y", "response": "z"},
+        {"instruction": "x", "output": "y", "tag": 5},
+        {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b", "weight": 0}]},
+        {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}], "system": ["s"]},
+        {
+            "prompt": "p",
+            "chosen": [{"role": "user", "content": "a"}, json.loads(A)],
+            "rejected": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
+        },
         {"instruction": None, "output": "x"},
         {"instruction": ["a", "b"], "output": "x"},
         {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "train": False}]},
@@ -293,6 +302,68 @@ def test_what_may_matter_is_never_removed_without_a_word(row: dict[str, Any]) ->
     changes = repair(Given(line + b"\n" + role_word + b"\n"), out)
     assert out.getvalue().splitlines()[0] == line
     assert (changes.rows_changed, changes.rows_left) == (1, 1)
+
+
+KEPT = {
+    "a summary": ({"text": "doc", "summary": "IMPORTANT", "id": 1}, {"text": "doc", "summary": "IMPORTANT"}),
+    "a system beside a pair": (
+        {"messages": [json.loads(U)], "chosen": json.loads(A), "rejected": json.loads(A), "system": "s", "id": 1},
+        {"messages": [json.loads(U)], "chosen": json.loads(A), "rejected": json.loads(A), "system": "s"},
+    ),
+    "a system beside two outputs": (
+        {"input": {"messages": [{"role": "human", "content": "Hi"}]}, "system": "s"},
+        {"input": {"messages": [json.loads(U)]}, "system": "s"},
+    ),
+    "a prompt under a name with a slip": (
+        {"inpt": {"messages": [json.loads(U)]}, "preferred_output": [json.loads(A)], "id": 1},
+        {"inpt": {"messages": [json.loads(U)]}, "preferred_output": [json.loads(A)]},
+    ),
+    "a role that nobody knows": (
+        {"messages": [{"role": "Narrator", "content": "a"}, json.loads(A)], "id": 1},
+        {"messages": [{"role": "Narrator", "content": "a"}, json.loads(A)]},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", KEPT)
+def test_a_repair_keeps_what_may_matter_and_the_row_is_not_called_clean(case: str) -> None:
+    row, kept = KEPT[case]
+    repaired, changes = mend(jsonl([row]))
+    assert json.loads(repaired) == kept
+    assert (changes.rows_changed, changes.rows_left) == (1, 1)
+    assert not inspect(Given(repaired)).fit
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"instruction: "Q0Z", "input": "", "output": "oQ0Z"}',
+        '{"instruction"/*: "Q0Z", "input": "", "output": "oQ0Z"}',
+        '{"prompt": "a", "completion": ""}',
+        '{"prompt": "a", "chosen": "b", "rejected": "b", "tag": null}',
+    ],
+)
+def test_a_row_of_another_tool_that_would_be_wrong_as_ours_is_not_called_repairable(text: str) -> None:
+    content = f"{text}\n{FAULTY['trailing_comma']}\n".encode()
+    report = inspect(Given(content))
+    assert not report.repairable and "other_rows" not in report.counts
+    repaired, changes = mend(content)
+    assert repaired.splitlines()[0] == text.encode()
+    assert (changes.rows_changed, changes.rows_left) == (1, 1)
+
+
+def test_of_a_file_in_utf16_nothing_is_promised_but_that_it_is_checked_again() -> None:
+    report = inspect(Given('{"messages": []}\n'.encode("utf-16")))
+    assert "nothing else of it was looked at" in report.problems[0].text.en
+    assert "checked again" in report.problems[0].text.en and "重新检查" in report.problems[0].text.zh
+
+
+@pytest.mark.parametrize("between", ["", " ", ","])
+def test_records_on_several_lines_that_follow_at_once_become_a_line_each(between: str) -> None:
+    rows = list(toy_rows(3))
+    content = between.join(json.dumps(row, indent=2) for row in rows).encode()
+    assert inspect(Given(content)).counts == {"several_lines": 3, "shares_line": 2}
+    assert [json.loads(line) for line in mend(content)[0].splitlines()] == rows
 
 
 def test_what_is_empty_or_only_names_the_row_is_left_out() -> None:
@@ -326,6 +397,7 @@ def test_an_archive_is_repaired_beside_its_images_as_they_are(method: int) -> No
     assert (changes.rows_changed, changes.rows_left, changes.counts) == (6, 0, {"role_word": 6})
     after = inspect(Given(repaired))
     assert after.fit and (after.rows, after.images) == (7, 7)
+    assert changes.images == 7
     made = Archive(io.BytesIO(repaired))
     assert made.rows_name == "rows.jsonl" and list(made.images) == list(images)
     assert all(made.image(name) == data for name, data in images.items())
@@ -343,6 +415,12 @@ def test_an_image_is_copied_without_being_unpacked_even_where_it_is_damaged() ->
     repaired, _ = mend(content)
     assert content[place - 40 : place + 100] in repaired
     assert inspect(Given(repaired)).counts == {"image_unreadable": 1}
+
+
+def test_the_changes_say_of_how_many_images_nothing_was_seen() -> None:
+    rows = [pictured("human", "a.jpg"), pictured("user", "gone.jpg"), {"messages": []}]
+    _, changes = mend(archive({"rows.jsonl": jsonl(rows), "a.jpg": picture()}))
+    assert (changes.rows_changed, changes.rows_left, changes.images) == (1, 1, 2)
 
 
 def test_memory_stays_flat_while_an_archive_is_repaired(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from luthier.control.datasets.inspection import inspect
 from luthier.control.datasets.service import File
+from luthier.control.datasets.transforms import split as split_module
 from luthier.control.datasets.transforms.split import SplitOptions, split
 from luthier.control.jobs.lifecycle import Status
 from luthier.core.errors import FileNotFound, InvalidRequest
@@ -217,3 +218,13 @@ async def test_the_versions_of_an_archive_are_fit(house: House) -> None:
     for made, count in ((training, 7), (validation, 3)):
         read = await datasets.get(ADA, made.id)
         assert read.status == "processed" and read.report is not None and read.report.rows == count
+
+
+def test_ever_so_many_tags_are_split_and_the_largest_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(split_module, "MOST_TAGS", 20)
+    monkeypatch.setattr(split_module, "KEPT_TAGS", 5)
+    content = jsonl(rows(10, "much") * 10 + [row | {"tag": f"t{n}"} for n, row in enumerate(rows(400))])
+    training, validation, told = divided(content)
+    assert (told["rows"], len(training), len(validation)) == (500, 400, 100)
+    assert len(told["tags"]) == 5
+    assert told["tags"]["much"] == {"rows": 100, "training": 80, "validation": 20}

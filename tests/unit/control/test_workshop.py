@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from asyncio.subprocess import Process
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
+from luthier.control.datasets import workshop
 from luthier.control.datasets.tasks import Task, perform
 from luthier.control.datasets.workshop import ProcessWorkshop, Workshop, WorkStopped
 from luthier.core.errors import FileNotFound, InvalidRequest, Unavailable
@@ -31,7 +33,14 @@ def storage(tmp_path: Path) -> Storage:
     return Storage((tmp_path / "objects").as_uri())
 
 
-def shop(folder: Path, *, memory_bytes: int = GIGABYTES, seconds: float = 60, processes: int = 2) -> ProcessWorkshop:
+def shop(
+    folder: Path,
+    *,
+    memory_bytes: int = GIGABYTES,
+    seconds: float = 60,
+    processes: int = 2,
+    stands_ready: bool = False,
+) -> ProcessWorkshop:
     """A workshop on the storage of that folder."""
     return ProcessWorkshop(
         (folder / "objects").as_uri(),
@@ -39,6 +48,7 @@ def shop(folder: Path, *, memory_bytes: int = GIGABYTES, seconds: float = 60, pr
         processes=processes,
         memory_bytes=memory_bytes,
         least_seconds=seconds,
+        stands_ready=stands_ready,
     )
 
 
@@ -52,6 +62,14 @@ def workers() -> list[psutil.Process]:
         with suppress(psutil.NoSuchProcess):  # it has just ended
             if any("datasets.worker" in part for part in child.cmdline()):
                 found.append(child)
+    return found
+
+
+async def standing() -> list[psutil.Process]:
+    """The processes there are, once those of the tasks have gone and one stands ready."""
+    while len(found := workers()) != 1:
+        await asyncio.sleep(0.05)
+    await asyncio.sleep(0.1)
     return found
 
 
@@ -146,33 +164,65 @@ async def test_what_a_task_refuses_is_raised_here_with_its_words(storage: Storag
     assert not isinstance(missing.value, Unavailable) or isinstance(missing.value, WorkStopped)
 
 
-async def test_no_more_than_four_are_at_work_at_once(storage: Storage, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("short_bytes", "at_once"), [(0, 4), (10**6, 2)])
+async def test_so_many_tasks_are_at_work_at_once(
+    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short_bytes: int, at_once: int
+) -> None:
+    monkeypatch.setattr(workshop, "_SHORT_BYTES", short_bytes)
     here = shop(tmp_path, processes=1)
     tasks = [asyncio.create_task(here.do(inspecting(storage.write(f"files/{n}", GOOD)))) for n in range(7)]
     most = 0
     while not all(task.done() for task in tasks):
         most = max(most, len(workers()))
         await asyncio.sleep(0.02)
-    assert 1 <= most <= 4
+    assert 1 <= most <= at_once
     assert [task.result()["rows"] for task in tasks] == [30] * 7
 
 
+async def test_a_preview_does_not_wait_for_checks(storage: Storage, tmp_path: Path) -> None:
+    toy_tokenizer(tmp_path / "toy")
+    for path in (tmp_path / "toy").iterdir():
+        storage.upload(path, f"models/toy/{path.name}")
+    here = shop(tmp_path, processes=1)
+    large = storage.write("files/large", GOOD * 20_000)
+    checks = [asyncio.create_task(here.do(inspecting(large))) for _ in range(5)]
+    options = {"format": "messages", "row": 1, "weights": "models/toy", "is_fit": True}
+    await here.do(Task(kind="preview", key=large.key, size=large.size, options=options))
+    assert not any(check.done() for check in checks)
+    for check in checks:
+        check.cancel()
+    await asyncio.gather(*checks, return_exceptions=True)
+
+
+async def test_what_was_found_is_told_though_no_process_can_be_started_in_advance(
+    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = shop(tmp_path, stands_ready=True)
+    good = inspecting(storage.write("files/x", GOOD))
+    started, calls = workshop._started, 0
+
+    async def once() -> Process:
+        nonlocal calls
+        calls += 1
+        if calls > 1:
+            raise BlockingIOError("no more processes")
+        return await started()
+
+    monkeypatch.setattr(workshop, "_started", once)
+    assert (await here.do(good))["rows"] == 30
+    await here.close()
+    assert (calls, workers()) == (2, [])
+
+
 async def test_a_process_stands_ready_for_the_next_task(storage: Storage, tmp_path: Path) -> None:
-    here = ProcessWorkshop(
-        (tmp_path / "objects").as_uri(),
-        cache=str(tmp_path / "cache"),
-        processes=1,
-        memory_bytes=GIGABYTES,
-        least_seconds=60,
-        stands_ready=True,
-    )
+    here = shop(tmp_path, stands_ready=True)
     good = inspecting(storage.write("files/x", GOOD))
     assert (await here.do(good))["rows"] == 30
-    [ready] = workers()
+    [ready] = await standing()
     found = await asyncio.gather(here.do(good), here.do(good))
     assert [one["rows"] for one in found] == [30, 30]
     assert not ready.is_running()
-    [ready] = workers()
+    [ready] = await standing()
     ready.kill()  # it is not missed
     while ready.is_running():
         await asyncio.sleep(0.05)

@@ -63,6 +63,28 @@ def test_the_text_of_a_record_is_its_own() -> None:
     assert [one.text for one in found if isinstance(one, Record)] == [pretty, ROW, ROW, pretty]
 
 
+@pytest.mark.parametrize("rows", [3, 1000])
+@pytest.mark.parametrize("between", ["", " ", ",", ", ", "\n", ",\n"])
+def test_records_on_several_lines_that_begin_where_the_one_before_ends_are_read_one_by_one(
+    rows: int, between: str
+) -> None:
+    values = [{"messages": [{"role": "user", "content": f"{number}"}]} for number in range(rows)]
+    found = list(Reader([between.join(json.dumps(value, indent=2) for value in values).encode()]))
+    assert [one.value for one in found if isinstance(one, Record)] == values
+    codes = {problem.code for one in found if isinstance(one, Record) for problem in one.problems}
+    assert codes <= {"several_lines", "shares_line", "comma_after_record"}
+
+
+def test_a_record_that_begins_behind_another_and_never_ends_stops_before_the_next_row() -> None:
+    pretty = json.dumps(json.loads(ROW), indent=1)
+    lines = pretty.count("\n")
+    assert told(f'{pretty}{{"messages": [\n1,\n{ROW}\n') == [
+        (1, 1, 1, "several_lines", "shares_line"),
+        (2, lines + 1, 2, "unclosed"),
+        (3, lines + 3, 1),
+    ]
+
+
 @pytest.mark.parametrize("block", [1, 3, 1000])
 def test_a_line_that_is_too_long_is_not_kept_and_the_next_is_read(block: int) -> None:
     data = f"{ROW}\n{'x' * 200}\n{ROW}\n\n{'y' * 150}".encode()

@@ -6,20 +6,24 @@ import json
 import random
 import tempfile
 import unicodedata
-from array import array
-from collections import defaultdict
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import IO, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from luthier.control.datasets.archives import rows_in
-from luthier.control.datasets.inspection import format_of
+from luthier.control.datasets.inspection import MOST_TAGS, format_of
+from luthier.control.datasets.report import KEPT_TAGS
 from luthier.core.errors import InvalidRequest
 from luthier.formats.base import DatasetFormat
 from luthier.images.packing import pack
 from luthier.records.reader import Reader, Record
 from luthier.records.source import BLOCK, Source
+
+_OTHERS = ""
+"""Rows without a tag, and those of tags beyond the first 10,000, are split together."""
 
 
 class SplitOptions(BaseModel):
@@ -61,39 +65,59 @@ def _named(rows: IO[bytes], form: type[DatasetFormat]) -> set[str]:
 
 
 def _split(source: Source, options: SplitOptions, training: IO[bytes], validation: IO[bytes]) -> dict[str, Any]:
-    tags: dict[str, array[int]] = defaultdict(lambda: array("Q"))
-    rows = 0
-    for found in Reader(source.blocks()):
-        if isinstance(found, Record):
-            tag = found.value.get("tag", "") if options.by_tag and isinstance(found.value, dict) else ""
-            tags[tag].append(rows)
-            rows += 1
+    sizes: Counter[str] = Counter()
+    for tag, _ in _tagged(source, options):
+        sizes[tag if tag in sizes or len(sizes) < MOST_TAGS else _OTHERS] += 1
+    rows = sizes.total()
     wanted = round(rows * options.ratio)
     if not 0 < wanted < rows:
         raise InvalidRequest(
             f"A split of {rows} rows by {options.ratio:g} would leave one of the files empty.",
             hint="Use more rows or another ratio.",
         )
-    chosen = bytearray(rows)
-    shares = _shares({tag: len(places) for tag, places in tags.items()}, wanted, rows)
-    for tag in sorted(tags):
-        draw = random.Random(f"{options.seed}/{tag}")  # noqa: S311
-        for place in draw.sample(tags[tag], shares[tag]):
-            chosen[place] = 1
-    row = 0
+    shares = _shares(sizes, wanted, rows)
+    draws = {tag: _Draw(options.seed, tag, sizes[tag], shares[tag]) for tag in sizes}
+    for tag, text in _tagged(source, options):
+        is_drawn = draws[tag if tag in draws else _OTHERS].next()
+        (validation if is_drawn else training).write(text.encode() + b"\n")
+    balance = {
+        tag: {"rows": size, "training": size - shares[tag], "validation": shares[tag]}
+        for tag, size in sorted(sizes.most_common(KEPT_TAGS))
+    }
+    return {
+        "rows": rows,
+        "training": rows - wanted,
+        "validation": wanted,
+        "tags": balance if set(sizes) != {""} else {},
+    }
+
+
+def _tagged(source: Source, options: SplitOptions) -> Iterator[tuple[str, str]]:
+    """The tag and the line of every row; the tag is empty for one without, or where tags do not matter."""
     for found in Reader(source.blocks()):
         if isinstance(found, Record):
-            text = found.text if "\n" not in found.text else json.dumps(found.value, ensure_ascii=False)
-            (validation if chosen[row] else training).write(text.encode() + b"\n")
-            row += 1
-    balance = {
-        tag: {"rows": len(places), "training": len(places) - shares[tag], "validation": shares[tag]}
-        for tag, places in sorted(tags.items())
-    }
-    return {"rows": rows, "training": rows - wanted, "validation": wanted, "tags": balance if set(tags) != {""} else {}}
+            tag = found.value.get("tag", "") if options.by_tag and isinstance(found.value, dict) else ""
+            yield tag, found.text if "\n" not in found.text else json.dumps(found.value, ensure_ascii=False)
 
 
-def _shares(sizes: dict[str, int], wanted: int, rows: int) -> dict[str, int]:
+class _Draw:
+    """Draws some of so many rows, one after the other, each choice as likely as any other: Knuth, The Art of Computer
+    Programming, volume 2, algorithm S.
+    """
+
+    def __init__(self, seed: int, tag: str, rows: int, wanted: int) -> None:
+        self._dice = random.Random(f"{seed}/{tag}")  # noqa: S311
+        self._rows, self._wanted = rows, wanted
+
+    def next(self) -> bool:
+        """Whether the next row is drawn."""
+        is_drawn = self._dice.random() * self._rows < self._wanted
+        self._rows -= 1
+        self._wanted -= is_drawn
+        return is_drawn
+
+
+def _shares(sizes: Mapping[str, int], wanted: int, rows: int) -> dict[str, int]:
     """How many rows of each tag go to validation: in proportion, the largest remainders rounded up."""
     exact = {tag: size * wanted / rows for tag, size in sizes.items()}
     shares = {tag: int(share) for tag, share in exact.items()}
