@@ -40,13 +40,14 @@ class Started(Told):
 
 
 class Progress(Told):
-    """An optimizer step was taken. `loss` and `token_accuracy` are means over its trained tokens, before the update."""
+    """An optimizer step was taken. `loss` is a mean over its trained tokens, or pairs, before the update."""
 
     type: Literal["progress"] = "progress"
     total_steps: int
     epoch: float
     loss: float
     token_accuracy: float
+    measures: dict[str, float] = Field(default={}, description="What the objective shows beside them.")
     learning_rate: float
     grad_norm: float
     tokens_per_second: float
@@ -61,6 +62,7 @@ class Evaluated(Told):
     type: Literal["evaluated"] = "evaluated"
     loss: float
     token_accuracy: float
+    measures: dict[str, float] = Field(default={}, description="What the objective shows beside them.")
 
 
 class CheckpointSaved(Told):
@@ -80,7 +82,7 @@ class Succeeded(Told):
     """The last step was taken; the artifact is the last checkpoint's."""
 
     type: Literal["succeeded"] = "succeeded"
-    artifact_kind: Literal["adapter"] = "adapter"
+    artifact_kind: Literal["adapter", "model"] = "adapter"
     artifact_key: str
     artifact_sha256: str
     trained_tokens: int

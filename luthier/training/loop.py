@@ -5,20 +5,23 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from luthier.core.errors import LossDiverged
 from luthier.training.checkpoint import Checkpoint, Checkpoints, Metrics
-from luthier.training.data import BatchPlan, Rows, micro_batches
+from luthier.training.data import BatchPlan, Rows, micro_batches, packed
 from luthier.training.emitter import Emitter
 from luthier.training.events import CheckpointSaved, Evaluated, Progress
 from luthier.training.meter import Mean, Pace
 from luthier.training.objectives.base import Encoded, Objective
 from luthier.training.optim import Optimizer, learning_rate
 from luthier.training.spec import TrainingSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class Stopped(Exception):
@@ -35,7 +38,7 @@ class Loop:
         training: Rows,
         validation: Rows | None,
         objective: Objective,
-        model: nn.Module,
+        model: PreTrainedModel,
         parameters: dict[str, nn.Parameter],
         optimizer: Optimizer,
         checkpoints: Checkpoints,
@@ -77,19 +80,19 @@ class Loop:
         return saved[-1]  # a plan has at least one step, and the last one is saved
 
     def _take(self, step: int, pace: Pace) -> Mean:
-        """One optimizer step, whose gradient is the sum of token losses over the tokens trained in the whole step."""
+        """One optimizer step, whose gradient is that of the mean over all units of the step, however they are batched."""
         spec, total = self._spec, self._plan.total_steps
         pace.begin_step()
         torch.manual_seed(spec.seed * 1_000_003 + step)  # dropout follows from the step, resumed or not
         self._model.train()
         self._optimizer.forget()
         rows = [self._training.rows[place] for place in self._plan.rows_of(step)]
-        trained_in_step = sum(row.trained for row in rows)
+        units_in_step = sum(map(self._objective.units, rows))
         mean = Mean()
         for batch in self._batches(rows):
-            losses = self._objective.loss(self._model, batch)
-            (losses.total / trained_in_step).backward()
-            mean.add(losses)
+            losses = self._objective.losses(self._model, packed(batch, self._device), batch)
+            (losses.total / units_in_step).backward()
+            mean.add(losses, sum(map(self._objective.units, batch)))
         _refuse_unless_finite(mean.loss, "loss", step)
         grad_norm = nn.utils.clip_grad_norm_(self._parameters, spec.clip_norm).item()
         _refuse_unless_finite(grad_norm, "gradient norm", step)
@@ -105,6 +108,7 @@ class Loop:
             epoch=step / self._plan.steps_per_epoch,
             loss=mean.loss,
             token_accuracy=mean.token_accuracy,
+            measures=mean.measures,
             learning_rate=rate,
             grad_norm=grad_norm,
             tokens_per_second=pace.tokens_per_second,
@@ -122,9 +126,12 @@ class Loop:
         mean = Mean()
         with torch.no_grad():
             for batch in self._batches(self._validation.rows):
-                mean.add(self._objective.loss(self._model, batch))
+                losses = self._objective.losses(self._model, packed(batch, self._device), batch)
+                mean.add(losses, sum(map(self._objective.units, batch)))
         _refuse_unless_finite(mean.loss, "validation loss", step)
-        self._emitter.emit(Evaluated, step=step, loss=mean.loss, token_accuracy=mean.token_accuracy)
+        self._emitter.emit(
+            Evaluated, step=step, loss=mean.loss, token_accuracy=mean.token_accuracy, measures=mean.measures
+        )
         return mean
 
     def _save(self, step: int, trained: Mean, valid: Mean | None) -> Checkpoint:
@@ -141,14 +148,13 @@ class Loop:
         tell_saved(self._emitter, saved)
         return saved
 
-    def _batches(self, rows: list[Encoded]) -> Iterator[Any]:
-        """Micro-batches with something to learn. Raises Stopped between two of them when that was asked for."""
+    def _batches(self, rows: list[Encoded]) -> Iterator[list[Encoded]]:
+        """Rows that go through the model together. Raises Stopped between two of them when that was asked for."""
         for group in micro_batches(rows, self._spec.micro_batch_tokens):
             self._emitter.check()
             if self._stop.is_set():
                 raise Stopped
-            if any(row.trained for row in group):
-                yield self._objective.collate(group, self._device)
+            yield group
 
 
 def tell_saved(emitter: Emitter, saved: Checkpoint) -> None:

@@ -14,6 +14,8 @@ from luthier.chat.tokenizer import Tokenizer
 from luthier.core import logs
 from luthier.core.errors import InternalError, InvalidRequest, LuthierError, OutOfMemory
 from luthier.nets.loading import load_model
+from luthier.nets.losses import prove_head
+from luthier.nets.packing import prepare
 from luthier.storage import Storage
 from luthier.training.checkpoint import Checkpoint, Checkpoints
 from luthier.training.data import BatchPlan, Rows, RowsLost, read_rows
@@ -23,6 +25,7 @@ from luthier.training.loop import Loop, Stopped, tell_saved
 from luthier.training.methods.base import methods
 from luthier.training.objectives.base import objectives
 from luthier.training.optim import Optimizer
+from luthier.training.reference import with_reference
 from luthier.training.spec import TrainingSpec
 
 _LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "safetensors")
@@ -74,11 +77,25 @@ def _play(spec: TrainingSpec, storage: Storage, attempt: int, emitter: Emitter, 
         raise Stopped
 
     base = load_model(weights, precision=spec.precision, expected_sha256=spec.weights_sha256)
+    prove_head(base)
+    prepare(base)
     model = method.attach(base.requires_grad_(False), seed=spec.seed)
     parameters = method.trainable(model)
     optimizer = Optimizer(parameters, weight_decay=spec.weight_decay)
     checkpoints = Checkpoints(storage, spec, attempt, method, renderer_sha256=renderer_sha256)
     resumed = checkpoints.resume(model, optimizer)
+    if objective.has_reference:
+
+        def check() -> None:
+            emitter.check()
+            if stop.is_set():
+                raise Stopped
+
+        def compared(name: str, rows: Rows) -> Rows:
+            return with_reference(storage, spec, name, rows, objective, model, check, is_resumed=resumed is not None)
+
+        training = compared("training", training)
+        validation = compared("validation", validation) if validation else None
     plan = BatchPlan(len(training.rows), spec.seed, spec.batch_size, spec.epochs)
     _tell_started(emitter, plan, training, validation, sum(p.numel() for p in parameters.values()), resumed)
     if resumed is not None and not _is_told(storage, spec, resumed, attempt):

@@ -122,10 +122,10 @@ def test_a_run_that_cannot_begin_says_why(storage, told, changes, code, words):
     ],
 )
 def test_what_ends_a_run_is_told_with_its_code(storage, told, monkeypatch, fault, code):
-    def fail(*_):
+    def fail(*_, **__):
         raise fault
 
-    monkeypatch.setattr(losses, "token_losses", fail)
+    monkeypatch.setattr(losses, "learned_tokens", fail)
     spec = toy_spec(storage)
     last = run(spec, storage)
     assert (last.type, last.code, told(spec)[-1]) == ("failed", code, last)
