@@ -16,7 +16,7 @@ from luthier.training.data import BatchPlan, Rows, micro_batches, packed
 from luthier.training.emitter import Emitter
 from luthier.training.events import CheckpointSaved, Evaluated, Progress
 from luthier.training.meter import Mean, Pace
-from luthier.training.objectives.base import Encoded, Objective
+from luthier.training.objectives.base import Encoded, Losses, Objective
 from luthier.training.optim import Optimizer, learning_rate
 from luthier.training.spec import TrainingSpec
 
@@ -44,6 +44,8 @@ class Loop:
         checkpoints: Checkpoints,
         emitter: Emitter,
         stop: threading.Event,
+        *,
+        mixes_precision: bool = False,
     ) -> None:
         self._spec = spec
         self._plan = plan
@@ -57,6 +59,7 @@ class Loop:
         self._checkpoints = checkpoints
         self._emitter = emitter
         self._stop = stop
+        self._mixes = mixes_precision and spec.precision == "bf16"
         self._trained_tokens = 0
 
     def play(self, resumed: Checkpoint | None) -> Checkpoint:
@@ -90,7 +93,7 @@ class Loop:
         units_in_step = sum(map(self._objective.units, rows))
         mean = Mean()
         for batch in self._batches(rows):
-            losses = self._objective.losses(self._model, packed(batch, self._device), batch)
+            losses = self._losses(batch)
             (losses.total / units_in_step).backward()
             mean.add(losses, sum(map(self._objective.units, batch)))
         _refuse_unless_finite(mean.loss, "loss", step)
@@ -118,6 +121,10 @@ class Loop:
         )
         return mean
 
+    def _losses(self, batch: list[Encoded]) -> Losses:
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._mixes):
+            return self._objective.losses(self._model, packed(batch, self._device), batch)
+
     def _evaluate(self, step: int) -> Mean | None:
         """Mean over the validation file, told as an event; None when there is no such file."""
         if self._validation is None:
@@ -126,7 +133,7 @@ class Loop:
         mean = Mean()
         with torch.no_grad():
             for batch in self._batches(self._validation.rows):
-                losses = self._objective.losses(self._model, packed(batch, self._device), batch)
+                losses = self._losses(batch)
                 mean.add(losses, sum(map(self._objective.units, batch)))
         _refuse_unless_finite(mean.loss, "validation loss", step)
         self._emitter.emit(

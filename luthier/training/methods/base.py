@@ -23,6 +23,8 @@ class Method(ABC):
 
     Options: ClassVar[type[plugin.Options]]
     artifact_kind: ClassVar[Literal["adapter", "model"]]
+    mixes_precision: ClassVar[bool] = False
+    """Whether fp32 weights are computed with in the precision of the spec, operation by operation."""
 
     def __init__(self, options: plugin.Options) -> None:
         self.options = options

@@ -23,6 +23,7 @@ class Full(Method):
 
     Options = FullOptions
     artifact_kind = "model"
+    mixes_precision = True
 
     def attach(self, model: PreTrainedModel, *, seed: int) -> PreTrainedModel:
         return model.float().requires_grad_(True)
