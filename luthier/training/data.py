@@ -115,7 +115,7 @@ def read_rows(
             if row.dropped:
                 dropped.setdefault(row.dropped, []).append(example.row)
             else:
-                rows.append(Encoded(row.sequences))
+                rows.append(Encoded(row.sequences, example.row))
     if faults:
         raise DatasetInvalid(
             f"{file.key} has {len(faults)} faults, the first: {faults[0].text.en}",

@@ -69,6 +69,7 @@ class CheckpointSaved(Told):
     """The checkpoint under `key` is complete; its `adapter/` folder can be served, the whole of it resumed from."""
 
     type: Literal["checkpoint_saved"] = "checkpoint_saved"
+    is_best: bool = Field(default=False, description="Whether its validation loss is the best so far.")
     key: str
     artifact_key: str
     artifact_sha256: str
@@ -79,9 +80,10 @@ class CheckpointSaved(Told):
 
 
 class Succeeded(Told):
-    """The last step was taken; the artifact is the last checkpoint's."""
+    """The last step was taken; the artifact is the last checkpoint's, or with a patience the best one's."""
 
     type: Literal["succeeded"] = "succeeded"
+    result_step: int | None = Field(default=None, description="The step whose checkpoint the artifact is.")
     artifact_kind: Literal["adapter", "model"] = "adapter"
     artifact_key: str
     artifact_sha256: str

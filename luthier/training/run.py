@@ -123,18 +123,25 @@ def _play(spec: TrainingSpec, storage: Storage, attempt: int, emitter: Emitter, 
         mixes_precision=method.mixes_precision,
     )
     last = loop.play(resumed)
-    if last.state.trained_tokens != training.tokens * spec.epochs:  # what the steps took, over all attempts
+    is_whole = last.state.step == plan.total_steps
+    if (
+        is_whole and last.state.trained_tokens != training.tokens * spec.epochs
+    ):  # what the steps took, over all attempts
         raise RowsLost(
             f"The steps took {last.state.trained_tokens:,} tokens; the rows have {training.tokens * spec.epochs:,}."
         )
+    best = last
+    if spec.patience is not None and (step := last.state.standing.best_step) is not None:
+        best = checkpoints.at_step(step) or last
     return emitter.emit(
         Succeeded,
-        step=plan.total_steps,
+        step=last.state.step,
+        result_step=best.state.step,
         rows=len(training.rows),
         dropped_rows=training.dropped_rows,
         artifact_kind=method.artifact_kind,
-        artifact_key=last.artifact_key,
-        artifact_sha256=last.artifact_sha256,
+        artifact_key=best.artifact_key,
+        artifact_sha256=best.artifact_sha256,
         trained_tokens=last.state.trained_tokens,
     )
 

@@ -72,7 +72,9 @@ class TrainingSpec(Value):
     schedule: Literal["cosine", "linear", "constant", "wsd"] = Field(
         default="cosine", description="How the rate goes on after the warm-up; wsd: stable, then a decay at the end."
     )
-    decay_ratio: float = Field(default=0.2, gt=0, le=1, description="Share of all steps in which the rate of wsd falls.")
+    decay_ratio: float = Field(
+        default=0.2, gt=0, le=1, description="Share of all steps in which the rate of wsd falls."
+    )
     weight_decay: float = Field(default=0.0, ge=0)
     clip_norm: float = Field(default=1.0, gt=0, description="Largest global gradient norm.")
     seed: int = Field(ge=0, lt=2**31)
@@ -80,10 +82,16 @@ class TrainingSpec(Value):
         description="Of the frozen base model and of what is computed; what is trained is fp32."
     )
     gradient_checkpointing: bool = Field(
-        default=False, description="Compute a layer's inner values again in the backward pass: less memory, a third slower."
+        default=False,
+        description="Compute a layer's inner values again in the backward pass: less memory, a third slower.",
     )
     threads: int = Field(ge=1, description="CPU threads: part of the spec because sums depend on it.")
     evaluate_every_steps: int = Field(ge=1)
+    patience: int | None = Field(
+        default=None,
+        ge=1,
+        description="Evaluations without a better loss after which training ends, and its best checkpoint is the result.",
+    )
     save_every_steps: int = Field(ge=1)
 
     @property

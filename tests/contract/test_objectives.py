@@ -81,7 +81,7 @@ def test_what_else_is_in_a_micro_batch_does_not_change_the_loss(objective, toy):
 def encoded(objective, renderer) -> list[Encoded]:
     examples = [Example(line, line, value) for line, value in enumerate(EXAMPLES[objective.wants], start=1)]
     reference = (-3.0, -2.0) if objective.has_reference else ()
-    return [Encoded(objective.encode(example, renderer), reference) for example in examples]
+    return [Encoded(objective.encode(example, renderer), example.row, reference) for example in examples]
 
 
 def test_what_is_learned_lies_within_the_row(objective, toy):

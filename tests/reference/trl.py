@@ -91,7 +91,9 @@ def _losses(case: str) -> list[float]:
         method.export(ours, scratch / "adapter", base_model=str(weights))
 
         plugin = objectives.load(spec.objective.name)
-        rows = read_rows(storage, spec.training, plugin(plugin.Options()), renderer_for(Tokenizer(weights)), max_length=64)
+        rows = read_rows(
+            storage, spec.training, plugin(plugin.Options()), renderer_for(Tokenizer(weights)), max_length=64
+        )
         plan = BatchPlan(len(rows.rows), spec.seed, spec.batch_size, spec.epochs)
         order = [place for step in range(1, STEPS + 1) for place in plan.rows_of(step)]
         data = Dataset.from_list([_given(case, rows.rows[place].sequences) for place in order])

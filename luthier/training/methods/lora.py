@@ -55,7 +55,6 @@ class Lora(Method):
         config = LoraConfig(
             r=chosen.rank,
             lora_alpha=cast(int, 2 * chosen.rank if chosen.alpha is None else chosen.alpha),  # PEFT takes any number
-            lora_dropout=chosen.dropout,
             use_rslora=chosen.rank_stabilised,
             use_dora=chosen.decomposed,
             target_modules=_targets(model, chosen.targets),
@@ -64,6 +63,8 @@ class Lora(Method):
         torch.manual_seed(seed)
         inject_adapter_in_model(config, model, ADAPTER)
         cast_adapter_dtype(model, ADAPTER)  # fp32, also over a base in bf16
+        if chosen.dropout:
+            _put_dropout(model, chosen.dropout)
         return model
 
     def export(self, model: nn.Module, folder: Path, *, base_model: str) -> None:
@@ -77,6 +78,18 @@ class Lora(Method):
         if {name: t.shape for name, t in saved.items()} != {name: t.shape for name, t in present.items()}:
             raise CheckpointUnreadable("The checkpoint's adapter does not fit this model and these options.")
         set_peft_model_state_dict(model, saved, adapter_name=ADAPTER)
+
+
+def _put_dropout(model: PreTrainedModel, share: float) -> None:
+    from peft.tuners.lora import LoraLayer
+
+    from luthier.nets.dropout import Draw, Dropout, put_draw
+
+    draw = Draw()
+    put_draw(model, draw)
+    layers = (module for module in model.modules() if isinstance(module, LoraLayer))
+    for number, layer in enumerate(layers):
+        layer.lora_dropout[ADAPTER] = Dropout(share, number, draw)
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -28,6 +28,8 @@ class Encoded:
     """
 
     sequences: tuple[Rendered, ...]
+    row: int = 0
+    """Its number in the file, from 1."""
     reference: tuple[float, ...] = ()
 
     @property

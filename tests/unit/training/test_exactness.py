@@ -64,7 +64,11 @@ def test_preference_losses_follow_their_formulas(options: dict, tmp_path: Path) 
     for (one, other), (one_before, other_before) in zip(PAIRS, REFERENCE, strict=True):
         said, otherwise = logprobs(*one), logprobs(*other)
         gain, loss_of_other = said.sum() - one_before, otherwise.sum() - other_before
-        accuracy += int(gain > loss_of_other) if chosen.loss == "sigmoid" else int(gain / len(said) > loss_of_other / len(otherwise))
+        accuracy += (
+            int(gain > loss_of_other)
+            if chosen.loss == "sigmoid"
+            else int(gain / len(said) > loss_of_other / len(otherwise))
+        )
         if chosen.loss == "ipo":
             expected += (gain / len(said) - loss_of_other / len(otherwise) - 1 / (2 * chosen.beta)) ** 2
         else:
@@ -73,8 +77,8 @@ def test_preference_losses_follow_their_formulas(options: dict, tmp_path: Path) 
         expected -= chosen.nll_weight * said.mean()
     prepare(model)
     rows = [
-        Encoded(tuple(Rendered(ids, [float(w) for w in weights]) for ids, weights in pair), before)
-        for pair, before in zip(PAIRS, REFERENCE, strict=True)
+        Encoded(tuple(Rendered(ids, [float(w) for w in weights]) for ids, weights in pair), row, before)
+        for row, (pair, before) in enumerate(zip(PAIRS, REFERENCE, strict=True), start=1)
     ]
     losses = Dpo(chosen).losses(model, packed(rows, torch.device("cpu")), rows)
     torch.testing.assert_close(losses.total, expected)
