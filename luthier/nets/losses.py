@@ -35,7 +35,9 @@ def learned_tokens(model: PreTrainedModel, packed: Packed, *, chunk: int | None 
     too, where they are computed again; absent, as many as fit into some memory.
     """
     hidden_ND = hidden_states(model, packed)[packed.chosen_N]
-    chunk = chunk or max(_CHUNK_BYTES.get(hidden_ND.device.type, 2**26) // (4 * model.config.vocab_size), 1)
+    if chunk is None:
+        config: Any = model.config
+        chunk = max(_CHUNK_BYTES.get(hidden_ND.device.type, 2**26) // (4 * config.vocab_size), 1)
     if len(hidden_ND) <= chunk:
         return Learned(*_of_chunk(model, hidden_ND, packed.targets_N))
     parts = [

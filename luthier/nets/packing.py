@@ -110,7 +110,7 @@ def prepare(model: PreTrainedModel) -> None:
         alone = [_decoded(model, ids) for ids in probe]
     AttentionInterface.register(ATTENTION, _attention)
     AttentionMaskInterface.register(ATTENTION, _no_mask)
-    before = model.config._attn_implementation
+    before: Any = model.config._attn_implementation
     try:
         model.set_attn_implementation(ATTENTION)
         with torch.no_grad():
@@ -164,7 +164,8 @@ def _attention(
         return _attended(query_1HTD, key_1KTD, value_1KTD, scaling, sliding_window).transpose(1, 2), None
     before: Any = None
     if prefix_L2KPD is not None:
-        before = prefix_L2KPD[module.layer_idx].to(key_1KTD.dtype)
+        layer: Any = module
+        before = prefix_L2KPD[layer.layer_idx].to(key_1KTD.dtype)
     parts: list[Tensor] = []
     for begin, end in pairwise(packed.bounds):
         key, value = key_1KTD[:, :, begin:end], value_1KTD[:, :, begin:end]

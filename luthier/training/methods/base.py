@@ -23,6 +23,8 @@ class Method(ABC):
 
     Options: ClassVar[type[plugin.Options]]
     artifact_kind: ClassVar[Literal["adapter", "model"]]
+    rate: ClassVar[float]
+    """Peak learning rate that suits a model of 135 million parameters, for supervised fine-tuning."""
     mixes_precision: ClassVar[bool] = False
     """Whether fp32 weights are computed with in the precision of the spec, operation by operation."""
 

@@ -23,6 +23,7 @@ class Full(Method):
 
     Options = FullOptions
     artifact_kind = "model"
+    rate = 5e-5
     mixes_precision = True
 
     def attach(self, model: PreTrainedModel, *, seed: int) -> PreTrainedModel:

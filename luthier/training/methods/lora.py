@@ -44,6 +44,7 @@ class Lora(Method):
 
     Options = LoraOptions
     artifact_kind = "adapter"
+    rate = 5e-4
     options: LoraOptions
 
     def attach(self, model: PreTrainedModel, *, seed: int) -> PreTrainedModel:

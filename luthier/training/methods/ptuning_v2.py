@@ -31,6 +31,7 @@ class PTuningV2(Method):
 
     Options = PTuningV2Options
     artifact_kind = "adapter"
+    rate = 5e-3
     options: PTuningV2Options
 
     def attach(self, model: PreTrainedModel, *, seed: int) -> PreTrainedModel:

@@ -65,6 +65,8 @@ class Objective(ABC):
 
     Options: ClassVar[type[plugin.Options]]
     wants: ClassVar[Kind]
+    rate_share: ClassVar[float] = 1.0
+    """What this objective takes of the learning rate that suits supervised fine-tuning by the same method."""
     has_reference: ClassVar[bool] = False
     """Whether rows are compared with what the model said of them before the first step."""
 

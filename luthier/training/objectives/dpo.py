@@ -42,6 +42,7 @@ class Dpo(Objective):
     Options = DpoOptions
     wants = "preference"
     has_reference = True
+    rate_share = 0.1
     options: DpoOptions
 
     def units(self, row: Encoded) -> int:
