@@ -35,16 +35,19 @@ def learned_tokens(model: PreTrainedModel, packed: Packed, *, chunk: int | None 
     too, where they are computed again; absent, as many as fit into some memory.
     """
     hidden_ND = hidden_states(model, packed)[packed.chosen_N]
-    if chunk is None:
-        config: Any = model.config
-        chunk = max(_CHUNK_BYTES.get(hidden_ND.device.type, 2**26) // (4 * config.vocab_size), 1)
-    if len(hidden_ND) <= chunk:
+    size = chunk or _that_fits(model, hidden_ND.device)
+    if len(hidden_ND) <= size:
         return Learned(*_of_chunk(model, hidden_ND, packed.targets_N))
     parts = [
         checkpoint(_of_chunk, model, hidden_CD, targets_C, use_reentrant=False)
-        for hidden_CD, targets_C in zip(hidden_ND.split(chunk), packed.targets_N.split(chunk), strict=True)
+        for hidden_CD, targets_C in zip(hidden_ND.split(size), packed.targets_N.split(size), strict=True)
     ]
     return Learned(torch.cat([logprobs for logprobs, _ in parts]), torch.cat([correct for _, correct in parts]))
+
+
+def _that_fits(model: PreTrainedModel, device: torch.device) -> int:
+    config: Any = model.config
+    return max(_CHUNK_BYTES.get(device.type, _CHUNK_BYTES["cpu"]) // (4 * config.vocab_size), 1)
 
 
 def _of_chunk(model: PreTrainedModel, hidden_CD: Tensor, targets_C: Tensor) -> tuple[Tensor, Tensor]:
