@@ -26,17 +26,17 @@ class _Schema(msgspec.Struct, forbid_unknown_fields=True):
     format: _Text = _UNSET
     properties: dict[str, _Schema] | msgspec.UnsetType = _UNSET
     required: list[str] | msgspec.UnsetType = _UNSET
-    additionalProperties: bool | _Schema | msgspec.UnsetType = _UNSET  # noqa: N815
+    additionalProperties: bool | _Schema | msgspec.UnsetType = _UNSET
     items: _Schema | msgspec.UnsetType = _UNSET
     enum: list[Any] | msgspec.UnsetType = _UNSET
     default: Any = _UNSET
     minimum: _Number = _UNSET
     maximum: _Number = _UNSET
-    minLength: _Count = _UNSET  # noqa: N815
-    maxLength: _Count = _UNSET  # noqa: N815
-    minItems: _Count = _UNSET  # noqa: N815
-    maxItems: _Count = _UNSET  # noqa: N815
-    anyOf: Annotated[list[_Schema], msgspec.Meta(min_length=1)] | msgspec.UnsetType = _UNSET  # noqa: N815
+    minLength: _Count = _UNSET
+    maxLength: _Count = _UNSET
+    minItems: _Count = _UNSET
+    maxItems: _Count = _UNSET
+    anyOf: Annotated[list[_Schema], msgspec.Meta(min_length=1)] | msgspec.UnsetType = _UNSET
 
     def __post_init__(self) -> None:
         if self.required is not _UNSET and len(set(self.required)) != len(self.required):

@@ -1,6 +1,6 @@
-"""Cross entropy and token accuracy, computed only where something is learned.
+"""Log-probabilities, cross entropy and token accuracy, computed only where something is learned and a chunk at a time.
 
-Shapes: B rows, T tokens with padding, D hidden size, N chosen positions, V vocabulary.
+Shapes: T tokens laid end to end, N learned positions, C of them in a chunk, D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -9,60 +9,79 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from luthier.core.errors import InvalidRequest
+from luthier.nets.packing import Packed, hidden_states
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+_CHUNK_BYTES = {"cpu": 64 * 1024**2, "cuda": 512 * 1024**2}
+"""Of the logits of a chunk in fp32; what is computed from them takes three times as much."""
 
-class TokenLosses(NamedTuple):
-    """`total` is the weighted sum in fp32 and carries the gradient.
 
-    `trained` is the number of tokens that were learned, `correct` of those that were the model's first choice.
+class Learned(NamedTuple):
+    """Of every learned token: its log-probability, in fp32 and with the gradient; whether it was the model's first choice."""
+
+    logprobs_N: Tensor
+    correct_N: Tensor
+
+
+def learned_tokens(model: PreTrainedModel, packed: Packed, *, chunk: int | None = None) -> Learned:
+    """Log-probabilities of the learned tokens, each predicted from the tokens before it.
+
+    `model` went through `prepare` and `proved_head`. At most `chunk` positions have logits at a time, in the backward pass
+    too, where they are computed again; absent, as many as fit into some memory.
     """
+    hidden_ND = hidden_states(model, packed)[packed.chosen_N]
+    size = chunk or _that_fits(model, hidden_ND.device)
+    if len(hidden_ND) <= size:
+        return Learned(*_of_chunk(model, hidden_ND, packed.targets_N))
+    parts = [
+        checkpoint(_of_chunk, model, hidden_CD, targets_C, use_reentrant=False)
+        for hidden_CD, targets_C in zip(hidden_ND.split(size), packed.targets_N.split(size), strict=True)
+    ]
+    return Learned(torch.cat([logprobs for logprobs, _ in parts]), torch.cat([correct for _, correct in parts]))
 
-    total: Tensor
-    trained: int
-    correct: int
+
+def _that_fits(model: PreTrainedModel, device: torch.device) -> int:
+    config: Any = model.config
+    return max(_CHUNK_BYTES.get(device.type, _CHUNK_BYTES["cpu"]) // (4 * config.vocab_size), 1)
 
 
-def token_losses(model: nn.Module, input_ids_BT: Tensor, attention_mask_BT: Tensor, weights_BT: Tensor) -> TokenLosses:
-    """Losses of every token whose weight is above 0, each predicted from the tokens before it.
+def _of_chunk(model: PreTrainedModel, hidden_CD: Tensor, targets_C: Tensor) -> tuple[Tensor, Tensor]:
+    logits_CV = head(model, hidden_CD).float()
+    logprobs_C = -nn.functional.cross_entropy(logits_CV, targets_C, reduction="none")
+    return logprobs_C, logits_CV.detach().argmax(-1) == targets_C
 
-    `model` is any causal language model of transformers, wrapped by PEFT or not. A row's first token is never learned.
-    At least one weight must be above 0, or `total` carries no gradient.
+
+def head(model: PreTrainedModel, hidden_ND: Tensor) -> Tensor:
+    """The logits of hidden states, (N, V), with what some architectures do to them afterwards."""
+    config: Any = model.config
+    output: Any = model.get_output_embeddings()
+    logits_NV = output(hidden_ND)
+    if (scale := getattr(config, "logit_scale", None)) is not None:  # Cohere
+        logits_NV = logits_NV * scale
+    if (scale := getattr(config, "logits_scaling", None)) is not None:  # Granite
+        logits_NV = logits_NV / scale
+    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:  # Gemma
+        logits_NV = torch.tanh(logits_NV / cap) * cap
+    return logits_NV
+
+
+def prove_head(model: PreTrainedModel) -> None:
+    """Prove that `head` says of the last hidden states what the model itself says.
+
+    Raises InvalidRequest for an architecture that does something else to its logits.
     """
-    chosen_BT = torch.zeros_like(weights_BT, dtype=torch.bool)
-    chosen_BT[:, :-1] = weights_BT[:, 1:] > 0  # a token is learned at the position before it
-    targets_N = input_ids_BT[:, 1:][chosen_BT[:, :-1]]
-    weights_N = weights_BT[:, 1:][chosen_BT[:, :-1]]
-    logits_NV = _logits_at(model, input_ids_BT, attention_mask_BT, chosen_BT).float()
-    losses_N = nn.functional.cross_entropy(logits_NV, targets_N, reduction="none")
-    correct = int((logits_NV.detach().argmax(-1) == targets_N).sum())
-    return TokenLosses((losses_N * weights_N).sum(), len(targets_N), correct)
-
-
-def _logits_at(model: nn.Module, input_ids_BT: Tensor, attention_mask_BT: Tensor, chosen_BT: Tensor) -> Tensor:
-    """The model's logits at the chosen positions, (N, V).
-
-    Hidden states are narrowed on their way into the output layer, so that whatever the architecture does to its logits
-    afterwards (scaling, capping) is done by its own code. One that feeds its output layer otherwise gives full logits.
-    """
-    wrapped: Any = model  # its own way of saying that PEFT may have wrapped it
-    base: PreTrainedModel = wrapped.get_base_model() if hasattr(model, "get_base_model") else wrapped
-    is_narrowed = False
-
-    def narrow(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        nonlocal is_narrowed
-        if not inputs or inputs[0].shape[:-1] != chosen_BT.shape:
-            return None
-        is_narrowed = True
-        return (inputs[0][chosen_BT].unsqueeze(0), *inputs[1:])
-
-    output = base.get_output_embeddings()
-    hook = output.register_forward_pre_hook(narrow) if output is not None else None
-    try:
-        logits = model(input_ids=input_ids_BT, attention_mask=attention_mask_BT, use_cache=False).logits
-    finally:
-        if hook is not None:
-            hook.remove()
-    return logits[0] if is_narrowed else logits[chosen_BT]
+    ids = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]], device=model.device)
+    decoder: Any = model.get_decoder()
+    with torch.no_grad():
+        expected = model(input_ids=ids, use_cache=False).logits[0]
+        found = head(model, decoder(input_ids=ids, use_cache=False).last_hidden_state[0])
+    if not torch.allclose(found, expected, rtol=1e-3, atol=1e-5, equal_nan=True):
+        raise InvalidRequest(
+            f"What a model of type {model.config.model_type!r} does with its logits is not known here.",
+            hint="Choose a model such as Llama, Qwen, GLM-4 or SmolLM.",
+        )

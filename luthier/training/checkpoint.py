@@ -30,6 +30,7 @@ from luthier.storage import Storage, digest
 from luthier.training.methods.base import Method
 from luthier.training.optim import Optimizer
 from luthier.training.spec import TrainingSpec, Value
+from luthier.training.watch import Standing
 
 ARTIFACT = "adapter"
 _FOLDER = re.compile(r"(\d{4,})-(\d{8,})")
@@ -52,6 +53,7 @@ class State(Value):
     step: int
     trained_tokens: int
     metrics: Metrics
+    standing: Standing = Standing()
     spec_sha256: str
     data_sha256: str
     renderer_sha256: str
@@ -84,7 +86,14 @@ class Checkpoints:
         self._renderer_sha256 = renderer_sha256
 
     def save(
-        self, model: nn.Module, optimizer: Optimizer, *, step: int, trained_tokens: int, metrics: Metrics
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        *,
+        step: int,
+        trained_tokens: int,
+        metrics: Metrics,
+        standing: Standing,
     ) -> Checkpoint:
         """Write a checkpoint; it exists when this returns, and not before."""
         key = f"{self._spec.run_key}/checkpoints/{self._attempt:04d}-{step:08d}"
@@ -92,6 +101,7 @@ class Checkpoints:
             step=step,
             trained_tokens=trained_tokens,
             metrics=metrics,
+            standing=standing,
             spec_sha256=_sha256_of(self._spec),
             data_sha256=self._spec.training.sha256,
             renderer_sha256=self._renderer_sha256,
@@ -124,6 +134,16 @@ class Checkpoints:
                 self._method.restore(model, folder / ARTIFACT)
                 optimizer.restore(load_file(folder / "optimizer.safetensors"))
                 return Checkpoint(key, attempt, artifact_sha256, state)
+        return None
+
+    def at_step(self, step: int) -> Checkpoint | None:
+        """The newest complete checkpoint of a step; None where there is none, or it is damaged."""
+        for key, attempt in self._newest_first():
+            if key.endswith(f"-{step:08d}"):
+                with self._opened(key) as opened:
+                    if opened is not None:
+                        _, artifact_sha256, state = opened
+                        return Checkpoint(key, attempt, artifact_sha256, state)
         return None
 
     def _newest_first(self) -> list[tuple[str, int]]:

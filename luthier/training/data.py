@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 from luthier.chat.examples import Drop, Overlength, fitted
 from luthier.chat.renderers.base import Renderer
@@ -20,7 +21,13 @@ from luthier.storage import Storage
 from luthier.training.objectives.base import Encoded, Objective
 from luthier.training.spec import DataFile
 
+if TYPE_CHECKING:
+    import torch
+
+    from luthier.nets.packing import Packed
+
 _PROBLEMS = 1000  # listed at most
+_OPEN = 64  # micro-batches that are filled at the same time
 
 
 class RowsLost(RunFailed):
@@ -108,7 +115,7 @@ def read_rows(
             if row.dropped:
                 dropped.setdefault(row.dropped, []).append(example.row)
             else:
-                rows.append(objective.joined(row.sequences))
+                rows.append(Encoded(row.sequences, example.row))
     if faults:
         raise DatasetInvalid(
             f"{file.key} has {len(faults)} faults, the first: {faults[0].text.en}",
@@ -116,7 +123,7 @@ def read_rows(
         )
     read = Rows(rows, dropped)
     too_long = dropped.get("too_long", [])
-    if overlength == "fail" and (long := [n for n, row in enumerate(rows, 1) if row.length > max_length]):
+    if overlength == "fail" and (long := [n for n, row in enumerate(rows, 1) if row.longest > max_length]):
         raise DatasetInvalid(f"{len(long)} rows of {file.key} are longer than {max_length} tokens.", [])
     if not read.trained:
         empty = read.dropped_rows - len(too_long)
@@ -133,14 +140,26 @@ def read_rows(
 
 
 def micro_batches(rows: Sequence[Encoded], limit_tokens: int) -> list[list[Encoded]]:
-    """Rows of like length together, each group at most `limit_tokens` with its padding; a longer row goes alone."""
+    """Rows in groups of at most `limit_tokens`, the longest first, each where it fits first; a longer row goes alone."""
     groups: list[list[Encoded]] = []
-    for row in sorted(rows, key=lambda row: row.length):
-        if groups and (len(groups[-1]) + 1) * row.length <= limit_tokens:
-            groups[-1].append(row)
+    open_groups: list[tuple[list[Encoded], int]] = []  # and the tokens that each still takes
+    for row in sorted(rows, key=lambda row: -row.length):
+        place = next((place for place, (_, left) in enumerate(open_groups) if row.length <= left), None)
+        if place is None:
+            groups.append(group := [row])
+            open_groups = [*open_groups[-_OPEN + 1 :], (group, limit_tokens - row.length)]
         else:
-            groups.append([row])
+            group, left = open_groups[place]
+            group.append(row)
+            open_groups[place] = group, left - row.length
     return groups
+
+
+def packed(rows: Sequence[Encoded], device: torch.device) -> Packed:
+    """The sequences of rows, in their order, laid end to end."""
+    from luthier.nets.packing import pack
+
+    return pack([(one.tokens, one.weights) for row in rows for one in row.sequences], device)
 
 
 @lru_cache(maxsize=2)

@@ -6,10 +6,11 @@ import secrets
 from pathlib import Path
 from typing import Literal
 
+from luthier.training.methods.base import methods
+from luthier.training.objectives.base import objectives
 from luthier.training.spec import Value
 
-_TUNED_ON = 135e6  # parameters of the model for which the rate below was found
-_TUNED_RATE = 5e-4
+_TUNED_ON = 135e6  # parameters of the model for which the rates of methods were found
 _VISITS = 400  # how often a small file's rows are seen in all
 LONGEST = 2048
 """Tokens that a row may have where nothing else is asked and the model can read so many."""
@@ -36,6 +37,8 @@ def resolve(
     context_length: int,
     rows: int,
     cores: int,
+    method: str = "lora",
+    objective: str = "sft",
     epochs: int | None = None,
     batch_size: int | None = None,
     learning_rate: float | None = None,
@@ -47,14 +50,16 @@ def resolve(
 
     - epochs: 2; more for under 200 rows, up to 10, so that rows are seen about 400 times in all; 1 from 10,000 rows on.
     - batch_size: the power of two at or below a 32nd of the rows, from 4 to 64, and never more than the rows.
-    - learning_rate: 5e-4 at 135 million parameters, falling with the fourth root of the size (a model 16 times as large
-      takes half), to two digits, at most 5e-3. `learning_rate_multiplier` multiplies it, given or not.
+    - learning_rate: the method's at 135 million parameters (5e-4 for lora), times the objective's share (a tenth for dpo),
+      falling with the fourth root of the size (a model 16 times as large takes half), to two digits, at most ten times
+      what it is at 135 million. `learning_rate_multiplier` multiplies it, given or not.
     - max_length: 2,048, or the model's context where that is less.
     - evaluation and checkpoints: four times a run, the end included.
     """
     epochs = epochs or (1 if rows >= 10_000 else min(max(-(-_VISITS // rows), 2), 10))
     batch_size = batch_size or min(max(_power_of_two(rows // 32), 4), 64, rows)
-    rate = learning_rate or float(f"{min(_TUNED_RATE * (_TUNED_ON / parameters) ** 0.25, 5e-3):.1e}")
+    tuned = methods.load(method).rate * objectives.load(objective).rate_share
+    rate = learning_rate or float(f"{tuned * min((_TUNED_ON / parameters) ** 0.25, 10):.1e}")
     steps = epochs * -(-rows // batch_size)
     is_gpu = _has_gpu()
     return Resolved(

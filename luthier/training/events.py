@@ -40,13 +40,14 @@ class Started(Told):
 
 
 class Progress(Told):
-    """An optimizer step was taken. `loss` and `token_accuracy` are means over its trained tokens, before the update."""
+    """An optimizer step was taken. `loss` is a mean over its trained tokens, or pairs, before the update."""
 
     type: Literal["progress"] = "progress"
     total_steps: int
     epoch: float
     loss: float
     token_accuracy: float
+    measures: dict[str, float] = Field(default={}, description="What the objective shows beside them.")
     learning_rate: float
     grad_norm: float
     tokens_per_second: float
@@ -61,12 +62,14 @@ class Evaluated(Told):
     type: Literal["evaluated"] = "evaluated"
     loss: float
     token_accuracy: float
+    measures: dict[str, float] = Field(default={}, description="What the objective shows beside them.")
 
 
 class CheckpointSaved(Told):
     """The checkpoint under `key` is complete; its `adapter/` folder can be served, the whole of it resumed from."""
 
     type: Literal["checkpoint_saved"] = "checkpoint_saved"
+    is_best: bool = Field(default=False, description="Whether its validation loss is the best so far.")
     key: str
     artifact_key: str
     artifact_sha256: str
@@ -77,10 +80,11 @@ class CheckpointSaved(Told):
 
 
 class Succeeded(Told):
-    """The last step was taken; the artifact is the last checkpoint's."""
+    """The last step was taken; the artifact is the last checkpoint's, or with a patience the best one's."""
 
     type: Literal["succeeded"] = "succeeded"
-    artifact_kind: Literal["adapter"] = "adapter"
+    result_step: int | None = Field(default=None, description="The step whose checkpoint the artifact is.")
+    artifact_kind: Literal["adapter", "model"] = "adapter"
     artifact_key: str
     artifact_sha256: str
     trained_tokens: int

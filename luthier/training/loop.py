@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from luthier.core.errors import LossDiverged
+from luthier.nets.dropout import draw_of
 from luthier.training.checkpoint import Checkpoint, Checkpoints, Metrics
-from luthier.training.data import BatchPlan, Rows, micro_batches
+from luthier.training.data import BatchPlan, Rows, micro_batches, packed
 from luthier.training.emitter import Emitter
 from luthier.training.events import CheckpointSaved, Evaluated, Progress
 from luthier.training.meter import Mean, Pace
-from luthier.training.objectives.base import Encoded, Objective
+from luthier.training.objectives.base import Encoded, Losses, Objective
 from luthier.training.optim import Optimizer, learning_rate
 from luthier.training.spec import TrainingSpec
+from luthier.training.watch import Watch, refuse_unless_finite
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class Stopped(Exception):
@@ -35,12 +38,14 @@ class Loop:
         training: Rows,
         validation: Rows | None,
         objective: Objective,
-        model: nn.Module,
+        model: PreTrainedModel,
         parameters: dict[str, nn.Parameter],
         optimizer: Optimizer,
         checkpoints: Checkpoints,
         emitter: Emitter,
         stop: threading.Event,
+        *,
+        mixes_precision: bool = False,
     ) -> None:
         self._spec = spec
         self._plan = plan
@@ -54,45 +59,53 @@ class Loop:
         self._checkpoints = checkpoints
         self._emitter = emitter
         self._stop = stop
+        self._mixes = mixes_precision and spec.precision == "bf16"
+        self._draw = draw_of(model)
         self._trained_tokens = 0
+        self._watch = Watch(spec.patience)
 
     def play(self, resumed: Checkpoint | None) -> Checkpoint:
-        """Take every step after the checkpoint, or all of them, and return the last step's checkpoint.
+        """Take every step after the checkpoint, or all of them, and return the last one's checkpoint.
 
-        Raises Stopped, LossDiverged, and what the emitter raises.
+        With a patience training may end before, and there is a checkpoint of every step whose validation loss was the
+        best so far. Raises Stopped, LossDiverged, and what the emitter raises.
         """
         spec, total = self._spec, self._plan.total_steps
         saved = [resumed] if resumed else []
         done = resumed.state.step if resumed else 0
         self._trained_tokens = resumed.state.trained_tokens if resumed else 0
+        self._watch = Watch(spec.patience, resumed.state.standing if resumed else None)
         pace = Pace()
         if not resumed:
             self._evaluate(step=0)
         for step in range(done + 1, total + 1):
+            if self._watch.is_over:
+                break
             trained = self._take(step, pace)
             is_end = step == total
             valid = self._evaluate(step) if is_end or step % spec.evaluate_every_steps == 0 else None
-            if is_end or step % spec.save_every_steps == 0:
+            is_best = valid is not None and self._watch.judge(step, valid.loss)
+            is_end = is_end or self._watch.is_over
+            if is_end or step % spec.save_every_steps == 0 or (is_best and spec.patience is not None):
                 saved.append(self._save(step, trained, valid))
         return saved[-1]  # a plan has at least one step, and the last one is saved
 
     def _take(self, step: int, pace: Pace) -> Mean:
-        """One optimizer step, whose gradient is the sum of token losses over the tokens trained in the whole step."""
+        """One optimizer step, whose gradient is that of the mean over all units of the step, however they are batched."""
         spec, total = self._spec, self._plan.total_steps
         pace.begin_step()
-        torch.manual_seed(spec.seed * 1_000_003 + step)  # dropout follows from the step, resumed or not
         self._model.train()
         self._optimizer.forget()
         rows = [self._training.rows[place] for place in self._plan.rows_of(step)]
-        trained_in_step = sum(row.trained for row in rows)
+        units_in_step = sum(map(self._objective.units, rows))
         mean = Mean()
         for batch in self._batches(rows):
-            losses = self._objective.loss(self._model, batch)
-            (losses.total / trained_in_step).backward()
-            mean.add(losses)
-        _refuse_unless_finite(mean.loss, "loss", step)
+            losses = self._losses(batch, step)
+            (losses.total / units_in_step).backward()
+            mean.add(losses, sum(map(self._objective.units, batch)))
+        self._watch.step(step, mean.loss)
         grad_norm = nn.utils.clip_grad_norm_(self._parameters, spec.clip_norm).item()
-        _refuse_unless_finite(grad_norm, "gradient norm", step)
+        refuse_unless_finite(grad_norm, "gradient norm", step)
         rate = learning_rate(spec, step, total)
         self._optimizer.step(rate)
         tokens = sum(row.length for row in rows)
@@ -105,6 +118,7 @@ class Loop:
             epoch=step / self._plan.steps_per_epoch,
             loss=mean.loss,
             token_accuracy=mean.token_accuracy,
+            measures=mean.measures,
             learning_rate=rate,
             grad_norm=grad_norm,
             tokens_per_second=pace.tokens_per_second,
@@ -114,6 +128,16 @@ class Loop:
         )
         return mean
 
+    def _losses(self, batch: list[Encoded], step: int) -> Losses:
+        laid_out = packed(batch, self._device)
+        if self._draw is not None:
+            rows = torch.tensor([2 * row.row + place for row in batch for place in range(len(row.sequences))])
+            lengths = torch.tensor([len(one.tokens) for row in batch for one in row.sequences])
+            row_T = rows.repeat_interleave(lengths).to(self._device)
+            self._draw.begin(self._spec.seed, step, row_T, laid_out.positions_T)
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._mixes):
+            return self._objective.losses(self._model, laid_out, batch)
+
     def _evaluate(self, step: int) -> Mean | None:
         """Mean over the validation file, told as an event; None when there is no such file."""
         if self._validation is None:
@@ -122,9 +146,12 @@ class Loop:
         mean = Mean()
         with torch.no_grad():
             for batch in self._batches(self._validation.rows):
-                mean.add(self._objective.loss(self._model, batch))
-        _refuse_unless_finite(mean.loss, "validation loss", step)
-        self._emitter.emit(Evaluated, step=step, loss=mean.loss, token_accuracy=mean.token_accuracy)
+                losses = self._losses(batch, step)
+                mean.add(losses, sum(map(self._objective.units, batch)))
+        refuse_unless_finite(mean.loss, "validation loss", step)
+        self._emitter.emit(
+            Evaluated, step=step, loss=mean.loss, token_accuracy=mean.token_accuracy, measures=mean.measures
+        )
         return mean
 
     def _save(self, step: int, trained: Mean, valid: Mean | None) -> Checkpoint:
@@ -136,19 +163,23 @@ class Loop:
             valid_token_accuracy=valid.token_accuracy if valid else None,
         )
         saved = self._checkpoints.save(
-            self._model, self._optimizer, step=step, trained_tokens=self._trained_tokens, metrics=metrics
+            self._model,
+            self._optimizer,
+            step=step,
+            trained_tokens=self._trained_tokens,
+            metrics=metrics,
+            standing=self._watch.standing,
         )
         tell_saved(self._emitter, saved)
         return saved
 
-    def _batches(self, rows: list[Encoded]) -> Iterator[Any]:
-        """Micro-batches with something to learn. Raises Stopped between two of them when that was asked for."""
+    def _batches(self, rows: list[Encoded]) -> Iterator[list[Encoded]]:
+        """Rows that go through the model together. Raises Stopped between two of them when that was asked for."""
         for group in micro_batches(rows, self._spec.micro_batch_tokens):
             self._emitter.check()
             if self._stop.is_set():
                 raise Stopped
-            if any(row.trained for row in group):
-                yield self._objective.collate(group, self._device)
+            yield group
 
 
 def tell_saved(emitter: Emitter, saved: Checkpoint) -> None:
@@ -158,11 +189,6 @@ def tell_saved(emitter: Emitter, saved: Checkpoint) -> None:
         key=saved.key,
         artifact_key=saved.artifact_key,
         artifact_sha256=saved.artifact_sha256,
+        is_best=saved.state.standing.best_step == saved.state.step,
         **saved.state.metrics.model_dump(),
     )
-
-
-def _refuse_unless_finite(value: float, what: str, step: int) -> None:
-    if not math.isfinite(value):
-        hint = "Use a smaller learning rate, or look for faulty rows."
-        raise LossDiverged(f"The {what} became {value} at step {step}.", hint=hint)

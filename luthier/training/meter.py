@@ -5,31 +5,42 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from luthier.nets.losses import TokenLosses
+from luthier.training.objectives.base import Losses
 
 _KEPT = 0.9  # share of the past that each step keeps in the smoothed speed
 
 
 class Mean:
-    """Mean loss and accuracy per trained token over the micro-batches added; 0 while nothing was trained."""
+    """Means over the micro-batches added: the loss per unit, every measure per thing it is of; 0 while there was none."""
 
     def __init__(self) -> None:
         self._total = 0.0
-        self._trained = 0
-        self._correct = 0
+        self._units = 0
+        self._sums: dict[str, tuple[float, int]] = {}
 
-    def add(self, losses: TokenLosses) -> None:
+    def add(self, losses: Losses, units: int) -> None:
         self._total += losses.total.item()
-        self._trained += losses.trained
-        self._correct += losses.correct
+        self._units += units
+        for name, (total, count) in losses.measures.items():
+            before, counted = self._sums.get(name, (0.0, 0))
+            self._sums[name] = (before + total.item(), counted + count)
 
     @property
     def loss(self) -> float:
-        return self._total / max(self._trained, 1)
+        return self._total / max(self._units, 1)
 
     @property
     def token_accuracy(self) -> float:
-        return self._correct / max(self._trained, 1)
+        return self._mean("token_accuracy")
+
+    @property
+    def measures(self) -> dict[str, float]:
+        """What the objective measures beside the loss and the token accuracy."""
+        return {name: self._mean(name) for name in self._sums if name != "token_accuracy"}
+
+    def _mean(self, name: str) -> float:
+        total, count = self._sums.get(name, (0.0, 0))
+        return total / max(count, 1)
 
 
 class Pace:

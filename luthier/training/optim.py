@@ -16,13 +16,21 @@ def learning_rate(spec: TrainingSpec, step: int, total_steps: int) -> float:
 
     With W = floor(warmup_ratio * total_steps): in the first W steps peak * step / (W + 1). After them, with
     p = (step - W - 1) / (total_steps - W), which goes from 0 to just below 1: peak * (1 + cos(pi * p)) / 2 for cosine,
-    peak * (1 - p) for linear, peak for constant. So the peak is met at step W + 1, and no step has a rate of 0.
+    peak * (1 - p) for linear, peak for constant. wsd (warm-up, stable, decay; Hu et al., MiniCPM, arXiv 2404.06395) stays
+    at the peak until its last D = ceil(decay_ratio * total_steps) steps, in which it is peak * (total_steps - step + 1) /
+    (D + 1). So the peak is met at step W + 1, and no step has a rate of 0.
     """
     warmup = int(spec.warmup_ratio * total_steps)
     if step <= warmup:
         return spec.learning_rate * step / (warmup + 1)
     p = (step - warmup - 1) / (total_steps - warmup)
-    shares = {"cosine": (1 + math.cos(math.pi * p)) / 2, "linear": 1 - p, "constant": 1.0}
+    decay = math.ceil(spec.decay_ratio * total_steps)
+    shares = {
+        "cosine": (1 + math.cos(math.pi * p)) / 2,
+        "linear": 1 - p,
+        "constant": 1.0,
+        "wsd": min(1.0, (total_steps - step + 1) / (decay + 1)),
+    }
     return spec.learning_rate * shares[spec.schedule]
 
 

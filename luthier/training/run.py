@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,16 +14,22 @@ from luthier.chat.tokenizer import Tokenizer
 from luthier.core import logs
 from luthier.core.errors import InternalError, InvalidRequest, LuthierError, OutOfMemory
 from luthier.nets.loading import load_model
-from luthier.storage import Storage
+from luthier.nets.losses import prove_head
+from luthier.nets.packing import prepare
+from luthier.storage import Storage, digest
 from luthier.training.checkpoint import Checkpoint, Checkpoints
 from luthier.training.data import BatchPlan, Rows, RowsLost, read_rows
 from luthier.training.emitter import Emitter, Superseded
 from luthier.training.events import Cancelled, CheckpointSaved, Failed, RunEvent, Started, Succeeded, read_events
 from luthier.training.loop import Loop, Stopped, tell_saved
-from luthier.training.methods.base import methods
+from luthier.training.methods.base import Method, methods
 from luthier.training.objectives.base import objectives
 from luthier.training.optim import Optimizer
-from luthier.training.spec import TrainingSpec
+from luthier.training.reference import with_reference
+from luthier.training.spec import Start, TrainingSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "safetensors")
 _LISTED = 1000  # dropped rows that an event names
@@ -74,32 +80,81 @@ def _play(spec: TrainingSpec, storage: Storage, attempt: int, emitter: Emitter, 
         raise Stopped
 
     base = load_model(weights, precision=spec.precision, expected_sha256=spec.weights_sha256)
+    prove_head(base)
+    prepare(base)
     model = method.attach(base.requires_grad_(False), seed=spec.seed)
     parameters = method.trainable(model)
     optimizer = Optimizer(parameters, weight_decay=spec.weight_decay)
     checkpoints = Checkpoints(storage, spec, attempt, method, renderer_sha256=renderer_sha256)
+    if spec.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     resumed = checkpoints.resume(model, optimizer)
+    if resumed is None and spec.start is not None:
+        _begin(storage, spec.start, method, model)
+    if objective.has_reference:
+
+        def check() -> None:
+            emitter.check()
+            if stop.is_set():
+                raise Stopped
+
+        def compared(name: str, rows: Rows) -> Rows:
+            return with_reference(storage, spec, name, rows, objective, model, check, is_resumed=resumed is not None)
+
+        training = compared("training", training)
+        validation = compared("validation", validation) if validation else None
     plan = BatchPlan(len(training.rows), spec.seed, spec.batch_size, spec.epochs)
     _tell_started(emitter, plan, training, validation, sum(p.numel() for p in parameters.values()), resumed)
     if resumed is not None and not _is_told(storage, spec, resumed, attempt):
         tell_saved(emitter, resumed)
 
-    loop = Loop(spec, plan, training, validation, objective, model, parameters, optimizer, checkpoints, emitter, stop)
+    loop = Loop(
+        spec,
+        plan,
+        training,
+        validation,
+        objective,
+        model,
+        parameters,
+        optimizer,
+        checkpoints,
+        emitter,
+        stop,
+        mixes_precision=method.mixes_precision,
+    )
     last = loop.play(resumed)
-    if last.state.trained_tokens != training.tokens * spec.epochs:  # what the steps took, over all attempts
+    is_whole = last.state.step == plan.total_steps
+    if (
+        is_whole and last.state.trained_tokens != training.tokens * spec.epochs
+    ):  # what the steps took, over all attempts
         raise RowsLost(
             f"The steps took {last.state.trained_tokens:,} tokens; the rows have {training.tokens * spec.epochs:,}."
         )
+    best = last
+    if spec.patience is not None and (step := last.state.standing.best_step) is not None:
+        best = checkpoints.at_step(step) or last
     return emitter.emit(
         Succeeded,
-        step=plan.total_steps,
+        step=last.state.step,
+        result_step=best.state.step,
         rows=len(training.rows),
         dropped_rows=training.dropped_rows,
         artifact_kind=method.artifact_kind,
-        artifact_key=last.artifact_key,
-        artifact_sha256=last.artifact_sha256,
+        artifact_key=best.artifact_key,
+        artifact_sha256=best.artifact_sha256,
         trained_tokens=last.state.trained_tokens,
     )
+
+
+def _begin(storage: Storage, start: Start, method: Method, model: PreTrainedModel) -> None:
+    """Put the numbers that training goes on from into the model."""
+    folder = storage.folder(start.key)
+    if (found := digest(folder)) != start.sha256:
+        raise InvalidRequest(
+            f"{start.key} is not what this job was to go on from (sha256 {found[:12]}…, expected {start.sha256[:12]}…).",
+            hint="Start a new job from what is there now.",
+        )
+    method.restore(model, folder)
 
 
 def _check_renderer(spec: TrainingSpec, renderer: Renderer) -> str:

@@ -39,6 +39,13 @@ class DataFile(Value):
     first_dropped: list[int] = Field(default_factory=list, description="The first of them, counted from 1.")
 
 
+class Start(Value):
+    """An artifact that training goes on from: a tuned model's or a checkpoint's, of the same base, method and shape."""
+
+    key: str = Field(description="Storage key of its folder.")
+    sha256: str
+
+
 class TrainingSpec(Value):
     version: Literal[1] = 1
     job: str = Field(description="Id of the job; everything the run writes lies under runs/<job>/.")
@@ -50,6 +57,7 @@ class TrainingSpec(Value):
     )
     training: DataFile
     validation: DataFile | None = None
+    start: Start | None = Field(default=None, description="What training begins from; absent: the base model as it is.")
     method: PluginChoice = PluginChoice(name="lora")
     objective: PluginChoice = PluginChoice(name="sft")
     max_length: int = Field(ge=8, description="Tokens that a row may have.")
@@ -58,16 +66,32 @@ class TrainingSpec(Value):
     )
     epochs: int = Field(ge=1, le=100)
     batch_size: int = Field(ge=1, le=4096, description="Rows per optimizer step.")
-    micro_batch_tokens: int = Field(ge=8, description="Tokens, padding included, that one forward pass takes at most.")
+    micro_batch_tokens: int = Field(ge=8, description="Tokens that one forward pass takes at most.")
     learning_rate: float = Field(gt=0, le=1, description="Peak, reached after the warm-up.")
     warmup_ratio: float = Field(default=0.05, ge=0, lt=1, description="Share of all steps in which the rate rises.")
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = Field(
+        default="cosine", description="How the rate goes on after the warm-up; wsd: stable, then a decay at the end."
+    )
+    decay_ratio: float = Field(
+        default=0.2, gt=0, le=1, description="Share of all steps in which the rate of wsd falls."
+    )
     weight_decay: float = Field(default=0.0, ge=0)
     clip_norm: float = Field(default=1.0, gt=0, description="Largest global gradient norm.")
     seed: int = Field(ge=0, lt=2**31)
-    precision: Literal["bf16", "fp32"] = Field(description="Of the frozen base model; what is trained is fp32.")
+    precision: Literal["bf16", "fp32"] = Field(
+        description="Of the frozen base model and of what is computed; what is trained is fp32."
+    )
+    gradient_checkpointing: bool = Field(
+        default=False,
+        description="Compute a layer's inner values again in the backward pass: less memory, a third slower.",
+    )
     threads: int = Field(ge=1, description="CPU threads: part of the spec because sums depend on it.")
     evaluate_every_steps: int = Field(ge=1)
+    patience: int | None = Field(
+        default=None,
+        ge=1,
+        description="Evaluations without a better loss after which training ends, and its best checkpoint is the result.",
+    )
     save_every_steps: int = Field(ge=1)
 
     @property

@@ -45,6 +45,8 @@ def plan(
         context_length=card.context_length,
         rows=training.counted.summary.rows,
         cores=cores,
+        method=request.method.name,
+        objective=request.objective.name,
         epochs=request.epochs,
         batch_size=request.batch_size,
         learning_rate_multiplier=request.learning_rate_multiplier,

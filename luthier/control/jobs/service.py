@@ -182,7 +182,7 @@ class Jobs:
                     row.model_name,
                     "fine_tuned",
                     _trained(spec),
-                    event.step,
+                    event.step if event.result_step is None else event.result_step,
                     _artifact(spec, event),
                 )
                 row.trained_tokens = event.trained_tokens

@@ -11,6 +11,7 @@ from luthier.training import options as plugin
 
 if TYPE_CHECKING:
     from torch import nn
+    from transformers import PreTrainedModel
 
 
 class Method(ABC):
@@ -21,13 +22,17 @@ class Method(ABC):
     """
 
     Options: ClassVar[type[plugin.Options]]
-    artifact_kind: ClassVar[Literal["adapter"]]
+    artifact_kind: ClassVar[Literal["adapter", "model"]]
+    rate: ClassVar[float]
+    """Peak learning rate that suits a model of 135 million parameters, for supervised fine-tuning."""
+    mixes_precision: ClassVar[bool] = False
+    """Whether fp32 weights are computed with in the precision of the spec, operation by operation."""
 
     def __init__(self, options: plugin.Options) -> None:
         self.options = options
 
     @abstractmethod
-    def attach(self, model: nn.Module, *, seed: int) -> nn.Module:
+    def attach(self, model: PreTrainedModel, *, seed: int) -> PreTrainedModel:
         """Make the model ready to train and return it; new numbers are drawn from `seed`.
 
         Raises InvalidRequest when the model cannot be trained so.

@@ -13,15 +13,29 @@ from luthier.training.methods.base import Method
 from luthier.training.options import Options
 
 if TYPE_CHECKING:
-    from torch import nn
+    from peft import PeftConfig
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
+ADAPTER = "default"
+"""What PEFT calls the one adapter that is trained."""
 
 
 class LoraOptions(Options):
+    """LoRA, Hu et al. (arXiv 2106.09685); rank-stabilised, Kalajdzievski (2312.03732); DoRA, Liu et al. (2402.09353)."""
+
     rank: int = Field(16, ge=1, le=512, description="Width of the added matrices; more learns more and costs more.")
     alpha: float | None = Field(None, gt=0, description="Scale of what was learned; twice the rank when absent.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Share of inputs that the added matrices do not see in a step.")
     targets: Literal["all-linear", "attention"] = Field(
         "all-linear", description="Which weights get them: all linear layers but the output, or those of attention."
+    )
+    rank_stabilised: bool = Field(
+        False, description="Divide the scale by the root of the rank instead of the rank: for ranks above 64."
+    )
+    decomposed: bool = Field(
+        False,
+        description="DoRA: the lengths of weights learn apart from their directions; slower, at low ranks better.",
     )
 
 
@@ -30,47 +44,76 @@ class Lora(Method):
 
     Options = LoraOptions
     artifact_kind = "adapter"
+    rate = 5e-4
     options: LoraOptions
 
-    def attach(self, model: nn.Module, *, seed: int) -> nn.Module:
+    def attach(self, model: PreTrainedModel, *, seed: int) -> PreTrainedModel:
         import torch
-        from peft import LoraConfig, get_peft_model
+        from peft import LoraConfig
+        from peft.functional import cast_adapter_dtype, inject_adapter_in_model
 
         chosen = self.options
         config = LoraConfig(
             r=chosen.rank,
             lora_alpha=cast(int, 2 * chosen.rank if chosen.alpha is None else chosen.alpha),  # PEFT takes any number
-            lora_dropout=chosen.dropout,
+            use_rslora=chosen.rank_stabilised,
+            use_dora=chosen.decomposed,
             target_modules=_targets(model, chosen.targets),
             task_type="CAUSAL_LM",
         )
         torch.manual_seed(seed)
-        return get_peft_model(model, config)
+        inject_adapter_in_model(config, model, ADAPTER)
+        cast_adapter_dtype(model, ADAPTER)  # fp32, also over a base in bf16
+        if chosen.dropout:
+            _put_dropout(model, chosen.dropout)
+        return model
 
     def export(self, model: nn.Module, folder: Path, *, base_model: str) -> None:
-        import torch
-        from peft import get_peft_model_state_dict
-        from safetensors.torch import save_file
-
-        tensors = get_peft_model_state_dict(model)
-        save_file(
-            {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in tensors.items()},
-            folder / "adapter_model.safetensors",
-            metadata={"format": "pt"},
-        )
-        config = cast(Any, model).peft_config["default"].to_dict()
-        config |= {"base_model_name_or_path": base_model, "inference_mode": True}
-        plain = {name: sorted(value) if isinstance(value, set) else value for name, value in config.items()}
-        (folder / "adapter_config.json").write_text(json.dumps(plain, indent=2, sort_keys=True) + "\n")
+        write_adapter(folder, _tensors(model), cast(Any, model).peft_config[ADAPTER], base_model=base_model)
 
     def restore(self, model: nn.Module, folder: Path) -> None:
-        from peft import get_peft_model_state_dict, set_peft_model_state_dict
+        from peft.functional import set_peft_model_state_dict
         from safetensors.torch import load_file
 
-        saved, present = load_file(folder / "adapter_model.safetensors"), get_peft_model_state_dict(model)
+        saved, present = load_file(folder / "adapter_model.safetensors"), _tensors(model)
         if {name: t.shape for name, t in saved.items()} != {name: t.shape for name, t in present.items()}:
             raise CheckpointUnreadable("The checkpoint's adapter does not fit this model and these options.")
-        set_peft_model_state_dict(model, saved)
+        set_peft_model_state_dict(model, saved, adapter_name=ADAPTER)
+
+
+def _put_dropout(model: PreTrainedModel, share: float) -> None:
+    from peft.tuners.lora import LoraLayer
+
+    from luthier.nets.dropout import Draw, Dropout, put_draw
+
+    draw = Draw()
+    put_draw(model, draw)
+    layers = (module for module in model.modules() if isinstance(module, LoraLayer))
+    for number, layer in enumerate(layers):
+        layer.lora_dropout[ADAPTER] = Dropout(share, number, draw)
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The numbers of the adapter under the names that its file gives them."""
+    from peft.functional import get_peft_model_state_dict
+
+    found = get_peft_model_state_dict(model, adapter_name=ADAPTER)
+    return {f"base_model.model.{name}": tensor for name, tensor in found.items()}
+
+
+def write_adapter(folder: Path, tensors: dict[str, Tensor], config: PeftConfig, *, base_model: str) -> None:
+    """An adapter's folder as PEFT writes it, its numbers in fp32."""
+    import torch
+    from safetensors.torch import save_file
+
+    save_file(
+        {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in tensors.items()},
+        folder / "adapter_model.safetensors",
+        metadata={"format": "pt"},
+    )
+    told = config.to_dict() | {"base_model_name_or_path": base_model, "inference_mode": True}
+    plain = {name: sorted(value) if isinstance(value, set) else value for name, value in told.items()}
+    (folder / "adapter_config.json").write_text(json.dumps(plain, indent=2, sort_keys=True) + "\n")
 
 
 def _targets(model: nn.Module, wanted: str) -> list[str]:

@@ -82,7 +82,7 @@ REFUSALS: dict[str, tuple[dict[str, object], type[LuthierError], str, str]] = {
     "an unknown method": ({"method": {"name": "lore"}}, InvalidParameter, "method", "no method 'lore'"),
     "a method the model does not offer": ({"method": {"name": "lora", "options": {"rank": 0}}}, InvalidParameter, "rank", "rank"),
     "an unknown option": ({"method": {"name": "lora", "options": {"rnak": 4}}}, InvalidParameter, "rnak", "rnak"),
-    "an unknown objective": ({"objective": {"name": "stf"}}, InvalidParameter, "objective", "known: sft"),
+    "an unknown objective": ({"objective": {"name": "stf"}}, InvalidParameter, "objective", "known: cpt, dpo, sft"),
     "too few rows": ({"training_file": "three rows", "least_rows": 10}, DatasetInvalid, "training_file", "at least 10"),
     "a broken file": ({"training_file": "broken"}, DatasetInvalid, "training_file", "line 1"),
     "a broken validation file": ({"validation_file": "broken"}, DatasetInvalid, "validation_file", "line 1"),

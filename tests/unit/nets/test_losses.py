@@ -1,109 +1,168 @@
-"""Losses at chosen positions equal what full logits give, for plain, wrapped and unusual models."""
+"""Packing, chosen positions and chunks change nothing: losses and gradients equal those of full logits of each row alone."""
+
+from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 from transformers import (
     Cohere2Config,
     Cohere2ForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
+    Glm4Config,
+    Glm4ForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
-from luthier.nets.losses import token_losses
-from luthier.training.methods.lora import Lora, LoraOptions
+from luthier.core.errors import InvalidRequest
+from luthier.nets.losses import learned_tokens, prove_head
+from luthier.nets.packing import ATTENTION, pack, prepare
 
 SMALL = {
     "vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    "initializer_range": 0.3,
 }  # fmt: skip
+KINDS = {
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SMALL)),
+    "smollm2": lambda: LlamaForCausalLM(LlamaConfig(**SMALL, tie_word_embeddings=True)),
+    "qwen2.5": lambda: Qwen2ForCausalLM(Qwen2Config(**SMALL)),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SMALL)),
+    "glm4": lambda: Glm4ForCausalLM(Glm4Config(**SMALL)),
+    "window": lambda: MistralForCausalLM(MistralConfig(**SMALL, sliding_window=3)),
+    "scaled": lambda: Cohere2ForCausalLM(Cohere2Config(**SMALL, logit_scale=0.25)),
+    "divided": lambda: GraniteForCausalLM(GraniteConfig(**SMALL, logits_scaling=4.0)),
+}
+
+Sequence = tuple[list[int], list[float]]
+SEQUENCES: list[Sequence] = [
+    ([1, 5, 6, 7, 8, 9], [1.0, 0, 0, 1, 1, 1]),  # the first token has a weight that cannot be learned
+    ([1, 11, 12, 13], [0, 0, 0.5, 1]),
+    ([2, 3, 4, 9, 9, 9, 7, 5], [0, 1, 1, 1, 1, 1, 1, 1]),
+]
 
 
-def llama() -> nn.Module:
-    return LlamaForCausalLM(LlamaConfig(**SMALL))
-
-
-def capped() -> nn.Module:
-    return Gemma2ForCausalLM(Gemma2Config(**SMALL, final_logit_softcapping=2.0, initializer_range=0.5))
-
-
-def scaled() -> nn.Module:
-    return Cohere2ForCausalLM(Cohere2Config(**SMALL, logit_scale=0.25))
-
-
-def wrapped() -> nn.Module:
-    return Lora(LoraOptions(rank=4)).attach(llama().requires_grad_(False), seed=0)
-
-
-def without_a_split() -> nn.Module:
-    """A model that tells of no output layer."""
-    model = llama()
-    model.get_output_embeddings = lambda: None
-    return model
-
-
-def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Two rows, the second padded; the first token of the first row has a weight that cannot be learned."""
-    ids = torch.tensor([[1, 5, 6, 7, 8, 9], [1, 11, 12, 13, 0, 0]])
-    mask = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]])
-    weights = torch.tensor([[1.0, 0, 0, 1, 1, 1], [0, 0, 0.5, 1, 0, 0]])
-    return ids, mask, weights
-
-
-@pytest.mark.parametrize("make", [llama, capped, scaled, wrapped, without_a_split])
-def test_chosen_positions_give_the_loss_of_full_logits(make):
+def model_of(kind: str) -> PreTrainedModel:
     torch.manual_seed(0)
-    model = make().eval()
-    ids, mask, weights = batch()
-    logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1]
-    each = nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
-    hits = (logits.argmax(-1) == ids[:, 1:]) & (weights[:, 1:] > 0)
-
-    found = token_losses(model, ids, mask, weights)
-
-    torch.testing.assert_close(found.total, (each * weights[:, 1:]).sum())
-    assert (found.trained, found.correct) == (5, int(hits.sum()))
+    return KINDS[kind]().eval()
 
 
-def test_the_output_layer_sees_only_chosen_positions_and_keeps_no_hook():
-    model = llama()
-    seen = []
-    model.lm_head.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape))
-    token_losses(model, *batch())
-    model(input_ids=batch()[0])
-    assert seen == [(1, 5, 32), (2, 6, 32)]
+def plainly(model: nn.Module, sequences: list[Sequence]) -> torch.Tensor:
+    """The loss of full logits, each sequence by itself."""
+    total = torch.zeros((), dtype=next(model.parameters()).dtype)
+    for ids, weights in sequences:
+        tokens = torch.tensor([ids])
+        logits = model(input_ids=tokens, use_cache=False).logits[0, :-1]
+        each = nn.functional.cross_entropy(logits, tokens[0, 1:], reduction="none")
+        total = total + (each * torch.tensor(weights[1:], dtype=total.dtype)).sum()
+    return total
 
 
-def test_gradients_equal_those_of_full_logits():
-    torch.manual_seed(0)
-    model = llama()
-    ids, mask, weights = batch()
-    token_losses(model, ids, mask, weights).total.backward()
-    ours = [p.grad.clone() for p in model.parameters()]
-    model.zero_grad()
-    logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1]
-    each = nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
-    (each * weights[:, 1:]).sum().backward()
-    for our, parameter in zip(ours, model.parameters(), strict=True):
-        torch.testing.assert_close(our, parameter.grad, rtol=1e-4, atol=1e-6)
+def ours(model: PreTrainedModel, sequences: list[Sequence], *, chunk: int | None = None) -> torch.Tensor:
+    packed = pack(sequences, torch.device("cpu"))
+    return -(learned_tokens(model, packed, chunk=chunk).logprobs_N * packed.weights_N).sum()
 
 
-def test_a_hand_computed_case():
-    """Logits that are fixed: token 3 is certain by ln 9 over three others, so p(3) = 9 / 12."""
+@pytest.mark.parametrize("kind", KINDS)
+def test_sequences_end_to_end_give_what_each_gives_alone(kind: str) -> None:
+    model = model_of(kind)
+    with torch.no_grad():
+        expected = plainly(model, SEQUENCES)
+    prepare(model)
+    prove_head(model)
+    for chunk in (None, 1, 4):
+        torch.testing.assert_close(ours(model, SEQUENCES, chunk=chunk), expected, rtol=1e-5, atol=1e-5)
+    first = learned_tokens(model, pack(SEQUENCES[:1], torch.device("cpu")))
+    logits = model(input_ids=torch.tensor([SEQUENCES[0][0]])).logits[0]
+    assert first.correct_N.tolist() == [
+        int(logits[place].argmax()) == SEQUENCES[0][0][place + 1] for place in (2, 3, 4)
+    ]
 
-    class Fixed(nn.Module):
-        def get_output_embeddings(self) -> None:
-            return None
 
-        def forward(self, input_ids, attention_mask, use_cache):
-            logits = torch.zeros(*input_ids.shape, 4)
-            logits[..., 3] = torch.log(torch.tensor(9.0))
-            return type("Output", (), {"logits": logits})
+TOKENS = st.lists(st.integers(3, 49), min_size=2, max_size=12)
+ROWS = st.lists(
+    TOKENS.flatmap(
+        lambda ids: st.tuples(st.just(ids), st.lists(st.sampled_from([0.0, 1.0]), min_size=len(ids), max_size=len(ids)))
+    ),
+    min_size=1,
+    max_size=5,
+).filter(lambda rows: any(any(weights[1:]) for _, weights in rows))
 
-    ids, weights = torch.tensor([[0, 3, 3, 1]]), torch.tensor([[0.0, 1, 1, 1]])
-    found = token_losses(Fixed(), ids, torch.ones_like(ids), weights)
-    expected = 2 * torch.log(torch.tensor(12 / 9)) + torch.log(torch.tensor(12.0))
-    torch.testing.assert_close(found.total, expected)
-    assert (found.trained, found.correct) == (3, 2)
+
+@settings(max_examples=15, deadline=None)
+@given(rows=ROWS, kind=st.sampled_from(["smollm2", "qwen2.5", "qwen3", "glm4"]), chunk=st.sampled_from([None, 1, 3, 7]))
+def test_gradients_equal_those_of_a_plain_model_in_double_precision(
+    rows: list[Sequence], kind: str, chunk: int | None
+) -> None:
+    exact, model = model_of(kind).double(), model_of(kind)
+    plainly(exact, rows).backward()
+    prepare(model)
+    ours(model, rows, chunk=chunk).backward()
+    differences, sizes = [], []
+    for one, other in zip(model.parameters(), exact.parameters(), strict=True):
+        assert one.grad is not None and other.grad is not None
+        differences.append((one.grad.double() - other.grad).pow(2).sum())
+        sizes.append(other.grad.pow(2).sum())
+    assert torch.stack(differences).sum().sqrt() <= 1e-5 * torch.stack(sizes).sum().sqrt()
+
+
+def test_the_output_layer_sees_only_learned_positions_and_a_chunk_at_a_time() -> None:
+    model = model_of("llama")
+    prepare(model)
+    seen: list[tuple[int, ...]] = []
+    model.get_output_embeddings().register_forward_hook(lambda _, inputs, __: seen.append(tuple(inputs[0].shape)))
+    learned = sum(sum(map(bool, weights[1:])) for _, weights in SEQUENCES)
+    assert learned == 12
+    ours(model, SEQUENCES)
+    ours(model, SEQUENCES, chunk=5).backward()  # where every chunk is computed again
+    assert seen == [(12, 32), (5, 32), (5, 32), (2, 32), (2, 32), (5, 32), (5, 32)]
+
+
+def test_attention_needs_no_matrix_of_all_tokens() -> None:
+    model = model_of("llama")
+    prepare(model)
+    long = [([7] * 4000, [1.0] * 4000)] + [([7] * 10, [1.0] * 10)] * 400
+    with torch.no_grad(), torch.profiler.profile(profile_memory=True) as profile:
+        ours(model, long)
+    assert max(one.cpu_memory_usage for one in profile.events()) < 8000 * 8000 / 4
+
+
+def capped() -> PreTrainedModel:
+    return Gemma2ForCausalLM(Gemma2Config(**SMALL))
+
+
+def recurrent() -> PreTrainedModel:
+    return MambaForCausalLM(MambaConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2))
+
+
+@pytest.mark.parametrize("make", [capped, recurrent])
+def test_a_model_whose_sequences_would_see_each_other_is_refused_and_left_as_it_was(make) -> None:
+    model = make()
+    before = model.config._attn_implementation
+    with pytest.raises(InvalidRequest, match="cannot be laid end to end for a model of type"):
+        prepare(model)
+    assert model.config._attn_implementation == before != ATTENTION
+
+
+def test_a_model_that_does_something_else_to_its_logits_is_refused() -> None:
+    model = model_of("llama")
+    model.get_output_embeddings().register_forward_hook(
+        lambda module, inputs, output: output if inputs[0].ndim == 2 else -output
+    )
+    with pytest.raises(InvalidRequest, match="does with its logits is not known"):
+        prove_head(model)

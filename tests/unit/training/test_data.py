@@ -5,13 +5,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luthier.chat.renderers.base import renderer_for
+from luthier.chat.renderers.base import Rendered, renderer_for
 from luthier.chat.tokenizer import Tokenizer
 from luthier.core.errors import DatasetInvalid, InvalidRequest
 from luthier.formats.messages import Messages
 from luthier.nets.loading import load_model
+from luthier.nets.packing import prepare
 from luthier.testing import jsonl, toy_model, toy_rows, toy_tokenizer
-from luthier.training.data import BatchPlan, RowsLost, micro_batches, read_rows
+from luthier.training.data import BatchPlan, RowsLost, micro_batches, packed, read_rows
 from luthier.training.objectives.base import Encoded
 from luthier.training.objectives.sft import Sft, SftOptions
 from luthier.training.spec import DataFile
@@ -82,10 +83,11 @@ def test_the_plan_depends_on_seed_and_epoch_alone():
 
 @given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=30), limit=st.integers(8, 100))
 def test_micro_batches_hold_every_row_within_the_limit(lengths, limit):
-    rows = [Encoded([0] * length, [1.0] * length) for length in lengths]
+    rows = [Encoded((Rendered([0] * length, [1.0] * length),)) for length in lengths]
     groups = micro_batches(rows, limit)
     assert sorted(row.length for group in groups for row in group) == sorted(lengths)
-    assert all(len(group) == 1 or len(group) * max(row.length for row in group) <= limit for group in groups)
+    assert all(len(group) == 1 or sum(row.length for row in group) <= limit for group in groups)
+    assert len(groups) <= 1 + 2 * sum(lengths) // limit + sum(length > limit for length in lengths)
 
 
 def read(storage, renderer, rows: list[dict], **asked):
@@ -97,7 +99,7 @@ def test_a_truncated_row_is_trained_on_what_is_left_of_it(storage, renderer):
     found = read(storage, renderer, [long, short], max_length=40, overlength="truncate")
     assert (len(found.rows), found.dropped) == (2, {})
     whole = renderer.example(Messages.value(long))
-    assert (found.rows[0].tokens, found.rows[0].weights) == (whole.tokens[:40], whole.weights[:40])
+    assert found.rows[0].sequences == (Rendered(whole.tokens[:40], whole.weights[:40]),)
     assert found.rows[0].trained == 20  # the answer begins after 20 tokens
 
 
@@ -105,9 +107,10 @@ def test_a_truncated_row_contributes_to_the_loss(storage, renderer, tmp_path):
     objective = Sft(SftOptions())
     found = read(storage, renderer, [row("a", "b" * 50)], max_length=40, overlength="truncate")
     model = load_model(toy_model(tmp_path / "model"), precision="fp32")
-    loss = objective.loss(model, objective.collate(found.rows, torch.device("cpu")))
-    assert loss.trained == 20
-    loss.total.backward()
+    prepare(model)
+    losses = objective.losses(model, packed(found.rows, torch.device("cpu")), found.rows)
+    assert losses.measures["token_accuracy"][1] == 20
+    losses.total.backward()
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
 
 

@@ -3,15 +3,17 @@
 import pytest
 import torch
 
-from luthier.nets.losses import TokenLosses
 from luthier.training.meter import Mean, Pace
+from luthier.training.objectives.base import Losses
 
 
-def test_means_are_over_tokens_not_over_micro_batches():
+def test_means_are_over_units_not_over_micro_batches():
     mean = Mean()
-    mean.add(TokenLosses(torch.tensor(6.0), trained=3, correct=1))
-    mean.add(TokenLosses(torch.tensor(1.0), trained=1, correct=1))
-    assert (mean.loss, mean.token_accuracy) == (7 / 4, 2 / 4)
+    mean.add(Losses(torch.tensor(6.0), {"token_accuracy": (torch.tensor(1), 3)}), units=3)
+    mean.add(
+        Losses(torch.tensor(1.0), {"token_accuracy": (torch.tensor(1), 1), "margin": (torch.tensor(3.0), 2)}), units=1
+    )
+    assert (mean.loss, mean.token_accuracy, mean.measures) == (7 / 4, 2 / 4, {"margin": 1.5})
 
 
 def test_the_pace_is_smoothed_and_says_how_long_the_rest_takes():

@@ -25,6 +25,8 @@ def spec(schedule: str, warmup_ratio: float) -> TrainingSpec:
         ("linear", 0.5, [1 / 3, 2 / 3, 1, 0.5]),
         ("cosine", 0.0, [1, 0.853553, 0.5, 0.146447]),
         ("cosine", 0.25, [0.5, 1, 0.75, 0.25]),
+        ("wsd", 0.25, [0.5, 1, 1, 0.5]),
+        ("wsd", 0.0, [1, 1, 1, 0.5]),
     ],
 )
 def test_the_rate_follows_its_formula(schedule, warmup_ratio, expected):

@@ -12,7 +12,8 @@ from luthier.storage import Storage
 from luthier.testing import jsonl, toy_rows, toy_spec
 from luthier.training.emitter import Superseded
 from luthier.training.run import run
-from luthier.training.spec import PluginChoice
+from luthier.training.spec import PluginChoice, Start, TrainingSpec
+from tests.reference import trl
 
 
 def test_the_loss_falls_and_every_event_comes_in_its_order(storage, told):
@@ -122,10 +123,10 @@ def test_a_run_that_cannot_begin_says_why(storage, told, changes, code, words):
     ],
 )
 def test_what_ends_a_run_is_told_with_its_code(storage, told, monkeypatch, fault, code):
-    def fail(*_):
+    def fail(*_, **__):
         raise fault
 
-    monkeypatch.setattr(losses, "token_losses", fail)
+    monkeypatch.setattr(losses, "learned_tokens", fail)
     spec = toy_spec(storage)
     last = run(spec, storage)
     assert (last.type, last.code, told(spec)[-1]) == ("failed", code, last)
@@ -192,3 +193,88 @@ def test_a_run_tells_how_many_rows_it_trained_and_dropped(storage):
     cut = run(spec.model_copy(update={"job": "ftjob-cut", "overlength": "truncate"}), storage)
     assert (cut.rows, cut.dropped_rows) == (13, 0)
     assert cut.trained_tokens == last.trained_tokens + 3 * 64
+
+
+def with_pairs(storage: Storage, **changes) -> TrainingSpec:
+    return trl.spec_of("dpo", storage).model_copy(update={"evaluate_every_steps": 3, "save_every_steps": 3} | changes)
+
+
+def test_a_preference_run_that_goes_on_compares_with_the_model_as_it_was_at_first(storage, series, told):
+    whole = with_pairs(storage, job="ftjob-whole")
+    undisturbed = run(whole, storage)
+    halted = with_pairs(storage, job="ftjob-halted")
+    stop = threading.Event()
+    assert run(halted, storage, stop=stop, emit=lambda event: stop.set() if event.step == 7 else None).type == "cancelled"
+    went_on = run(halted, storage, attempt=2)
+    assert went_on.artifact_sha256 == undisturbed.artifact_sha256
+    assert told(halted, 2)[-2].train_loss == told(whole)[-2].train_loss
+    measures = [event.measures for event in told(whole) if event.type == "progress"]
+    assert measures[0]["reward_margin"] == 0.0
+    assert measures[-1]["reward_accuracy"] == 1.0
+    storage.delete(f"{halted.run_key}/reference")
+    storage.delete(f"{halted.run_key}/checkpoints/0002-{12:08d}")
+    lost = run(halted, storage, attempt=3)
+    assert (lost.type, lost.code) == ("failed", "checkpoint_unreadable")
+
+
+def test_training_goes_on_from_an_artifact_with_the_same_loss(storage, told):
+    first = toy_spec(storage, epochs=6)
+    done = run(first, storage)
+    start = Start(key=done.artifact_key, sha256=done.artifact_sha256)
+    second = toy_spec(storage, job="ftjob-second", start=start, validation=toy_rows())
+    run(second, storage)
+    evaluated = [event.loss for event in told(second) if event.type == "evaluated"]
+    assert evaluated[0] == pytest.approx(evaluated[0], abs=1e-4)
+    assert evaluated[0] < 0.8 * next(event.loss for event in told(first) if event.type == "progress")
+    other = toy_spec(storage, job="ftjob-other", start=start.model_copy(update={"sha256": "0" * 64}))
+    refused = run(other, storage)
+    assert (refused.type, refused.code) == ("failed", "invalid_request")
+    assert "is not what this job was to go on from" in refused.message
+
+
+def test_training_that_gets_no_better_ends_early_with_the_best_checkpoint(storage, told):
+    spec = toy_spec(
+        storage,
+        validation=toy_rows(4, seed=9),
+        epochs=40,
+        learning_rate=0.05,
+        evaluate_every_steps=2,
+        save_every_steps=1000,
+        patience=3,
+    )
+    last = run(spec, storage)
+    losses = {event.step: event.loss for event in told(spec) if event.type == "evaluated" and event.step}
+    best = min(losses, key=losses.__getitem__)
+    assert (last.result_step, last.step) == (best, best + 6)
+    saved = {event.step: event for event in told(spec) if event.type == "checkpoint_saved"}
+    assert last.artifact_key == saved[best].artifact_key
+    assert [step for step, event in saved.items() if not event.is_best] == [last.step]
+
+
+@pytest.mark.parametrize("name", ["full", "ptuning_v2"])
+def test_a_run_of_every_method_that_goes_on_equals_the_undisturbed_one(storage, name):
+    method = PluginChoice(name=name)
+    whole = run(toy_spec(storage, job="ftjob-whole", method=method), storage)
+    halted, stop = toy_spec(storage, job="ftjob-halted", method=method), threading.Event()
+    run(halted, storage, stop=stop, emit=lambda event: stop.set() if event.step == 4 else None)
+    assert run(halted, storage, attempt=2).artifact_sha256 == whole.artifact_sha256
+
+
+def test_layers_computed_again_give_the_same_losses(storage, series):
+    one = toy_spec(storage)
+    two = toy_spec(storage, job="ftjob-2", gradient_checkpointing=True)
+    run(one, storage)
+    run(two, storage)
+    flat = [[value for pair in series(spec).values() for value in pair] for spec in (one, two)]
+    assert flat[0] == pytest.approx(flat[1], rel=1e-5)
+
+
+def test_dropout_does_not_depend_on_the_micro_batches(storage, series):
+    method = PluginChoice(name="lora", options={"dropout": 0.3})
+    one, many = (
+        toy_spec(storage, job=f"ftjob-{tokens}", micro_batch_tokens=tokens, method=method) for tokens in (8, 4096)
+    )
+    run(one, storage)
+    run(many, storage)
+    flat = [[value for pair in series(spec).values() for value in pair] for spec in (one, many)]
+    assert flat[0] == pytest.approx(flat[1], rel=1e-4)
