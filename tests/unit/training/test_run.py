@@ -204,7 +204,9 @@ def test_a_preference_run_that_goes_on_compares_with_the_model_as_it_was_at_firs
     undisturbed = run(whole, storage)
     halted = with_pairs(storage, job="ftjob-halted")
     stop = threading.Event()
-    assert run(halted, storage, stop=stop, emit=lambda event: stop.set() if event.step == 7 else None).type == "cancelled"
+    assert (
+        run(halted, storage, stop=stop, emit=lambda event: stop.set() if event.step == 7 else None).type == "cancelled"
+    )
     went_on = run(halted, storage, attempt=2)
     assert went_on.artifact_sha256 == undisturbed.artifact_sha256
     assert told(halted, 2)[-2].train_loss == told(whole)[-2].train_loss
