@@ -87,7 +87,7 @@ def test_a_broken_file_says_which_line_is_wrong_and_starts_no_job(client: OpenAI
 
 
 def test_a_job_on_a_file_that_is_no_jsonl_is_refused_or_fails_with_the_reason(client: OpenAI) -> None:
-    file = client.files.create(file=("notes.txt", b"just words\nand more\n" * 20), purpose="fine-tune")
+    file = client.files.create(file=("notes.jsonl", b"just words\nand more\n" * 20), purpose="fine-tune")
     told = None
     try:
         job = client.fine_tuning.jobs.create(model="toy", training_file=file.id)
@@ -97,6 +97,11 @@ def test_a_job_on_a_file_that_is_no_jsonl_is_refused_or_fails_with_the_reason(cl
         error = wait_for(lambda: ended(client, job.id)).error
         told = error and error.message
     assert told and "The file does not look like JSON Lines; it begins with just words" in told
+
+
+def test_a_file_whose_name_says_that_it_holds_no_rows_is_refused_at_once(client: OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match=r"ends with \.txt; files of rows end with \.jsonl or \.json"):
+        client.files.create(file=("notes.txt", b"just words\n"), purpose="fine-tune")
 
 
 # Jobs
