@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from fastapi import APIRouter, Form, Query, UploadFile
 
@@ -13,13 +13,13 @@ from luthier.control.datasets.preview import Preview
 from luthier.control.jobs.planning import limit_of
 from luthier.core.errors import InvalidParameter
 from luthier.training.defaults import LONGEST
+from luthier.training.objectives.base import objectives
 
 router = APIRouter()
 
 _CHUNK = 1024 * 1024  # bytes
-_OBJECTIVES = {"chat": "sft", "preference": "dpo", "text": "cpt"}
 
-Objective = Annotated[Literal["sft", "dpo", "cpt"] | None, Query(description="Absent: that of the file's kind.")]
+Objective = Annotated[str | None, Query(description="Absent: the one that trains on the file's kind.")]
 MaxLength = Annotated[
     int | None,
     Query(
@@ -123,8 +123,10 @@ async def split(file_id: str, who: Caller, services: Asked, body: SplitRequest |
     return Split.of(training, validation, options, division)
 
 
-def _objective(asked: str | None, kind: str | None) -> str:
-    fitting = _OBJECTIVES.get(kind or "", "sft")
-    if asked not in (None, fitting):
-        raise InvalidParameter("objective", f"must be {fitting} for a file of {kind} rows, got {asked}")
-    return fitting
+def _objective(asked: str | None, kind: str | None) -> str | None:
+    """The objective that is asked for, else the first that trains on such rows; None where there is none yet."""
+    fitting = [name for name in objectives.names() if objectives.load(name).wants == kind]
+    if asked is not None and asked not in fitting:
+        expected = " or ".join(fitting) or "absent"
+        raise InvalidParameter("objective", f"must be {expected} for a file of {kind} rows, got {asked}")
+    return asked or next(iter(fitting), None)

@@ -118,7 +118,7 @@ class Tokens(BaseModel):
     """What a model makes of the rows, and which of them a limit leaves out. Rows = trained + dropped."""
 
     model: str
-    objective: str
+    objective: str | None
     max_length: int
     overlength: Overlength
     status: str = Field(description="counting: ask again in a moment; counted.")
@@ -141,7 +141,7 @@ class Tokens(BaseModel):
 
     @classmethod
     def of(
-        cls, counted: Counted | None, *, model: str, objective: str, max_length: int, overlength: Overlength
+        cls, counted: Counted | None, *, model: str, objective: str | None, max_length: int, overlength: Overlength
     ) -> Tokens:
         asked: dict[str, Any] = {
             "model": model,
