@@ -220,14 +220,14 @@ def test_a_preference_run_that_goes_on_compares_with_the_model_as_it_was_at_firs
 
 
 def test_training_goes_on_from_an_artifact_with_the_same_loss(storage, told):
-    first = toy_spec(storage, epochs=6)
+    first = toy_spec(storage, epochs=6, validation=toy_rows())
     done = run(first, storage)
     start = Start(key=done.artifact_key, sha256=done.artifact_sha256)
     second = toy_spec(storage, job="ftjob-second", start=start, validation=toy_rows())
     run(second, storage)
-    evaluated = [event.loss for event in told(second) if event.type == "evaluated"]
-    assert evaluated[0] == pytest.approx(evaluated[0], abs=1e-4)
-    assert evaluated[0] < 0.8 * next(event.loss for event in told(first) if event.type == "progress")
+    before, after = ([event.loss for event in told(spec) if event.type == "evaluated"] for spec in (first, second))
+    assert after[0] == pytest.approx(before[-1], abs=1e-6)
+    assert after[0] < 0.8 * before[0]
     other = toy_spec(storage, job="ftjob-other", start=start.model_copy(update={"sha256": "0" * 64}))
     refused = run(other, storage)
     assert (refused.type, refused.code) == ("failed", "invalid_request")
