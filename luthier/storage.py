@@ -45,7 +45,7 @@ class Storage:
     def __init__(self, url: str, *, cache: Path | None = None) -> None:
         """Open the store at `url`; `cache` is where `folder` puts what does not lie on this machine already."""
         self.url = url
-        self._cache = cache
+        self.cache = cache
         self._root: Path | None = None
         if url.startswith("file://"):
             self._root = Path(url2pathname(urlparse(url).path))
@@ -114,6 +114,18 @@ class Storage:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         return StoredObject(key, source.stat().st_size, digest)
 
+    def settle(self, prefix: str) -> None:
+        """Return once the objects below `prefix` would survive a loss of power; other stores than local ones see to it."""
+        if self._root is None:
+            return
+        top = self._root / prefix
+        for path in [*top.rglob("*"), top, *(parent for parent in top.parents if parent.is_relative_to(self._root))]:
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
     def download(self, key: str, target: Path) -> None:
         """Copy an object to a file of this machine, streamed; the file appears whole."""
         partial = _beside(target)
@@ -138,12 +150,12 @@ class Storage:
             raise ObjectNotFound(f"Nothing is stored under {prefix!r}.")
         if self._root is not None:
             return self._root / prefix
-        if self._cache is None:
+        if self.cache is None:
             raise StorageUnavailable(f"No cache folder was given to copy {prefix!r} to.")
-        target = self._cache / prefix
+        target = self.cache / prefix
         if only is not None and not target.exists():
             keys = [key for key in keys if key.rsplit("/", 1)[-1] in only]
-            target = self._cache / f"{prefix}.{hashlib.sha256(repr(sorted(only)).encode()).hexdigest()[:12]}"
+            target = self.cache / f"{prefix}.{hashlib.sha256(repr(sorted(only)).encode()).hexdigest()[:12]}"
         if not target.exists():
             partial = _beside(target)
             try:

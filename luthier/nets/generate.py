@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from luthier.core.errors import ContextTooLong
+from luthier.nets.prefix import Prefix, prefix_of
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
@@ -75,14 +76,15 @@ def decode(
     Ends after a token of `stops`, which is yielded too, after `max_tokens`, or where the model's context is full;
     `max_tokens=None` takes what the context holds. Raises ContextTooLong when the prompt leaves no room for a token.
     """
-    context = model.config.max_position_embeddings
+    prefix = prefix_of(model)
+    context = model.config.max_position_embeddings - (prefix.positions if prefix else 0)
     room = context - len(prompt)
     if room < 1:
         raise ContextTooLong(
             f"The messages are {len(prompt)} tokens long; the model's context holds {context} with the answer.",
             hint="Shorten the messages.",
         )
-    tokens, cache = prompt, None
+    tokens, cache = prompt, _begun(model, prefix)
     for _ in range(room if max_tokens is None else min(room, max_tokens)):
         logits_V, cache = _forward(model, tokens, cache)
         token = sampler.choose(logits_V)
@@ -92,7 +94,20 @@ def decode(
         tokens = [token]
 
 
-@torch.inference_mode()
+@torch.no_grad()
+def _begun(model: PreTrainedModel, prefix: Prefix | None) -> Cache | None:
+    """A cache that holds the prefix, which stands before every prompt."""
+    if prefix is None:
+        return None
+    from transformers import DynamicCache
+
+    cache = DynamicCache(config=model.config)
+    for layer, both_2KPD in enumerate(prefix().to(model.dtype)):
+        cache.update(both_2KPD[None, 0], both_2KPD[None, 1], layer)
+    return cache
+
+
+@torch.no_grad()
 def _forward(model: PreTrainedModel, tokens: list[int], cache: Cache | None) -> tuple[torch.Tensor, Cache]:
     """The logits after the last of `tokens`, and the cache that now holds them all."""
     ids_BT = torch.tensor([tokens], device=model.device)

@@ -16,7 +16,7 @@ class ReplicaSpec(BaseModel):
     weights: str = Field(description="Storage key of the folder with its weights and tokenizer.")
     weights_sha256: str
     backend: str = "builtin"
-    precision: Literal["bf16", "fp32"]
+    precision: Literal["bf16", "fp16", "fp32"]
     threads: int = Field(ge=1)
     adapters: int = Field(ge=1, description="Adapters kept on the device; the coldest goes first.")
     socket: str = Field(description="Path of the Unix socket on which it listens.")

@@ -13,22 +13,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from luthier.core import logs
 from luthier.core.errors import CheckpointUnreadable, LuthierError, Unavailable
 from luthier.storage import Storage, digest
 from luthier.training.methods.base import Method
 from luthier.training.optim import Optimizer
+from luthier.training.processes import Processes, whole
 from luthier.training.spec import TrainingSpec, Value
 from luthier.training.watch import Standing
 
@@ -54,6 +56,8 @@ class State(Value):
     trained_tokens: int
     metrics: Metrics
     standing: Standing = Standing()
+    loss_scale: dict[str, float] = Field(default_factory=dict)
+    """Of a run in fp16: torch's own state of it."""
     spec_sha256: str
     data_sha256: str
     renderer_sha256: str
@@ -77,12 +81,20 @@ class Checkpoints:
     """The checkpoints of one job, as one attempt at it sees them."""
 
     def __init__(
-        self, storage: Storage, spec: TrainingSpec, attempt: int, method: Method, *, renderer_sha256: str
+        self,
+        storage: Storage,
+        spec: TrainingSpec,
+        attempt: int,
+        method: Method,
+        processes: Processes | None = None,
+        *,
+        renderer_sha256: str,
     ) -> None:
         self._storage = storage
         self._spec = spec
         self._attempt = attempt
         self._method = method
+        self._processes = processes or Processes()
         self._renderer_sha256 = renderer_sha256
 
     def save(
@@ -95,32 +107,44 @@ class Checkpoints:
         metrics: Metrics,
         standing: Standing,
     ) -> Checkpoint:
-        """Write a checkpoint; it exists when this returns, and not before."""
+        """Write a checkpoint; it exists when this returns, and not before.
+
+        Every process of the run calls this; the first one writes.
+        """
         key = f"{self._spec.run_key}/checkpoints/{self._attempt:04d}-{step:08d}"
         state = State(
             step=step,
             trained_tokens=trained_tokens,
             metrics=metrics,
             standing=standing,
+            loss_scale=optimizer.loss_scale(),
             spec_sha256=_sha256_of(self._spec),
             data_sha256=self._spec.training.sha256,
             renderer_sha256=self._renderer_sha256,
         )
+        numbers = {name: whole(tensor.detach()) for name, tensor in self._method.numbers(model).items()}
+        moments = optimizer.tensors()
+        if not self._processes.is_first:
+            return Checkpoint(key, self._attempt, "", state)
         with TemporaryDirectory() as name:
             folder = Path(name)
             (folder / ARTIFACT).mkdir()
-            self._method.export(model, folder / ARTIFACT, base_model=self._spec.base_model)
-            save_file(optimizer.tensors(), folder / "optimizer.safetensors")
+            self._method.write(model, numbers, folder / ARTIFACT, base_model=self._spec.base_model)
+            save_file(moments, folder / "optimizer.safetensors")
             (folder / "state.json").write_text(state.model_dump_json(indent=2) + "\n")
             files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
             objects = {part: self._storage.upload(path, f"{key}/{part}").sha256 for part, path in sorted(files.items())}
             artifact_sha256 = digest(folder / ARTIFACT)
         manifest = {"version": 1, "artifact_sha256": artifact_sha256, "objects": objects}
+        self._storage.settle(key)
         self._storage.write(f"{key}/manifest.json", json.dumps(manifest, indent=2).encode() + b"\n")
+        self._storage.settle(key)
         return Checkpoint(key, self._attempt, artifact_sha256, state)
 
-    def resume(self, model: nn.Module, optimizer: Optimizer) -> Checkpoint | None:
-        """Put the newest complete checkpoint of this or an older attempt into model and optimizer; None: there is none.
+    def resume(self, model: nn.Module) -> tuple[Checkpoint, dict[str, Tensor]] | None:
+        """Put the newest complete checkpoint of this or an older attempt into the model; None: there is none.
+
+        Gives it with the optimizer's tensors, for `Optimizer.restore`.
 
         One that is damaged is passed over for the one before. Raises CheckpointUnreadable when a whole one does not
         belong to this spec.
@@ -132,9 +156,42 @@ class Checkpoints:
                 folder, artifact_sha256, state = opened
                 self._check(key, state)
                 self._method.restore(model, folder / ARTIFACT)
-                optimizer.restore(load_file(folder / "optimizer.safetensors"))
-                return Checkpoint(key, attempt, artifact_sha256, state)
+                moments = load_file(folder / "optimizer.safetensors")
+                return Checkpoint(key, attempt, artifact_sha256, state), moments
         return None
+
+    def drop(self, saved: Sequence[Checkpoint]) -> list[Checkpoint]:
+        """Delete all but the best and the last of `saved`, in their order, as the spec's `keep_checkpoints` says; give what went.
+
+        The manifest goes first, so that what is left of a deletion that was cut off is no checkpoint.
+        """
+        if self._spec.keep_checkpoints is None or not self._processes.is_first:
+            return []
+
+        def rank(one: Checkpoint) -> tuple[float, int]:
+            loss = one.state.metrics.valid_loss
+            return (math.inf if loss is None else loss, -one.state.step)
+
+        kept = {one.key for one in sorted(saved, key=rank)[: self._spec.keep_checkpoints]} | {saved[-1].key}
+        gone = [one for one in saved if one.key not in kept]
+        for one in gone:
+            self._storage.delete(f"{one.key}/manifest.json")
+            self._storage.delete(one.key)
+        return gone
+
+    def all(self) -> list[Checkpoint]:
+        """Every complete checkpoint of this or an older attempt, by step; those that are damaged are left out."""
+        found: list[Checkpoint] = []
+        for key, attempt in reversed(self._newest_first()):
+            try:
+                manifest = json.loads(self._storage.read(f"{key}/manifest.json"))
+                state = State.model_validate_json(self._storage.read(f"{key}/state.json"))
+                found.append(Checkpoint(key, attempt, str(manifest["artifact_sha256"]), state))
+            except Unavailable:
+                raise
+            except (LuthierError, ValueError, KeyError, TypeError) as damage:
+                _log.warning("checkpoint passed over", key=key, why=str(damage))
+        return found
 
     def at_step(self, step: int) -> Checkpoint | None:
         """The newest complete checkpoint of a step; None where there is none, or it is damaged."""

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import secrets
-from pathlib import Path
-from typing import Literal
 
 from luthier.training.methods.base import methods
 from luthier.training.objectives.base import objectives
+from luthier.training.precision import Precision, has_gpu, precision
 from luthier.training.spec import Value
 
 _TUNED_ON = 135e6  # parameters of the model for which the rates of methods were found
@@ -25,7 +24,7 @@ class Resolved(Value):
     micro_batch_tokens: int
     learning_rate: float
     seed: int
-    precision: Literal["bf16", "fp32"]
+    precision: Precision
     threads: int
     evaluate_every_steps: int
     save_every_steps: int
@@ -61,7 +60,7 @@ def resolve(
     tuned = methods.load(method).rate * objectives.load(objective).rate_share
     rate = learning_rate or float(f"{tuned * min((_TUNED_ON / parameters) ** 0.25, 10):.1e}")
     steps = epochs * -(-rows // batch_size)
-    is_gpu = _has_gpu()
+    is_gpu = has_gpu()
     return Resolved(
         max_length=min(context_length, LONGEST) if max_length is None else max_length,
         epochs=epochs,
@@ -76,22 +75,6 @@ def resolve(
     )
 
 
-def precision() -> Literal["bf16", "fp32"]:
-    """What this machine computes fastest in: bf16 where its GPU or processor multiplies it itself."""
-    return "bf16" if _has_gpu() or _computes_in_bf16() else "fp32"
-
-
 def _power_of_two(number: int) -> int:
     """The largest power of two that is not above `number`; 1 for less."""
     return 1 << max(number.bit_length() - 1, 0)
-
-
-def _has_gpu() -> bool:
-    return Path("/dev/nvidia0").exists()
-
-
-def _computes_in_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether the processor multiplies bf16 itself; elsewhere it is emulated and slower than fp32."""
-    if not cpuinfo.is_file():
-        return False
-    return bool({"avx512_bf16", "amx_bf16"} & set(cpuinfo.read_text().split()))

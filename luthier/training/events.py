@@ -65,6 +65,30 @@ class Evaluated(Told):
     measures: dict[str, float] = Field(default={}, description="What the objective shows beside them.")
 
 
+class Sample(Value):
+    """A held-out prompt, what its row says to it and what the model says, as text; `is_cut`: the answer was not over."""
+
+    row: int = Field(description="Number of the row in the validation file, counted from 1.")
+    prompt: str
+    expected: str
+    answer: str
+    is_cut: bool
+
+
+class Sampled(Told):
+    """Answers of the weights as they are after `step`, always to the same prompts; after step 0 those of the start."""
+
+    type: Literal["sampled"] = "sampled"
+    samples: list[Sample]
+
+
+class Noted(Told):
+    """Something that is done otherwise than was asked for, and why."""
+
+    type: Literal["noted"] = "noted"
+    message: str
+
+
 class CheckpointSaved(Told):
     """The checkpoint under `key` is complete; its `adapter/` folder can be served, the whole of it resumed from."""
 
@@ -77,6 +101,13 @@ class CheckpointSaved(Told):
     train_token_accuracy: float
     valid_loss: float | None = None
     valid_token_accuracy: float | None = None
+
+
+class CheckpointsDropped(Told):
+    """These checkpoints are not among the best any more, and gone."""
+
+    type: Literal["checkpoints_dropped"] = "checkpoints_dropped"
+    keys: list[str]
 
 
 class Succeeded(Told):
@@ -107,7 +138,17 @@ class Cancelled(Told):
 
 
 RunEvent = Annotated[
-    Started | Progress | Evaluated | CheckpointSaved | Succeeded | Failed | Cancelled, Field(discriminator="type")
+    Started
+    | Noted
+    | Progress
+    | Evaluated
+    | Sampled
+    | CheckpointSaved
+    | CheckpointsDropped
+    | Succeeded
+    | Failed
+    | Cancelled,
+    Field(discriminator="type"),
 ]
 _adapter: TypeAdapter[RunEvent] = TypeAdapter(RunEvent)
 

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
-from luthier.nets.dropout import draw_of
 from luthier.training.checkpoint import Checkpoint, Checkpoints, Metrics
-from luthier.training.data import BatchPlan, Rows, micro_batches, packed
+from luthier.training.data import BatchPlan, Rows, micro_batches
 from luthier.training.emitter import Emitter
-from luthier.training.events import CheckpointSaved, Evaluated, Progress
+from luthier.training.events import CheckpointSaved, CheckpointsDropped, Evaluated, Progress, Sampled
+from luthier.training.forward import Forward
 from luthier.training.meter import Mean, Pace
-from luthier.training.objectives.base import Encoded, Losses, Objective
+from luthier.training.objectives.base import Encoded
 from luthier.training.optim import Optimizer, learning_rate
+from luthier.training.samples import Samples
 from luthier.training.spec import TrainingSpec
 from luthier.training.watch import Watch, refuse_unless_finite
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 class Stopped(Exception):
@@ -29,7 +25,7 @@ class Stopped(Exception):
 
 
 class Loop:
-    """Trains `parameters` of `model`. The same spec on the same machine gives the same numbers, resumed or not."""
+    """Trains a model. The same spec on the same machine gives the same numbers, resumed or not."""
 
     def __init__(
         self,
@@ -37,30 +33,26 @@ class Loop:
         plan: BatchPlan,
         training: Rows,
         validation: Rows | None,
-        objective: Objective,
-        model: PreTrainedModel,
-        parameters: dict[str, nn.Parameter],
+        forward: Forward,
         optimizer: Optimizer,
         checkpoints: Checkpoints,
+        samples: Samples,
         emitter: Emitter,
         stop: threading.Event,
-        *,
-        mixes_precision: bool = False,
     ) -> None:
         self._spec = spec
         self._plan = plan
         self._training = training
         self._validation = validation
-        self._objective = objective
-        self._model = model
-        self._device = next(model.parameters()).device
-        self._parameters = list(parameters.values())
+        self._forward = forward
+        self._model = forward.model
+        self._units = forward.objective.units
+        self._processes = forward.processes
         self._optimizer = optimizer
         self._checkpoints = checkpoints
+        self._samples = samples
         self._emitter = emitter
         self._stop = stop
-        self._mixes = mixes_precision and spec.precision == "bf16"
-        self._draw = draw_of(model)
         self._trained_tokens = 0
         self._watch = Watch(spec.patience)
 
@@ -71,13 +63,15 @@ class Loop:
         best so far. Raises Stopped, LossDiverged, and what the emitter raises.
         """
         spec, total = self._spec, self._plan.total_steps
-        saved = [resumed] if resumed else []
+        saved = [one for one in self._checkpoints.all() if one.state.step < resumed.state.step] if resumed else []
+        saved += [resumed] if resumed else []
         done = resumed.state.step if resumed else 0
         self._trained_tokens = resumed.state.trained_tokens if resumed else 0
         self._watch = Watch(spec.patience, resumed.state.standing if resumed else None)
         pace = Pace()
         if not resumed:
             self._evaluate(step=0)
+            self._answer(step=0, always=True)
         for step in range(done + 1, total + 1):
             if self._watch.is_over:
                 break
@@ -88,6 +82,8 @@ class Loop:
             is_end = is_end or self._watch.is_over
             if is_end or step % spec.save_every_steps == 0 or (is_best and spec.patience is not None):
                 saved.append(self._save(step, trained, valid))
+                self._drop(saved)
+                self._answer(step, always=is_end)
         return saved[-1]  # a plan has at least one step, and the last one is saved
 
     def _take(self, step: int, pace: Pace) -> Mean:
@@ -97,17 +93,18 @@ class Loop:
         self._model.train()
         self._optimizer.forget()
         rows = [self._training.rows[place] for place in self._plan.rows_of(step)]
-        units_in_step = sum(map(self._objective.units, rows))
+        units_in_step = sum(map(self._units, rows))
         mean = Mean()
-        for batch in self._batches(rows):
-            losses = self._losses(batch, step)
-            (losses.total / units_in_step).backward()
-            mean.add(losses, sum(map(self._objective.units, batch)))
+        for batch, counts in self._batches(rows):
+            losses = self._forward.losses(batch, step)
+            self._optimizer.backward(losses.total / units_in_step * counts)
+            if counts:
+                mean.add(losses, sum(map(self._units, batch)))
+        mean.over(self._processes)
         self._watch.step(step, mean.loss)
-        grad_norm = nn.utils.clip_grad_norm_(self._parameters, spec.clip_norm).item()
-        refuse_unless_finite(grad_norm, "gradient norm", step)
+        self._processes.gradients(self._optimizer.parameters)
         rate = learning_rate(spec, step, total)
-        self._optimizer.step(rate)
+        grad_norm = self._optimizer.step(step, rate)
         tokens = sum(row.length for row in rows)
         self._trained_tokens += tokens
         pace.end_step(tokens)
@@ -128,16 +125,6 @@ class Loop:
         )
         return mean
 
-    def _losses(self, batch: list[Encoded], step: int) -> Losses:
-        laid_out = packed(batch, self._device)
-        if self._draw is not None:
-            rows = torch.tensor([2 * row.row + place for row in batch for place in range(len(row.sequences))])
-            lengths = torch.tensor([len(one.tokens) for row in batch for one in row.sequences])
-            row_T = rows.repeat_interleave(lengths).to(self._device)
-            self._draw.begin(self._spec.seed, step, row_T, laid_out.positions_T)
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._mixes):
-            return self._objective.losses(self._model, laid_out, batch)
-
     def _evaluate(self, step: int) -> Mean | None:
         """Mean over the validation file, told as an event; None when there is no such file."""
         if self._validation is None:
@@ -145,9 +132,11 @@ class Loop:
         self._model.eval()
         mean = Mean()
         with torch.no_grad():
-            for batch in self._batches(self._validation.rows):
-                losses = self._losses(batch, step)
-                mean.add(losses, sum(map(self._objective.units, batch)))
+            for batch, counts in self._batches(self._validation.rows):
+                losses = self._forward.losses(batch, step)
+                if counts:
+                    mean.add(losses, sum(map(self._units, batch)))
+        mean.over(self._processes)
         refuse_unless_finite(mean.loss, "validation loss", step)
         self._emitter.emit(
             Evaluated, step=step, loss=mean.loss, token_accuracy=mean.token_accuracy, measures=mean.measures
@@ -173,13 +162,38 @@ class Loop:
         tell_saved(self._emitter, saved)
         return saved
 
-    def _batches(self, rows: list[Encoded]) -> Iterator[list[Encoded]]:
-        """Rows that go through the model together. Raises Stopped between two of them when that was asked for."""
-        for group in micro_batches(rows, self._spec.micro_batch_tokens):
-            self._emitter.check()
-            if self._stop.is_set():
-                raise Stopped
-            yield group
+    def _drop(self, saved: list[Checkpoint]) -> None:
+        """Of `saved` those that need not stay; it has the others afterwards."""
+        gone = self._checkpoints.drop(saved)
+        if gone:
+            self._emitter.emit(CheckpointsDropped, step=saved[-1].state.step, keys=[one.key for one in gone])
+            saved[:] = [one for one in saved if one not in gone]
+
+    def _answer(self, step: int, *, always: bool) -> None:
+        """Tell what the model says to the sample prompts; the first process alone does, the others wait for it."""
+        if not self._processes.is_first:
+            return
+        with self._forward.precision():
+            samples = self._samples.take(self._check, always=always)
+        if samples:
+            self._emitter.emit(Sampled, step=step, samples=samples)
+
+    def _batches(self, rows: list[Encoded]) -> Iterator[tuple[list[Encoded], bool]]:
+        """Rows that go through the model together, and whether they count; those that are this process's to take.
+
+        Raises Stopped between two of them when that was asked for, where several processes train before the first.
+        """
+        groups = micro_batches(rows, self._spec.micro_batch_tokens)
+        if self._processes.any(self._stop.is_set()):
+            raise Stopped
+        for group, counts in self._processes.dealt(groups):
+            self._check()
+            yield group, counts
+
+    def _check(self) -> None:
+        self._emitter.check()
+        if self._stop.is_set() and self._processes.count == 1:
+            raise Stopped
 
 
 def tell_saved(emitter: Emitter, saved: Checkpoint) -> None:

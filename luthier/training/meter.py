@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 from luthier.training.objectives.base import Losses
+from luthier.training.processes import Processes
 
 _KEPT = 0.9  # share of the past that each step keeps in the smoothed speed
 
@@ -24,6 +25,17 @@ class Mean:
         for name, (total, count) in losses.measures.items():
             before, counted = self._sums.get(name, (0.0, 0))
             self._sums[name] = (before + total.item(), counted + count)
+
+    def over(self, processes: Processes) -> None:
+        """Make this the mean over the micro-batches of all processes."""
+        parts = processes.gathered((self._total, self._units, self._sums))
+        self._total, self._units, self._sums = 0.0, 0, {}
+        for total, units, sums in parts:
+            self._total += total
+            self._units += units
+            for name, (of_part, count) in sums.items():
+                before, counted = self._sums.get(name, (0.0, 0))
+                self._sums[name] = (before + of_part, counted + count)
 
     @property
     def loss(self) -> float:

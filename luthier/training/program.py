@@ -6,8 +6,11 @@ Exit codes: 0 the run succeeded or was cancelled, 1 it failed, 3 a newer attempt
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import os
 import signal
+import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -23,6 +26,7 @@ SUPERSEDED = 3
 SPIN_COUNT = "20000"
 """Rounds that a waiting thread of torch spins before it sleeps. Spinning for ever makes a busy machine eight times slower; not
 spinning at all makes a quiet one half as fast."""
+_LINGER_SECONDS = 10  # in which the other processes see that the first one has ended
 _log = logs.get("training")
 
 
@@ -63,13 +67,60 @@ def execute(
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    with logs.bind(job=spec.job, attempt=attempt), _stop_by_signal() as stop:
+    with logs.bind(job=spec.job, attempt=attempt), _stop_by_signal() as stop, _beside(spec, storage, attempt):
         try:
-            last = run(spec, storage, attempt=attempt, emit=on_event, stop=stop)
+            last = run(spec, storage, attempt=attempt, emit=on_event, stop=stop, on_stall=_die)
         except Superseded as newer:
             _log.warning("stopped", why=str(newer))
             return SUPERSEDED
     return 1 if isinstance(last, Failed) else 0
+
+
+@contextmanager
+def _beside(spec: TrainingSpec, storage: Storage, attempt: int) -> Iterator[None]:
+    """The other processes of a run of several, of which this is the first; they end with it.
+
+    Under torchrun, or in one of these processes, RANK is set and nothing is started.
+    """
+    if spec.processes == 1 or "RANK" in os.environ:
+        yield
+        return
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    together = {"WORLD_SIZE": str(spec.processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    key = f"{spec.run_key}/spec.{attempt:04d}.json"
+    storage.write(key, spec.model_dump_json().encode())
+    command = [sys.executable, "-m", __spec__.name, key, "--storage", storage.url, "--attempt", str(attempt)]
+    if storage.cache is not None:
+        command += ["--cache", str(storage.cache)]
+    others = [
+        subprocess.Popen(
+            command,
+            env=os.environ | together | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,  # a Ctrl-C is the first one's to hear
+        )
+        for rank in range(1, spec.processes)
+    ]
+    os.environ.update(together, RANK="0", LOCAL_RANK="0")
+    try:
+        yield
+    finally:
+        for name in (*together, "RANK", "LOCAL_RANK"):
+            del os.environ[name]
+        for process in others:
+            try:
+                process.wait(_LINGER_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _die() -> None:
+    """End a process whose run stands still, after telling its log where."""
+    faulthandler.dump_traceback(all_threads=True)
+    os._exit(1)
 
 
 @contextmanager

@@ -6,19 +6,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file, save_file
 
 from luthier.core.errors import CheckpointUnreadable
 from luthier.storage import ObjectNotFound, Storage
-from luthier.training.data import Rows, micro_batches, packed
-from luthier.training.objectives.base import Objective
+from luthier.training.data import Rows, micro_batches
+from luthier.training.forward import Forward
 from luthier.training.spec import TrainingSpec
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 def with_reference(
@@ -26,8 +22,7 @@ def with_reference(
     spec: TrainingSpec,
     name: str,
     rows: Rows,
-    objective: Objective,
-    model: PreTrainedModel,
+    forward: Forward,
     check: Callable[[], None],
     *,
     is_resumed: bool,
@@ -38,31 +33,27 @@ def with_reference(
     `check` is called between micro-batches and may raise.
     """
     key = f"{spec.run_key}/reference/{name}.safetensors"
-    found = _kept(storage, key) if is_resumed else _computed(rows, objective, model, spec, check)
+    found = _kept(storage, key) if is_resumed else _computed(rows, spec, forward, check)
     if found is None or len(found) != len(rows.rows):
         raise CheckpointUnreadable(
             "What the model said before the first step is not there any more.", hint="Start a new job."
         )
-    if not is_resumed:
+    if not is_resumed and forward.processes.is_first:
         _keep(storage, key, found)
     return replace(
         rows, rows=[replace(row, reference=tuple(said)) for row, said in zip(rows.rows, found.tolist(), strict=True)]
     )
 
 
-@torch.no_grad()
-def _computed(
-    rows: Rows, objective: Objective, model: PreTrainedModel, spec: TrainingSpec, check: Callable[[], None]
-) -> torch.Tensor:
-    model.eval()
+def _computed(rows: Rows, spec: TrainingSpec, forward: Forward, check: Callable[[], None]) -> torch.Tensor:
+    forward.model.eval()
     places = {id(row): place for place, row in enumerate(rows.rows)}
-    found: list[tuple[float, ...]] = [()] * len(rows.rows)
-    for batch in micro_batches(rows.rows, spec.micro_batch_tokens):
+    found: dict[int, tuple[float, ...]] = {}
+    for batch, _ in forward.processes.dealt(micro_batches(rows.rows, spec.micro_batch_tokens)):
         check()
-        said = objective.references(model, packed(batch, model.device), batch)
-        for row, one in zip(batch, said, strict=True):
-            found[places[id(row)]] = one
-    return torch.tensor(found, dtype=torch.float32)
+        found |= {places[id(row)]: one for row, one in zip(batch, forward.references(batch), strict=True)}
+    everywhere = {place: one for part in forward.processes.gathered(found) for place, one in part.items()}
+    return torch.tensor([everywhere[place] for place in range(len(places))], dtype=torch.float32)
 
 
 def _keep(storage: Storage, key: str, found: torch.Tensor) -> None:

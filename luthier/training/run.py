@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -13,19 +14,23 @@ from luthier.chat.renderers.base import Renderer, renderer_for
 from luthier.chat.tokenizer import Tokenizer
 from luthier.core import logs
 from luthier.core.errors import InternalError, InvalidRequest, LuthierError, OutOfMemory
-from luthier.nets.loading import load_model
+from luthier.nets.loading import DTYPES, load_model, this_device
 from luthier.nets.losses import prove_head
 from luthier.nets.packing import prepare
 from luthier.storage import Storage, digest
 from luthier.training.checkpoint import Checkpoint, Checkpoints
 from luthier.training.data import BatchPlan, Rows, RowsLost, read_rows
-from luthier.training.emitter import Emitter, Superseded
-from luthier.training.events import Cancelled, CheckpointSaved, Failed, RunEvent, Started, Succeeded, read_events
+from luthier.training.emitter import Emitter, Silent, Superseded
+from luthier.training.events import Cancelled, CheckpointSaved, Failed, Noted, RunEvent, Started, Succeeded, read_events
+from luthier.training.forward import Forward
 from luthier.training.loop import Loop, Stopped, tell_saved
 from luthier.training.methods.base import Method, methods
 from luthier.training.objectives.base import objectives
 from luthier.training.optim import Optimizer
+from luthier.training.precision import computed
+from luthier.training.processes import Processes, joined, sharded
 from luthier.training.reference import with_reference
+from luthier.training.samples import Samples
 from luthier.training.spec import Start, TrainingSpec
 
 if TYPE_CHECKING:
@@ -43,18 +48,33 @@ def run(
     attempt: int = 1,
     emit: Callable[[RunEvent], None] | None = None,
     stop: threading.Event | None = None,
+    on_stall: Callable[[], None] | None = None,
 ) -> Succeeded | Failed | Cancelled:
     """Train what the spec says, from the job's newest checkpoint where there is one, and return the last event.
 
     Events go to the storage and to `emit`. Once `stop` is set the run ends with `cancelled` after the micro-batch under
     way. What ends it otherwise becomes a `failed` event; only Superseded is raised: a newer attempt exists, and this
-    one has stopped writing. An attempt is run once: its number is not used again after a crash.
+    one has stopped writing. An attempt is run once: its number is not used again after a crash. Where the spec asks for
+    several processes each of them calls this, and all but the first only compute. `on_stall` is called by another thread
+    when the run gets no further, after its `failed` event is stored.
     """
     torch.set_num_threads(spec.threads)
     stop = stop or threading.Event()
-    with Emitter(storage, spec.run_key, attempt, also=emit) as emitter:
+    with ExitStack() as open_parts:
+        emitter = Emitter(
+            storage,
+            spec.run_key,
+            attempt,
+            also=emit,
+            stalled_after_seconds=spec.stall_after_seconds,
+            on_stall=on_stall,
+        )
         try:
-            return _play(spec, storage, attempt, emitter, stop)
+            processes = open_parts.enter_context(joined(spec.processes, is_sharded=spec.sharding == "full"))
+            if not processes.is_first:
+                emitter = Silent(storage, spec.run_key, attempt)
+            open_parts.enter_context(emitter)
+            return _play(spec, storage, attempt, processes, emitter, stop)
         except Superseded:
             raise
         except Stopped:
@@ -64,7 +84,14 @@ def run(
             return _fail(emitter, _told(fault))
 
 
-def _play(spec: TrainingSpec, storage: Storage, attempt: int, emitter: Emitter, stop: threading.Event) -> Succeeded:
+def _play(
+    spec: TrainingSpec,
+    storage: Storage,
+    attempt: int,
+    processes: Processes,
+    emitter: Emitter,
+    stop: threading.Event,
+) -> Succeeded:
     method_class, objective_class = methods.load(spec.method.name), objectives.load(spec.objective.name)
     method = method_class(method_class.Options.read(spec.method.options, param="method.options"))
     objective = objective_class(objective_class.Options.read(spec.objective.options, param="objective.options"))
@@ -79,49 +106,53 @@ def _play(spec: TrainingSpec, storage: Storage, attempt: int, emitter: Emitter, 
     if stop.is_set():
         raise Stopped
 
-    base = load_model(weights, precision=spec.precision, expected_sha256=spec.weights_sha256)
+    precision, why_another = computed(spec.precision, this_device())
+    base = load_model(
+        weights, precision=precision, expected_sha256=spec.weights_sha256, is_quantised=method.is_quantised
+    )
     prove_head(base)
     prepare(base)
-    model = method.attach(base.requires_grad_(False), seed=spec.seed)
-    parameters = method.trainable(model)
-    optimizer = Optimizer(parameters, weight_decay=spec.weight_decay)
-    checkpoints = Checkpoints(storage, spec, attempt, method, renderer_sha256=renderer_sha256)
+    model = method.attach(base.requires_grad_(False), seed=spec.seed, blank=renderer.tokenizer.encode_plain("\n"))
+    checkpoints = Checkpoints(storage, spec, attempt, method, processes, renderer_sha256=renderer_sha256)
     if spec.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    resumed = checkpoints.resume(model, optimizer)
+    resumed, moments = checkpoints.resume(model) or (None, {})
     if resumed is None and spec.start is not None:
         _begin(storage, spec.start, method, model)
+    count = sum(parameter.numel() for parameter in method.trainable(model).values())
+    if processes.is_sharded:
+        sharded(model, processes)
+    optimizer = Optimizer(
+        method.trainable(model),
+        weight_decay=spec.weight_decay,
+        clip_norm=spec.clip_norm,
+        is_scaled=precision == "fp16",
+    )
+    if resumed is not None:
+        optimizer.restore(moments, resumed.state.loss_scale)
+    mixed = DTYPES[precision] if method.mixes_precision and precision != "fp32" else None
+    forward = Forward(model, objective, processes, seed=spec.seed, mixed=mixed)
     if objective.has_reference:
 
         def check() -> None:
             emitter.check()
-            if stop.is_set():
+            if stop.is_set() and processes.count == 1:
                 raise Stopped
 
         def compared(name: str, rows: Rows) -> Rows:
-            return with_reference(storage, spec, name, rows, objective, model, check, is_resumed=resumed is not None)
+            return with_reference(storage, spec, name, rows, forward, check, is_resumed=resumed is not None)
 
         training = compared("training", training)
         validation = compared("validation", validation) if validation else None
     plan = BatchPlan(len(training.rows), spec.seed, spec.batch_size, spec.epochs)
-    _tell_started(emitter, plan, training, validation, sum(p.numel() for p in parameters.values()), resumed)
+    _tell_started(emitter, plan, training, validation, count, resumed)
+    if why_another:
+        emitter.emit(Noted, step=emitter.step, message=why_another)
     if resumed is not None and not _is_told(storage, spec, resumed, attempt):
         tell_saved(emitter, resumed)
 
-    loop = Loop(
-        spec,
-        plan,
-        training,
-        validation,
-        objective,
-        model,
-        parameters,
-        optimizer,
-        checkpoints,
-        emitter,
-        stop,
-        mixes_precision=method.mixes_precision,
-    )
+    samples = Samples(spec, None if processes.is_sharded else validation, renderer, model)
+    loop = Loop(spec, plan, training, validation, forward, optimizer, checkpoints, samples, emitter, stop)
     last = loop.play(resumed)
     is_whole = last.state.step == plan.total_steps
     if (
@@ -132,7 +163,14 @@ def _play(spec: TrainingSpec, storage: Storage, attempt: int, emitter: Emitter, 
         )
     best = last
     if spec.patience is not None and (step := last.state.standing.best_step) is not None:
-        best = checkpoints.at_step(step) or last
+        found = checkpoints.at_step(step)
+        if found is None:
+            emitter.emit(
+                Noted,
+                step=emitter.step,
+                message=f"The best checkpoint, of step {step}, cannot be read any more: the result is the last one.",
+            )
+        best = found or last
     return emitter.emit(
         Succeeded,
         step=last.state.step,

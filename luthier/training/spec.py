@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from luthier.chat.examples import Overlength
+from luthier.training.precision import Precision
 
 
 class Value(BaseModel):
@@ -78,14 +79,21 @@ class TrainingSpec(Value):
     weight_decay: float = Field(default=0.0, ge=0)
     clip_norm: float = Field(default=1.0, gt=0, description="Largest global gradient norm.")
     seed: int = Field(ge=0, lt=2**31)
-    precision: Literal["bf16", "fp32"] = Field(
-        description="Of the frozen base model and of what is computed; what is trained is fp32."
+    precision: Precision = Field(
+        description="Of the frozen base model and of what is computed; what is trained is fp32. "
+        "A machine that does not compute in it takes another and says so."
     )
     gradient_checkpointing: bool = Field(
         default=False,
         description="Compute a layer's inner values again in the backward pass: less memory, a third slower.",
     )
-    threads: int = Field(ge=1, description="CPU threads: part of the spec because sums depend on it.")
+    threads: int = Field(ge=1, description="CPU threads of a process: part of the spec because sums depend on it.")
+    processes: int = Field(
+        default=1, ge=1, le=1024, description="That train together, each with a share of every step's micro-batches."
+    )
+    sharding: Literal["none", "full"] = Field(
+        default="none", description="full: each process keeps a part of every weight (FSDP2), else all of them."
+    )
     evaluate_every_steps: int = Field(ge=1)
     patience: int | None = Field(
         default=None,
@@ -93,6 +101,29 @@ class TrainingSpec(Value):
         description="Evaluations without a better loss after which training ends, and its best checkpoint is the result.",
     )
     save_every_steps: int = Field(ge=1)
+    keep_checkpoints: int | None = Field(
+        default=None,
+        ge=1,
+        description="How many checkpoints stay: those of the best validation loss, or the newest where there is none, "
+        "and always the last. Absent: all.",
+    )
+    samples: int = Field(
+        default=0,
+        ge=0,
+        le=32,
+        description="Validation rows whose prompts are answered before the first step and at every checkpoint. "
+        "Not where weights are sharded.",
+    )
+    sample_tokens: int = Field(default=64, ge=1, le=4096, description="Tokens of such an answer at most.")
+    sample_share: float = Field(
+        default=0.05,
+        ge=0,
+        le=1,
+        description="Share of a run's time that these answers take, those at its beginning and end apart.",
+    )
+    stall_after_seconds: float = Field(
+        default=1800, gt=0, description="A run that gets no further for so long is ended."
+    )
 
     @property
     def run_key(self) -> str:

@@ -34,7 +34,7 @@ def base(tmp_path) -> Path:
 
 
 def attached(method: Method, base: Path, seed: int = 0):
-    model = load_model(base, precision="fp32")
+    model = load_model(base, precision="fp32", is_quantised=method.is_quantised)
     prepare(model)
     return method.attach(model.requires_grad_(False), seed=seed)
 
@@ -68,17 +68,20 @@ def test_options_have_defaults_and_descriptions(name):
 def test_what_is_not_trained_stays_bit_identical(method, base):
     model = attached(method, base)
     trainable = method.trainable(model)
-    frozen = {name: p.clone() for name, p in model.named_parameters() if name not in trainable}
+    frozen = {
+        name: t.clone() for name, t in [*model.named_parameters(), *model.named_buffers()] if name not in trainable
+    }
     before = {name: p.clone() for name, p in trainable.items()}
     learn(method, model)
-    after = dict(model.named_parameters())
+    after = dict([*model.named_parameters(), *model.named_buffers()])
     assert frozen or method.artifact_kind == "model"
     assert all(torch.equal(after[name], value) for name, value in frozen.items())
     assert all(not torch.equal(after[name], value) for name, value in before.items())
 
 
 def test_what_is_trained_is_fp32_over_a_bf16_base(method, base):
-    model = method.attach(load_model(base, precision="bf16").requires_grad_(False), seed=0)
+    loaded = load_model(base, precision="bf16", is_quantised=method.is_quantised)
+    model = method.attach(loaded.requires_grad_(False), seed=0)
     assert {p.dtype for p in method.trainable(model).values()} == {torch.float32}
 
 
@@ -113,7 +116,8 @@ def test_a_stock_library_loads_the_artifact(method, base, tmp_path):
     if method.artifact_kind == "model":
         stock = load_model(tmp_path / "artifact", precision="fp32")
     else:
-        stock = PeftModel.from_pretrained(load_model(base, precision="fp32"), tmp_path / "artifact").eval()
+        plain = load_model(base, precision="fp32", is_quantised=method.is_quantised)
+        stock = PeftModel.from_pretrained(plain, tmp_path / "artifact").eval()
     with torch.no_grad():
         found = stock(input_ids=torch.tensor([IDS])).logits[0]
     torch.testing.assert_close(found, logits(model), rtol=1e-5, atol=1e-5)
@@ -122,7 +126,7 @@ def test_a_stock_library_loads_the_artifact(method, base, tmp_path):
 
 
 def test_nothing_is_learned_before_the_first_step_unless_it_must_be(method, base):
-    plain = load_model(base, precision="fp32")
+    plain = load_model(base, precision="fp32", is_quantised=method.is_quantised)
     with torch.no_grad():
         expected = plain(input_ids=torch.tensor([IDS])).logits[0]
     if method.options.model_dump().get("prefix_length"):

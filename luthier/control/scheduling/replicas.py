@@ -21,7 +21,7 @@ from luthier.core.errors import LuthierError
 from luthier.executors.base import Executor, Handle, Launch, State
 from luthier.serving.client import ReplicaClient
 from luthier.serving.spec import ReplicaSpec
-from luthier.training.defaults import precision
+from luthier.training.precision import precision
 
 GRACE_SECONDS = 10.0
 _LOOKED_AT_EVERY_SECONDS = 5.0  # a replica that is ready; who finds it silent says so by itself

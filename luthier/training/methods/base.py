@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -10,7 +11,7 @@ from luthier.core.registry import Registry
 from luthier.training import options as plugin
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
     from transformers import PreTrainedModel
 
 
@@ -25,6 +26,8 @@ class Method(ABC):
     artifact_kind: ClassVar[Literal["adapter", "model"]]
     rate: ClassVar[float]
     """Peak learning rate that suits a model of 135 million parameters, for supervised fine-tuning."""
+    is_quantised: ClassVar[bool] = False
+    """Whether the base model's weights are kept in 4 bits."""
     mixes_precision: ClassVar[bool] = False
     """Whether fp32 weights are computed with in the precision of the spec, operation by operation."""
 
@@ -32,15 +35,25 @@ class Method(ABC):
         self.options = options
 
     @abstractmethod
-    def attach(self, model: PreTrainedModel, *, seed: int) -> PreTrainedModel:
+    def attach(self, model: PreTrainedModel, *, seed: int, blank: Sequence[int] = ()) -> PreTrainedModel:
         """Make the model ready to train and return it; new numbers are drawn from `seed`.
+
+        `blank` are tokens that say as little as can be, a line feed, for what has to begin with some.
 
         Raises InvalidRequest when the model cannot be trained so.
         """
 
     @abstractmethod
+    def numbers(self, model: nn.Module) -> dict[str, Tensor]:
+        """What an attached model's artifact is made of, by the names that `write` knows; still where it lies."""
+
+    @abstractmethod
+    def write(self, model: nn.Module, numbers: dict[str, Tensor], folder: Path, *, base_model: str) -> None:
+        """Write the artifact into `folder`, which is empty, from what `numbers` gave. Equal numbers give equal bytes."""
+
     def export(self, model: nn.Module, folder: Path, *, base_model: str) -> None:
-        """Write the artifact of an attached model into `folder`, which is empty. Equal numbers give equal bytes."""
+        """Write the artifact of an attached model into `folder`, which is empty."""
+        self.write(model, self.numbers(model), folder, base_model=base_model)
 
     @abstractmethod
     def restore(self, model: nn.Module, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -10,7 +11,7 @@ from luthier.training.methods.base import Method
 from luthier.training.options import Options
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
     from transformers import PreTrainedModel
 
 
@@ -26,11 +27,14 @@ class Full(Method):
     rate = 5e-5
     mixes_precision = True
 
-    def attach(self, model: PreTrainedModel, *, seed: int) -> PreTrainedModel:
+    def attach(self, model: PreTrainedModel, *, seed: int, blank: Sequence[int] = ()) -> PreTrainedModel:
         return model.float().requires_grad_(True)
 
-    def export(self, model: nn.Module, folder: Path, *, base_model: str) -> None:
-        cast(Any, model).save_pretrained(folder, safe_serialization=True)
+    def numbers(self, model: nn.Module) -> dict[str, Tensor]:
+        return dict(model.named_parameters())  # a weight that is tied to another is named once
+
+    def write(self, model: nn.Module, numbers: dict[str, Tensor], folder: Path, *, base_model: str) -> None:
+        cast(Any, model).save_pretrained(folder, state_dict=numbers, safe_serialization=True)
 
     def restore(self, model: nn.Module, folder: Path) -> None:
         from safetensors.torch import load_file

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -47,7 +48,7 @@ class Lora(Method):
     rate = 5e-4
     options: LoraOptions
 
-    def attach(self, model: PreTrainedModel, *, seed: int) -> PreTrainedModel:
+    def attach(self, model: PreTrainedModel, *, seed: int, blank: Sequence[int] = ()) -> PreTrainedModel:
         import torch
         from peft import LoraConfig
         from peft.functional import cast_adapter_dtype, inject_adapter_in_model
@@ -68,8 +69,11 @@ class Lora(Method):
             _put_dropout(model, chosen.dropout)
         return model
 
-    def export(self, model: nn.Module, folder: Path, *, base_model: str) -> None:
-        write_adapter(folder, _tensors(model), cast(Any, model).peft_config[ADAPTER], base_model=base_model)
+    def numbers(self, model: nn.Module) -> dict[str, Tensor]:
+        return _tensors(model)
+
+    def write(self, model: nn.Module, numbers: dict[str, Tensor], folder: Path, *, base_model: str) -> None:
+        write_adapter(folder, numbers, cast(Any, model).peft_config[ADAPTER], base_model=base_model)
 
     def restore(self, model: nn.Module, folder: Path) -> None:
         from peft.functional import set_peft_model_state_dict

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,7 +14,7 @@ from luthier.training.methods.lora import write_adapter
 from luthier.training.options import Options
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
     from transformers import PreTrainedModel
 
 _PROJECTION = "projection.safetensors"
@@ -34,27 +35,46 @@ class PTuningV2(Method):
     rate = 5e-3
     options: PTuningV2Options
 
-    def attach(self, model: PreTrainedModel, *, seed: int) -> PreTrainedModel:
+    def attach(self, model: PreTrainedModel, *, seed: int, blank: Sequence[int] = ()) -> PreTrainedModel:
         import torch
 
         from luthier.nets.prefix import Prefix, put_prefix, seen
 
         base: Any = model
         torch.manual_seed(seed)
-        ids = torch.randint(base.config.vocab_size, (self.options.prefix_length,)).tolist()
-        start_PF, shape = seen(base, ids)
+        start_PF, shape = seen(base, self._opening(base.config, blank))
         put_prefix(base, Prefix(start_PF, shape, width=self.options.projection_size))
         return model
 
-    def export(self, model: nn.Module, folder: Path, *, base_model: str) -> None:
-        import torch
-        from peft import PrefixTuningConfig
-        from safetensors.torch import save_file
+    def _opening(self, config: Any, blank: Sequence[int]) -> list[int]:
+        """The tokens whose keys and values training begins with: one that begins a text, then blank ones.
 
+        A model attends to the first token where nothing else is to be found, and to blank ones little.
+        """
+        first = config.bos_token_id if config.bos_token_id is not None else config.eos_token_id
+        first = first[0] if isinstance(first, list) else first
+        places = range(self.options.prefix_length - 1)
+        return [first or 0, *(blank[place % len(blank)] if blank else 0 for place in places)]
+
+    def numbers(self, model: nn.Module) -> dict[str, Tensor]:
         from luthier.nets.prefix import prefix_of
 
         prefix = prefix_of(model)
         assert prefix is not None
+        return prefix.state_dict()
+
+    def write(self, model: nn.Module, numbers: dict[str, Tensor], folder: Path, *, base_model: str) -> None:
+        import torch
+        from peft import PrefixTuningConfig
+        from safetensors.torch import save_file
+
+        from luthier.nets.prefix import Prefix, prefix_of
+
+        attached = prefix_of(model)
+        assert attached is not None
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in numbers.items()}
+        prefix = Prefix(state["start_PF"], attached.shape, width=self.options.projection_size)
+        prefix.load_state_dict(state)
         layers, heads, width = prefix.shape
         config = PrefixTuningConfig(
             num_virtual_tokens=prefix.positions,
@@ -68,7 +88,6 @@ class PTuningV2(Method):
         )
         with torch.no_grad():
             write_adapter(folder, {"prompt_embeddings": prefix.flat()}, cast(Any, config), base_model=base_model)
-        state = {name: tensor.cpu().contiguous() for name, tensor in prefix.state_dict().items()}
         save_file(state, folder / _PROJECTION)
 
     def restore(self, model: nn.Module, folder: Path) -> None:

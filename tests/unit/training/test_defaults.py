@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from luthier.training import defaults
+from luthier.training import defaults, precision
 from luthier.training.defaults import resolve
 
 SMALL = {"parameters": 134_515_008, "context_length": 8192, "cores": 2}
@@ -13,7 +13,8 @@ SMALL = {"parameters": 134_515_008, "context_length": 8192, "cores": 2}
 
 @pytest.fixture(autouse=True)
 def _a_machine_without_gpu(monkeypatch):
-    monkeypatch.setattr(defaults, "_has_gpu", lambda: False)
+    monkeypatch.setattr(defaults, "has_gpu", lambda: False)
+    monkeypatch.setattr(precision, "has_gpu", lambda: False)
 
 
 @pytest.mark.parametrize(
@@ -45,8 +46,8 @@ def test_a_run_is_evaluated_and_saved_about_four_times():
 )
 def test_bf16_is_used_where_the_processor_computes_in_it(tmp_path, flags, computes):
     (tmp_path / "cpuinfo").write_text(f"processor : 0\nflags : {flags}\n")
-    assert defaults._computes_in_bf16(tmp_path / "cpuinfo") is computes
-    assert defaults._computes_in_bf16(tmp_path / "nowhere") is False
+    assert precision.computes_in_bf16(tmp_path / "cpuinfo") is computes
+    assert precision.computes_in_bf16(tmp_path / "nowhere") is False
 
 
 def test_options_are_validated_without_torch():

@@ -1,0 +1,62 @@
+"""Rows through the model: laid end to end, in the run's precision, with its dropout, in each of its processes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from luthier.nets.dropout import draw_of
+from luthier.training.data import packed
+from luthier.training.objectives.base import Encoded, Losses, Objective
+from luthier.training.processes import Processes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from luthier.nets.packing import Packed
+
+
+class Forward:
+    """What an objective says of micro-batches; `mixed` is what operations compute in where weights are kept in another type."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        objective: Objective,
+        processes: Processes,
+        *,
+        seed: int,
+        mixed: torch.dtype | None = None,
+    ) -> None:
+        self.model = model
+        self.objective = objective
+        self.processes = processes
+        self.device = next(model.parameters()).device
+        self._seed = seed
+        self._mixed = mixed
+        self._draw = draw_of(model)
+
+    def losses(self, batch: Sequence[Encoded], step: int) -> Losses:
+        """The losses of a micro-batch of a step, with what is dropped in that step where the model trains."""
+        laid_out = packed(batch, self.device)
+        self._begin(batch, laid_out, step)
+        with self.precision():
+            return self.processes.through(self.model, self.objective.losses, laid_out, batch)
+
+    def references(self, batch: Sequence[Encoded]) -> list[tuple[float, ...]]:
+        """What is to be remembered of each row of the model as it is."""
+        with torch.no_grad(), self.precision():
+            return self.processes.through(self.model, self.objective.references, packed(batch, self.device), batch)
+
+    def precision(self) -> torch.autocast:
+        """A context in which operations compute as they do here."""
+        return torch.autocast(self.device.type, self._mixed, enabled=self._mixed is not None)
+
+    def _begin(self, batch: Sequence[Encoded], laid_out: Packed, step: int) -> None:
+        if self._draw is None:
+            return
+        rows = torch.tensor([2 * row.row + place for row in batch for place in range(len(row.sequences))])
+        lengths = torch.tensor([len(one.tokens) for row in batch for one in row.sequences])
+        self._draw.begin(self._seed, step, rows.repeat_interleave(lengths).to(self.device), laid_out.positions_T)
