@@ -13,7 +13,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -117,10 +119,8 @@ class Bench:
         """
         self.forget(spec)
         began = time.monotonic()
-        with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-            file.write(spec.model_dump_json())
-            file.flush()
-            program = ["luthier.training.program", file.name, "--storage", self.storage.url, "--log-level", "warning"]
+        with _file(spec.model_dump(mode="json")) as path:
+            program = ["luthier.training.program", path, "--storage", self.storage.url, "--log-level", "warning"]
             usage = _run([sys.executable, "-m", *program])
         seconds = time.monotonic() - began
         events = read_events(self.storage, spec.run_key, 1, -1)
@@ -133,29 +133,44 @@ class Bench:
             tuple(Evaluation(one.step, one.loss, one.token_accuracy, one.measures) for one in told),
             next((event.trainable_parameters for event in events if isinstance(event, Started)), 0),
             round(seconds, 1),
-            round(usage.ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)),
+            round(usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6),
             last.artifact_key if isinstance(last, Succeeded) else None,
             has_diverged,
         )
+
+    def stock_losses(self, spec: TrainingSpec, artifact_key: str | None, files: list[DataFile]) -> list[float]:
+        """The loss on each file by transformers and PEFT as anybody has them; see benchmarks/stock.py."""
+        with _file({"spec": spec.model_dump(mode="json"), "files": [file.model_dump() for file in files]}) as path:
+            artifact = ["--artifact", artifact_key] if artifact_key else []
+            command = [sys.executable, "-m", "benchmarks.stock", self.storage.url, path, *artifact]
+            return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
 
     def forget(self, spec: TrainingSpec) -> None:
         """Remove everything that a job wrote."""
         self.storage.delete(spec.run_key)
 
 
-def cut(data: DataSet, rows: int | None) -> DataSet:
-    """The first training rows of a set, as many as asked for; None: all."""
-    return replace(data, training=data.training[:rows], held_out=data.held_out[:rows])
-
-
 def machine(threads: int) -> str:
     """Where and with what something was measured."""
-    names = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    processor = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     libraries = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
     return (
-        f"{names[0] if names else platform.machine()}, {threads} of {os.cpu_count()} cores, no GPU used, "
-        f"{platform.system()}, Python {platform.python_version()}, {libraries}, {defaults.precision()}"
+        f"{processor or platform.machine()}, {threads} of {os.cpu_count()} cores, {memory:.0f} GiB, "
+        f"{'a GPU' if Path('/dev/nvidia0').exists() else 'no GPU'}; {platform.system()}, "
+        f"Python {platform.python_version()}, {libraries}; {defaults.precision()}"
     )
+
+
+@contextmanager
+def _file(value: Any) -> Iterator[str]:
+    """The path of a file with that as JSON, for a while."""
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump(value, file)
+        file.flush()
+        yield file.name
 
 
 def _run(command: list[str]) -> Any:
@@ -169,7 +184,3 @@ def _run(command: list[str]) -> Any:
         raise
     process.returncode = os.waitstatus_to_exitcode(status)
     return usage
-
-
-def _lines(path: str) -> list[str]:
-    return Path(path).read_text().splitlines() if Path(path).is_file() else []

@@ -20,8 +20,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.data_sets import FITTING, NAMES, make
-from benchmarks.jobs import Bench, Evaluation, Outcome, cut, machine
+from benchmarks.data_sets import FITTING, NAMES, cut, make
+from benchmarks.jobs import Bench, Evaluation, Outcome, machine
 from luthier.training.methods.base import methods
 from luthier.training.objectives.base import objectives
 

@@ -5,7 +5,7 @@ Training rows and held-out rows share no subject: what falls on the held-out row
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any
 
@@ -28,6 +28,11 @@ class DataSet:
 def make(name: str, seed: int = 0) -> DataSet:
     """The set of that name, one of `NAMES`. Some hold what this Python says of itself, which differs between versions."""
     return import_module(f"benchmarks.data_sets.{name}").make(seed)
+
+
+def cut(data: DataSet, rows: int | None) -> DataSet:
+    """The first rows of both parts of a set; None: all."""
+    return replace(data, training=data.training[:rows], held_out=data.held_out[:rows])
 
 
 def asked(question: str, answer: str) -> Row:
