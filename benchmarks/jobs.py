@@ -143,7 +143,10 @@ class Bench:
         with _file({"spec": spec.model_dump(mode="json"), "files": [file.model_dump() for file in files]}) as path:
             artifact = ["--artifact", artifact_key] if artifact_key else []
             command = [sys.executable, "-m", "benchmarks.stock", self.storage.url, path, *artifact]
-            return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                raise SystemExit(f"What {spec.job} made could not be read: {done.stderr}")
+            return json.loads(done.stdout)
 
     def forget(self, spec: TrainingSpec) -> None:
         """Remove everything that a job wrote."""

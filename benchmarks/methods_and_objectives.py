@@ -4,9 +4,12 @@
     python -m benchmarks.methods_and_objectives --out lora.md --methods lora --objectives sft dpo
 
 Each job has the automatic settings and a process of its own: seconds and peak memory are that process's, with the start
-of Python, its evaluations and its checkpoint. Losses are means over learned tokens, for dpo over pairs. The general set
-is scored by stock transformers and PEFT on what the job left behind, and so, except for dpo, are the held-out rows once more:
-beside the run's own loss, this shows that others read the artifact as we do. The table is written anew after each job.
+of Python, its evaluations and its checkpoint. Losses are means over learned tokens, a run's own for dpo over pairs.
+
+Stock transformers and PEFT score the base model and what the job left behind: the general set, which shows what was
+forgotten, and the held-out rows once more, which shows that others read the artifact as we do (for dpo first the chosen
+answers, then the rejected ones). A method that begins with a prefix has another loss before than the base model by itself.
+The table is written anew after each job.
 """
 
 from __future__ import annotations
@@ -17,15 +20,16 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.data_sets import FITTING, cut, make
+from benchmarks.data_sets import FITTING, DataSet, cut, make
 from benchmarks.jobs import Bench, Outcome, machine
+from luthier.formats.base import formats
 from luthier.training.methods.base import methods
 from luthier.training.objectives.base import objectives
-from luthier.training.spec import TrainingSpec
+from luthier.training.spec import DataFile, TrainingSpec
 
 HEADS = (
-    *("method", "objective, set", "trainable", "rows × epochs, batch, rate", "held-out loss", "by stock libraries"),
-    *("pairs in order", "general loss", "peak MB", "seconds"),
+    *("method", "objective, set", "trainable", "rows × epochs, batch, rate", "held-out loss", "pairs in order"),
+    *("the same rows by stock libraries", "general loss", "peak MB", "seconds"),
 )
 
 
@@ -34,41 +38,36 @@ def main() -> None:
     bench = Bench(asked.data)
     general = make("general")
     rows: list[tuple[str, ...]] = [HEADS, ("---",) * len(HEADS)]
-    known_before: float | None = None
     for objective in asked.objectives:
         name = asked.sft_set if objective == "sft" else FITTING[objective][0]
         data = cut(make(name), asked.rows)
+        files = [bench.file("general", general.format, general.held_out), *_held_out(bench, name, data)]
+        before: list[float] = []
         for method in asked.methods:
-            spec = bench.spec(
-                *(name, data),
-                method=method,
-                objective=objective,
-                threads=asked.threads,
-                seed=asked.seed,
-                epochs=asked.epochs,
-            )
-            assert spec.validation is not None
-            files = [bench.file("general", general.format, general.held_out)]
-            if known_before is None:
-                (known_before,) = bench.stock_losses(spec, None, files)
-            if objective != "dpo":
-                files.append(spec.validation)
+            given = {"method": method, "objective": objective, "threads": asked.threads, "seed": asked.seed}
+            spec = bench.spec(name, data, **given, epochs=asked.epochs)
+            before = before or bench.stock_losses(spec, None, files)
             outcome = bench.run(spec)
-            stock = bench.stock_losses(spec, outcome.artifact_key, files) if outcome.artifact_key else []
+            after = bench.stock_losses(spec, outcome.artifact_key, files) if outcome.artifact_key else []
             bench.forget(spec)
-            rows.append(_row(name, spec, outcome, known_before, *stock))
+            rows.append(_row(name, spec, outcome, [f"{b:.3f} → {a:.3f}" for b, a in zip(before, after, strict=False)]))
             asked.out.write_text(_page(rows, asked.threads, asked.seed))
             print(" | ".join(rows[-1]), flush=True)
 
 
-def _row(
-    name: str,
-    spec: TrainingSpec,
-    outcome: Outcome,
-    known_before: float,
-    known_after: float | None = None,
-    held_out: float | None = None,
-) -> tuple[str, ...]:
+def _held_out(bench: Bench, name: str, data: DataSet) -> list[DataFile]:
+    """Files that stock libraries are asked about: the held-out rows, of pairs first the chosen, then the rejected answers."""
+    if formats.load(data.format).kind != "preference":
+        return [bench.file(f"{name}-held-out", data.format, data.held_out)]
+    return [
+        bench.file(
+            f"{name}-{answer}", "messages", [{"messages": [*row["messages"], row[answer]]} for row in data.held_out]
+        )
+        for answer in ("chosen", "rejected")
+    ]
+
+
+def _row(name: str, spec: TrainingSpec, outcome: Outcome, by_stock: list[str]) -> tuple[str, ...]:
     before, after = outcome.evaluations[0], outcome.evaluations[-1]
     end = "diverged" if outcome.has_diverged else f"{after.loss:.3f}"
     pairs = [one.measures.get("reward_accuracy") for one in (before, after)]
@@ -78,9 +77,9 @@ def _row(
         f"{outcome.trainable_parameters:,}",
         f"{spec.training.rows} × {spec.epochs}, {spec.batch_size}, {spec.learning_rate:.2g}",
         f"{before.loss:.3f} → {end}",
-        "" if held_out is None else f"{held_out:.3f}",
         " → ".join(f"{share:.0%}" for share in pairs if share is not None),
-        "" if known_after is None else f"{known_before:.3f} → {known_after:.3f}",
+        "; ".join(by_stock[1:]),
+        *(by_stock[:1] or [""]),
         f"{outcome.peak_mb:,}",
         f"{outcome.seconds:.0f}",
     )
