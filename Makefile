@@ -34,11 +34,11 @@ $(STAMP): pyproject.toml constraints.txt
 	  echo "make: '$(PYTHON)' cannot make an environment with pip in it. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	@if [ -x $(BIN)/uv ] || $(BIN)/python -m pip install --quiet uv; then \
-	  set -x; $(BIN)/uv pip install --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[engine,postgres]' --group dev; \
+	  set -x; $(BIN)/uv pip install --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[engine,postgres,quantised]' --group dev; \
 	else \
 	  echo "make: uv could not be installed; going on with pip, which takes longer." >&2; set -x; \
 	  $(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1' && \
-	  $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[engine,postgres]' --group dev; \
+	  $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[engine,postgres,quantised]' --group dev; \
 	fi
 	@touch $@
 

@@ -25,6 +25,9 @@ def configure(level: str = "info", json: bool = False) -> None:
         cache_logger_on_first_use=False,
     )
     logging.basicConfig(level=max(minimum, logging.WARNING), stream=sys.stderr, format="%(message)s")
+    logging.getLogger("bitsandbytes").setLevel(
+        logging.ERROR
+    )  # it warns, whenever PEFT is imported, of a kernel it lacks
 
 
 def _for_people() -> structlog.typing.Processor:

@@ -6,7 +6,6 @@ used: on a CPU, once it was evaluated, it computes in bf16 with rounded scales, 
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -69,7 +68,6 @@ def quantise(model: PreTrainedModel, device: torch.device) -> None:
 
     Raises MissingLibrary when bitsandbytes is not installed.
     """
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of kernels for CPUs that we do not use
     try:
         import bitsandbytes as _  # noqa: F401
     except ImportError as absent:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from luthier.chat.renderers.base import Renderer
@@ -70,7 +71,9 @@ class Samples:
         )
 
     def _text(self, tokens: list[int]) -> str:
-        return self._renderer.tokenizer.decode([token for token in tokens if token not in self._renderer.stops])
+        """The text of an answer up to the token that ends it."""
+        stops = self._renderer.stops
+        return self._renderer.tokenizer.decode(list(takewhile(lambda token: token not in stops, tokens)))
 
 
 def _learned_from(row: Encoded) -> int:

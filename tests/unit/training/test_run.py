@@ -5,11 +5,13 @@ import threading
 import pytest
 import torch
 
+import luthier.training.run
 from luthier.core.errors import StorageUnavailable
 from luthier.nets import losses
 from luthier.nets.loading import load_model, weights_sha256
 from luthier.storage import Storage
 from luthier.testing import jsonl, toy_rows, toy_spec
+from luthier.training import precision
 from luthier.training.emitter import Superseded
 from luthier.training.run import run
 from luthier.training.spec import PluginChoice, Start, TrainingSpec
@@ -253,7 +255,7 @@ def test_training_that_gets_no_better_ends_early_with_the_best_checkpoint(storag
     assert [step for step, event in saved.items() if not event.is_best] == [last.step]
 
 
-@pytest.mark.parametrize("name", ["full", "ptuning_v2"])
+@pytest.mark.parametrize("name", ["full", "ptuning_v2", "qlora"])
 def test_a_run_of_every_method_that_goes_on_equals_the_undisturbed_one(storage, name):
     method = PluginChoice(name=name)
     whole = run(toy_spec(storage, job="ftjob-whole", method=method), storage)
@@ -280,3 +282,120 @@ def test_dropout_does_not_depend_on_the_micro_batches(storage, series):
     run(many, storage)
     flat = [[value for pair in series(spec).values() for value in pair] for spec in (one, many)]
     assert flat[0] == pytest.approx(flat[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("has_validation", [True, False])
+def test_of_all_checkpoints_the_best_and_the_last_stay(storage, told, has_validation):
+    spec = toy_spec(
+        storage,
+        validation=toy_rows(4, seed=9) if has_validation else None,
+        epochs=6,
+        learning_rate=0.05,
+        evaluate_every_steps=2,
+        save_every_steps=2,
+        keep_checkpoints=2,
+    )
+    last = run(spec, storage)
+    saved = {event.key: event for event in told(spec) if event.type == "checkpoint_saved"}
+    dropped = [key for event in told(spec) if event.type == "checkpoints_dropped" for key in event.keys]
+    left = {
+        key.rsplit("/", 1)[0] for key in storage.list(f"{spec.run_key}/checkpoints") if key.endswith("manifest.json")
+    }
+    assert left == set(saved) - set(dropped)
+    assert not [key for key in storage.list(f"{spec.run_key}/checkpoints") for gone in dropped if key.startswith(gone)]
+    best = sorted(saved, key=lambda key: saved[key].valid_loss if has_validation else -saved[key].step)[:2]
+    assert left == {*best, max(saved, key=lambda key: saved[key].step)}
+    assert storage.exists(f"{last.artifact_key}/adapter_config.json")
+
+
+def test_a_run_that_goes_on_counts_the_checkpoints_it_finds(storage, told):
+    changes = {"validation": toy_rows(4, seed=9), "keep_checkpoints": 1, "epochs": 6, "learning_rate": 0.05}
+    whole, halted = toy_spec(storage, job="ftjob-whole", **changes), toy_spec(storage, job="ftjob-halted", **changes)
+    run(whole, storage)
+    stop = threading.Event()
+    run(halted, storage, stop=stop, emit=lambda event: stop.set() if event.step == 10 else None)
+    run(halted, storage, attempt=2)
+    left = [
+        {int(key.split("-")[-1].split("/")[0]) for key in storage.list(f"{spec.run_key}/checkpoints")}
+        for spec in (whole, halted)
+    ]
+    assert left[0] == left[1]
+    assert len(left[0]) in (1, 2)
+
+
+def test_a_best_checkpoint_that_is_gone_is_told_of(storage, told):
+    spec = toy_spec(
+        storage, validation=toy_rows(4, seed=9), epochs=40, learning_rate=0.05, evaluate_every_steps=2, patience=3
+    )
+
+    def lose(event):
+        if event.type == "checkpoint_saved" and event.is_best:
+            storage.delete(f"{event.key}/manifest.json")
+
+    last = run(spec, storage, emit=lose)
+    assert last.type == "succeeded"
+    assert last.result_step == last.step
+    (noted,) = [event for event in told(spec) if event.type == "noted"]
+    assert "cannot be read any more: the result is the last one" in noted.message
+
+
+@pytest.mark.parametrize(
+    ("wish", "computes", "used"),
+    [
+        ("bf16", False, "fp32"),
+        ("fp16", False, "fp32"),
+        ("fp16", True, "bf16"),
+        ("bf16", True, "bf16"),
+        ("fp32", True, "fp32"),
+    ],
+)
+def test_a_precision_that_the_processor_lacks_is_replaced_and_told_of(storage, told, monkeypatch, wish, computes, used):
+    monkeypatch.setattr(precision, "computes_in_bf16", lambda: computes)
+    loaded = []
+    load = luthier.training.run.load_model
+
+    def loading(*args, **kwargs):
+        loaded.append(kwargs["precision"])
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(luthier.training.run, "load_model", loading)
+    spec = toy_spec(storage, precision=wish, epochs=1)
+    assert run(spec, storage).type == "succeeded"
+    assert loaded == [used]
+    notes = [event.message for event in told(spec) if event.type == "noted"]
+    expected = [f"This processor does not compute in {wish}: the run computes in {used}."] if wish != used else []
+    assert notes == expected
+
+
+def test_a_run_in_fp16_learns_and_goes_on_with_its_scale(storage, told, monkeypatch):
+    monkeypatch.setattr(luthier.training.run, "computed", lambda wish, device: (wish, None))
+    for method in ("lora", "full"):
+        choice = PluginChoice(name=method)
+        whole = toy_spec(storage, job=f"ftjob-{method}", precision="fp16", method=choice)
+        halted = toy_spec(storage, job=f"ftjob-{method}-2", precision="fp16", method=choice)
+        expected, stop = run(whole, storage), threading.Event()
+        steps = [event for event in told(whole) if event.type == "progress"]
+        assert steps[-1].loss < 0.95 * steps[0].loss
+        run(halted, storage, stop=stop, emit=lambda event, stop=stop: stop.set() if event.step == 4 else None)
+        assert run(halted, storage, attempt=2).artifact_sha256 == expected.artifact_sha256
+
+
+def test_a_run_that_gets_no_further_is_ended_and_told_of(storage, told, monkeypatch):
+    stalled, awake = threading.Event(), threading.Event()
+
+    def stand_still(*_, **__):
+        awake.wait(30)
+        raise RuntimeError("too late")
+
+    monkeypatch.setattr(losses, "learned_tokens", stand_still)
+
+    def end():
+        stalled.set()
+        awake.set()
+
+    spec = toy_spec(storage, stall_after_seconds=0.5)
+    run(spec, storage, on_stall=end)
+    assert stalled.is_set()
+    failed = next(event for event in told(spec) if event.type == "failed")
+    assert failed.code == "run_stalled"
+    assert "got no further" in failed.message

@@ -1,0 +1,158 @@
+"""Runs of two processes give the losses of one; what each takes, and what becomes of a run that loses one."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from luthier.storage import Storage
+from luthier.testing import toy_rows, toy_spec
+from luthier.training.events import read_events
+from luthier.training.processes import Processes
+from luthier.training.program import execute
+from luthier.training.run import run
+from luthier.training.spec import PluginChoice, TrainingSpec
+from tests.reference import trl
+from tests.unit.training.together import play
+
+PAIRS = [("lora", "none"), ("full", "none"), ("lora", "full"), ("full", "full"), ("ptuning_v2", "full")]
+
+
+def spec_of(storage: Storage, method: str, sharding: str, processes: int) -> TrainingSpec:
+    options = {"dropout": 0.1} if method == "lora" else {}
+    return toy_spec(
+        storage,
+        job=f"ftjob-{method}-{sharding}-{processes}",
+        method=PluginChoice(name=method, options=options),
+        validation=toy_rows(5, seed=9),
+        micro_batch_tokens=24,
+        precision="fp32",
+        samples=1,
+        processes=processes,
+        sharding=sharding,
+    )
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory):
+    """A storage in which two processes played every pair, preferences, and sharded jobs again from their step 3."""
+    folder = tmp_path_factory.mktemp("together")
+    storage = Storage(folder.as_uri())
+    specs = [spec_of(storage, method, sharding, 2) for method, sharding in PAIRS]
+    specs.append(trl.spec_of("dpo", storage).model_copy(update={"processes": 2, "job": "ftjob-dpo-2"}))
+    plays = [(spec, 1) for spec in specs] + [(spec, 2) for spec in specs if spec.sharding == "full"]
+    ports, words = [], []
+    for spec, attempt in plays:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            ports.append(free.getsockname()[1])
+        storage.write(f"specs/{spec.job}", spec.model_dump_json().encode())
+        words += [f"specs/{spec.job}", str(attempt), str(ports[-1])]
+    lasts = {}
+    command = [sys.executable, "-m", "tests.unit.training.together", storage.url, *words]
+    before = dict(os.environ)
+    with subprocess.Popen(command, cwd=Path(__file__).parents[3]) as other:
+        try:
+            for (spec, attempt), port in zip(plays, ports, strict=True):
+                for step in (6, 9) if attempt == 2 else ():
+                    storage.delete(f"{spec.run_key}/checkpoints/0001-{step:08d}")
+                lasts[spec.job, attempt] = play(storage, spec, attempt, 0, port)
+            assert other.wait(60) == 0
+        finally:
+            other.kill()
+            os.environ.clear()
+            os.environ.update(before)
+    return storage, lasts
+
+
+def losses(storage: Storage, job: str, *kinds: str) -> list[float]:
+    events = read_events(storage, f"runs/{job}", 1, -1)
+    return [event.loss for event in events if event.type in (kinds or ("progress", "evaluated"))]
+
+
+@pytest.mark.parametrize(("method", "sharding"), PAIRS)
+def test_two_processes_give_the_losses_and_the_artifact_of_one(played, method, sharding):
+    storage, lasts = played
+    together = lasts[f"ftjob-{method}-{sharding}-2", 1]
+    assert together.type == "succeeded"
+    if (f"ftjob-{method}-none-1", 1) not in lasts:
+        lasts[f"ftjob-{method}-none-1", 1] = run(spec_of(storage, method, "none", 1), storage)
+    alone, expected = lasts[f"ftjob-{method}-none-1", 1], losses(storage, f"ftjob-{method}-none-1")
+    assert len(expected) == 9 + 4
+    assert losses(storage, f"ftjob-{method}-{sharding}-2") == pytest.approx(expected, rel=1e-4)
+    assert together.trained_tokens == alone.trained_tokens
+    last = lasts.get((f"ftjob-{method}-{sharding}-2", 2), together)  # the first attempt's artifact is gone
+    ours, theirs = (storage.folder(last.artifact_key) for last in (last, alone))
+    for path in theirs.glob("*.safetensors"):
+        one, other = load_file(ours / path.name), load_file(path)
+        assert one.keys() == other.keys()
+        for name, tensor in one.items():
+            torch.testing.assert_close(tensor, other[name], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("method", ["lora", "full", "ptuning_v2"])
+def test_a_sharded_run_goes_on_bit_for_bit(played, method):
+    storage, lasts = played
+    first, second = (lasts[f"ftjob-{method}-full-2", attempt] for attempt in (1, 2))
+    assert second.artifact_sha256 == first.artifact_sha256
+    told = read_events(storage, f"runs/ftjob-{method}-full-2", 2, -1)
+    assert told[0].step == 3
+    assert [e.loss for e in told if e.type == "progress"] == losses(storage, f"ftjob-{method}-full-2", "progress")[3:]
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_sharded_checkpoint_is_like_any_other(played, method):
+    storage, _ = played
+    one, other = (
+        load_file(
+            storage.folder(f"runs/ftjob-{method}-{sharding}-2/checkpoints/0001-00000003") / "optimizer.safetensors"
+        )
+        for sharding in ("full", "none")
+    )
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(tensor, other[name], rtol=1e-2, atol=1e-5)
+
+
+def test_preferences_are_compared_by_all_with_one_reference(played):
+    storage, lasts = played
+    assert lasts["ftjob-dpo-2", 1].type == "succeeded"
+    steps = [e for e in read_events(storage, "runs/ftjob-dpo-2", 1, -1) if e.type == "progress"]
+    assert [event.loss for event in steps] == pytest.approx(json.loads(trl.KEPT.read_text())["losses"]["dpo"], abs=1e-4)
+
+
+def test_the_first_process_starts_the_others_and_ends_with_them(tmp_path):
+    storage = Storage(tmp_path.as_uri())
+    spec = spec_of(storage, "lora", "none", 2)
+    before = dict(os.environ)
+    events = []
+    assert execute(spec, storage, 1, events.append) == 0
+    assert events[-1].type == "succeeded"
+    assert {name for name in ("RANK", "WORLD_SIZE", "MASTER_PORT") if name in os.environ} == set()
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def test_a_run_that_was_started_alone_though_it_is_of_several_says_how_to_start_it(storage):
+    last = run(spec_of(storage, "lora", "none", 2), storage)
+    assert (last.type, last.code) == ("failed", "run_failed")
+    assert "torchrun --nproc-per-node 2" in last.message
+
+
+def test_every_group_is_taken_once_and_only_a_sharded_model_takes_more():
+    groups = list("abcde")
+    dealt = [Processes(rank, 2).dealt(groups) for rank in (0, 1)]
+    assert sorted(group for part in dealt for group, counts in part if counts) == groups
+    assert [len(part) for part in dealt] == [3, 2]
+    sharded = [Processes(rank, 2, is_sharded=True).dealt(groups) for rank in (0, 1)]
+    assert [len(part) for part in sharded] == [3, 3]
+    assert sharded[1][-1] == ("a", False)
+    assert Processes().dealt(groups) == [(group, True) for group in groups]
