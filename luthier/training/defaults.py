@@ -10,6 +10,7 @@ from luthier.training.precision import Precision, has_gpu, precision
 from luthier.training.spec import Value
 
 _TUNED_ON = 135e6  # parameters of the model for which the rates of methods were found
+_SAMPLES = 3
 _VISITS = 400  # how often a small file's rows are seen in all
 LONGEST = 2048
 """Tokens that a row may have where nothing else is asked and the model can read so many."""
@@ -28,6 +29,7 @@ class Resolved(Value):
     threads: int
     evaluate_every_steps: int
     save_every_steps: int
+    samples: int
 
 
 def resolve(
@@ -53,7 +55,7 @@ def resolve(
       falling with the fourth root of the size (a model 16 times as large takes half), to two digits, at most ten times
       what it is at 135 million. `learning_rate_multiplier` multiplies it, given or not.
     - max_length: 2,048, or the model's context where that is less.
-    - evaluation and checkpoints: four times a run, the end included.
+    - evaluation and checkpoints: four times a run, the end included; three validation prompts are answered at each.
     """
     epochs = epochs or (1 if rows >= 10_000 else min(max(-(-_VISITS // rows), 2), 10))
     batch_size = batch_size or min(max(_power_of_two(rows // 32), 4), 64, rows)
@@ -72,6 +74,7 @@ def resolve(
         threads=cores,
         evaluate_every_steps=-(-steps // 4),
         save_every_steps=-(-steps // 4),
+        samples=_SAMPLES,
     )
 
 

@@ -116,7 +116,7 @@ class TrainingSpec(Value):
     )
     sample_tokens: int = Field(default=64, ge=1, le=4096, description="Tokens of such an answer at most.")
     sample_share: float = Field(
-        default=0.05,
+        default=0.02,
         ge=0,
         le=1,
         description="Share of a run's time that these answers take, those at its beginning and end apart.",

@@ -29,10 +29,10 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def pairs() -> list[dict[str, Any]]:
+def pairs(*, seed: int = 3) -> list[dict[str, Any]]:
     """Preference rows of different lengths."""
     rows = []
-    for row in toy_rows(16, seed=3):
+    for row in toy_rows(16, seed=seed):
         asked, answer = row["messages"]
         other = {"role": "assistant", "content": answer["content"][::-1] + "."}
         rows.append({"messages": [asked], "chosen": answer, "rejected": other})

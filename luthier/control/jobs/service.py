@@ -169,6 +169,13 @@ class Jobs:
                     "eval_acc": event.token_accuracy,
                 }
                 self._tell(session, row, told, kind="metrics", data=data, run=run, event=event)
+            case events.Noted():
+                self._tell(session, row, event.message, level="warn", run=run, event=event)
+            case events.Sampled():
+                told = f"Step {event.step}: {len(event.samples)} prompts of the validation file were answered."
+                self._tell(session, row, told, data=event.model_dump(include={"step", "samples"}), run=run, event=event)
+            case events.CheckpointsDropped():  # no job of a server asks for it: its checkpoints have names
+                self._tell(session, row, f"{len(event.keys)} checkpoints were deleted.", run=run, event=event)
             case events.CheckpointSaved():
                 await self._checkpoint_saved(session, row, run, event)
             case events.Succeeded():

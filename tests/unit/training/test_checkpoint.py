@@ -9,8 +9,11 @@ import pytest
 from luthier.core.errors import StorageUnavailable
 from luthier.storage import Storage
 from luthier.testing import toy_rows, toy_spec
+from luthier.training.events import read_events
+from luthier.training.methods.base import methods
 from luthier.training.run import run
 from luthier.training.spec import PluginChoice
+from tests.fuzz import killed_runs
 
 CHANGES = {
     "validation": toy_rows(4, seed=9),
@@ -129,3 +132,16 @@ def test_a_checkpoint_names_the_base_model_and_no_path(storage):
     config = json.loads(storage.read(f"{spec.run_key}/checkpoints/0001-00000002/adapter/adapter_config.json"))
     assert (config["base_model_name_or_path"], config["r"], config["lora_alpha"]) == ("toy", 4, 8)
     assert "self_attn.q_proj" in config["target_modules"]
+
+
+@pytest.mark.parametrize("objective", ["sft", "dpo"])
+@pytest.mark.parametrize("method", methods.names())
+def test_a_run_that_dies_at_any_write_equals_the_undisturbed_one(storage, method, objective):
+    whole = killed_runs.spec_of(storage, "ftjob-whole", method, objective)
+    expected = run(whole, storage).artifact_sha256, killed_runs.numbers(storage, whole, 1)
+    dice = random.Random(f"{method}/{objective}")
+    spec = killed_runs.spec_of(storage, "ftjob-dying", method, objective)
+    attempts = killed_runs.dying(storage, spec, dice, deaths=4, writes=25)
+    assert attempts > 1
+    last = read_events(storage, spec.run_key, attempts, -1)[-1]
+    assert (last.artifact_sha256, killed_runs.numbers(storage, spec, attempts)) == expected

@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from torch.nn.functional import logsigmoid
+from transformers import AutoModelForCausalLM
 
-from luthier.chat.renderers.base import Rendered
+from luthier.chat.messages import Conversation, Message
+from luthier.chat.renderers.base import Rendered, renderer_for
+from luthier.chat.tokenizer import Tokenizer
 from luthier.nets.loading import load_model
 from luthier.nets.packing import prepare
 from luthier.storage import Storage
-from luthier.testing import toy_model
-from luthier.training.data import packed
-from luthier.training.objectives.base import Encoded
+from luthier.testing import jsonl, toy_model, toy_rows, toy_spec
+from luthier.training.data import packed, read_rows
+from luthier.training.events import Evaluated, Sampled, Succeeded
+from luthier.training.forward import Forward
+from luthier.training.objectives.base import Encoded, objectives
 from luthier.training.objectives.dpo import Dpo, DpoOptions
+from luthier.training.processes import Processes
 from luthier.training.run import run
+from luthier.training.spec import PluginChoice
 from tests.reference import trl
 
 
@@ -83,3 +94,83 @@ def test_preference_losses_follow_their_formulas(options: dict, tmp_path: Path) 
     losses = Dpo(chosen).losses(model, packed(rows, torch.device("cpu")), rows)
     torch.testing.assert_close(losses.total, expected)
     assert losses.measures["reward_accuracy"][0] == accuracy
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_evaluation_is_what_a_stock_library_computes_row_by_row(method: str, tmp_path: Path) -> None:
+    storage = Storage((tmp_path / "objects").as_uri())
+    choice = PluginChoice(name=method)
+    spec = toy_spec(storage, method=choice, validation=toy_rows(9, seed=9), micro_batch_tokens=70)
+    told: list[Evaluated] = []
+    last = run(spec, storage, emit=lambda event: told.append(event) if isinstance(event, Evaluated) else None)
+    assert isinstance(last, Succeeded)
+    artifact = storage.folder(last.artifact_key)
+    if method == "full":
+        model: Any = AutoModelForCausalLM.from_pretrained(artifact)
+    else:
+        model = PeftModel.from_pretrained(load_model(storage.folder(spec.weights), precision="fp32"), artifact)
+    model.eval()
+    renderer = renderer_for(Tokenizer(storage.folder(spec.weights)))
+    total, correct, count = 0.0, 0, 0
+    for row in toy_rows(9, seed=9):
+        turns = tuple(Message(turn["role"], turn["content"]) for turn in row["messages"])
+        prompt = renderer.prompt(Conversation(turns[:1]))
+        answer = [*renderer.tokenizer.encode(turns[1].text), *renderer.stops]
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([prompt + answer])).logits[0]
+        for place, token in enumerate(answer, len(prompt)):
+            total -= torch.log_softmax(logits[place - 1].double(), -1)[token].item()
+            correct += int(logits[place - 1].argmax()) == token
+            count += 1
+    assert told[-1].loss == pytest.approx(total / count, abs=1e-4)
+    assert told[-1].token_accuracy == pytest.approx(correct / count, abs=1e-4)
+
+
+@pytest.mark.parametrize("objective", ["sft", "dpo"])
+def test_four_micro_batches_of_two_give_the_gradients_of_eight_rows(objective: str, tmp_path: Path) -> None:
+    storage = Storage((tmp_path / "objects").as_uri())
+    spec = trl.spec_of(objective, storage)
+    aim = objectives.load(objective)
+    plugin = aim(aim.Options())
+    renderer = renderer_for(Tokenizer(storage.folder(spec.weights)))
+    read = read_rows(storage, spec.training, plugin, renderer, max_length=64).rows[:8]
+    rows = [replace(row, reference=(-20.0, -18.0)) for row in read]
+    model = load_model(storage.folder(spec.weights), precision="fp32")
+    prepare(model)
+    forward = Forward(model, plugin, Processes(), seed=0)
+    units, found = sum(map(plugin.units, rows)), []
+    for batches in ([rows], [rows[place : place + 2] for place in range(0, 8, 2)], [[row] for row in reversed(rows)]):
+        model.zero_grad()
+        for batch in batches:
+            (forward.losses(batch, 1).total / units).backward()
+        found.append(
+            torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None])
+        )
+    for other in found[1:]:
+        assert (found[0] - other).norm() <= 1e-5 * found[0].norm()
+
+
+def test_ten_rows_can_be_learned_by_heart(tmp_path: Path) -> None:
+    storage = Storage((tmp_path / "objects").as_uri())
+    rows = toy_rows(10)
+    spec = toy_spec(storage, method=PluginChoice(name="full"), rows=rows, validation=rows, samples=10, epochs=60)
+    told: list[Sampled] = []
+    run(spec, storage, emit=lambda event: told.append(event) if isinstance(event, Sampled) else None)
+    assert len(told[-1].samples) == 10
+    assert [sample.answer for sample in told[-1].samples] == [sample.expected for sample in told[-1].samples]
+    assert all(row["messages"][1]["content"] == one.expected for row, one in zip(rows, told[-1].samples, strict=True))
+
+
+def test_preferences_are_learned_for_pairs_that_were_not_seen(tmp_path: Path) -> None:
+    storage = Storage((tmp_path / "objects").as_uri())
+    spec = trl.spec_of("dpo", storage)
+    held_out = storage.write("files/held", jsonl(trl.pairs(seed=4)))
+    validation = spec.training.model_copy(update={"key": held_out.key, "sha256": held_out.sha256})
+    told: list[Evaluated] = []
+    spec = spec.model_copy(update={"validation": validation, "epochs": 6})
+    run(spec, storage, emit=lambda event: told.append(event) if isinstance(event, Evaluated) else None)
+    assert told[0].measures["reward_margin"] == 0.0
+    assert told[0].loss == pytest.approx(math.log(2), abs=1e-6)
+    assert told[-1].measures["reward_accuracy"] > 0.9
+    margins = [one.measures["reward_margin"] for one in told]
+    assert margins == sorted(margins)
