@@ -42,7 +42,7 @@ $(STAMP): pyproject.toml constraints.txt
 	fi
 	@touch $@
 
-demo: install ## Fine-tune the embedded model and talk to it; ARGS=--exit ends when that is done
+demo: install ## Fine-tune the embedded model and talk to it; ARGS=--exit ends when that is done, ARGS=--short sees only that it works
 	$(BIN)/luthier demo --data .luthier $(ARGS)
 
 test: install ## All tests: those that start no servers on two cores, then the others

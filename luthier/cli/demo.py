@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.progress import track
@@ -31,10 +31,14 @@ from luthier.demo import scoring
 if TYPE_CHECKING:
     from openai import OpenAI
     from openai.types.fine_tuning import FineTuningJob
+    from openai.types.fine_tuning.supervised_hyperparameters_param import (
+        SupervisedHyperparametersParam as SupervisedHyperparameters,
+    )
 
 BASE = "smollm2-135m-instruct"
 SEED = 17
 RATE = 2.0  # of the chosen learning rate: so short a run on so few rows learns the format better with it
+SHORT_ROWS, SHORT_QUESTIONS = 80, 3
 SHOWN = (
     "My sound post fell over. Can you help?",
     "How do I clean rosin dust off the top?",
@@ -62,6 +66,11 @@ class Figures:
     right_tuned: float
 
     @property
+    def is_better(self) -> bool:
+        """Whether anything was learned: all that a short run is held to."""
+        return self.valid_after[0] < self.valid_before[0]
+
+    @property
     def hold(self) -> bool:
         return self.new_tuned >= LEAST_NEW and self.new_base <= MOST_NEW_BEFORE and self.right_tuned >= LEAST_RIGHT
 
@@ -74,27 +83,35 @@ def demo(
     exit_: Annotated[
         bool, typer.Option("--exit", help="End when it is done, instead of leaving the server up.")
     ] = False,
+    short: Annotated[
+        bool,
+        typer.Option("--short", help="See only that it works: a quarter of the rows, once, and a few questions."),
+    ] = False,
 ) -> None:
     """Start a server, fine-tune the embedded model on the bundled data, and compare the answers."""
     parts = Parts()
     data.mkdir(parents=True, exist_ok=True)
     key = _own_key(data)
     with _server(data, port, key, parts) as url, connected(url, key) as client:
-        _headline(f"Fine-tuning {BASE} on {len(scoring.train())} rows")
+        rows = SHORT_ROWS if short else len(scoring.train())
+        _headline(f"Fine-tuning {BASE} on {rows} rows")
         with parts("upload"):
-            training, validation = (_upload(client, name) for name in ("train.jsonl", "validation.jsonl"))
+            training, validation = _upload(client, "train.jsonl", rows), _upload(client, "validation.jsonl")
         with parts("fine-tune"):
-            job = _tune(client, training, validation)
+            job = _tune(client, training, validation, epochs=1 if short else "auto")
         tuned = job.fine_tuned_model
         assert tuned is not None
         with parts("first answers"):
             _side_by_side(client, tuned)
         with parts("measure"):
-            figures = _measure(client, job.id, tuned)
+            figures = _measure(client, job.id, tuned, questions=SHORT_QUESTIONS if short else None)
         _report(figures, parts)
+        is_done = figures.is_better if short else figures.hold
+        if not is_done:
+            _complain(short=short)
         if not exit_:
             _stay(url, key, tuned)
-    if not figures.hold:
+    if not is_done:
         raise typer.Exit(1)
 
 
@@ -172,21 +189,22 @@ def _await(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
     raise Unavailable("The server did not become ready.", hint=f"See {log}.")
 
 
-def _upload(client: OpenAI, name: str) -> str:
-    content = scoring.data(name).read_bytes()
+def _upload(client: OpenAI, name: str, rows: int | None = None) -> str:
+    content = b"".join(scoring.data(name).read_bytes().splitlines(keepends=True)[:rows])
     file = client.files.create(file=(name, content), purpose="fine-tune")
     out.print(f"  uploaded {name}: {len(content.splitlines())} rows as {file.id}")
     return file.id
 
 
-def _tune(client: OpenAI, training: str, validation: str) -> FineTuningJob:
+def _tune(client: OpenAI, training: str, validation: str, *, epochs: int | Literal["auto"]) -> FineTuningJob:
+    chosen: SupervisedHyperparameters = {"learning_rate_multiplier": RATE, "n_epochs": epochs}
     job = client.fine_tuning.jobs.create(
         model=BASE,
         training_file=training,
         validation_file=validation,
         suffix=scoring.NAME,
         seed=SEED,
-        method={"type": "supervised", "supervised": {"hyperparameters": {"learning_rate_multiplier": RATE}}},
+        method={"type": "supervised", "supervised": {"hyperparameters": chosen}},
     )
     ended = follow(client, job.id)
     if ended.status != "succeeded":
@@ -212,10 +230,11 @@ def _side_by_side(client: OpenAI, tuned: str) -> None:
     out.print(shown)
 
 
-def _measure(client: OpenAI, job: str, tuned: str) -> Figures:
-    held_out = [item.question for item in scoring.held_out()][::3]  # all of them take a processor minutes
+def _measure(client: OpenAI, job: str, tuned: str, *, questions: int | None) -> Figures:
+    """Of every third held-out question, and of the general ones; of no more than `questions` each."""
+    held_out = [item.question for item in scoring.held_out()][::3][:questions]  # all of them take a processor minutes
     is_new = scoring.answers_in_the_new_way
-    general = scoring.general()
+    general = scoring.general()[:questions]
 
     def stays_right(model: str, item: scoring.GeneralQuestion) -> bool:
         return scoring.stays_right(item, _answer(client, model, item.question))
@@ -283,7 +302,12 @@ def _report(figures: Figures, parts: Parts) -> None:
     shown.add_row("general questions answered rightly", f"{figures.right_base:.0%}", f"{figures.right_tuned:.0%}")
     out.print(shown)
     out.print("Time: " + ", ".join(f"{name} {duration(seconds)}" for name, seconds in parts.seconds.items()))
-    if not figures.hold:
+
+
+def _complain(*, short: bool) -> None:
+    if short:
+        complain("The validation loss did not fall: nothing was learned.")
+    else:
         complain(
             f"These figures fall short of what the demo promises: at least {LEAST_NEW:.0%} in the new way after, at most "
             f"{MOST_NEW_BEFORE:.0%} before, at least {LEAST_RIGHT:.0%} still right."
