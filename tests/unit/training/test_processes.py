@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -129,16 +130,31 @@ def test_preferences_are_compared_by_all_with_one_reference(played):
     assert [event.loss for event in steps] == pytest.approx(json.loads(trl.KEPT.read_text())["losses"]["dpo"], abs=1e-4)
 
 
-def test_the_first_process_starts_the_others_and_ends_with_them(tmp_path):
-    storage = Storage(tmp_path.as_uri())
-    spec = spec_of(storage, "lora", "none", 2)
-    before = dict(os.environ)
-    events = []
-    assert execute(spec, storage, 1, events.append) == 0
-    assert events[-1].type == "succeeded"
-    assert {name for name in ("RANK", "WORLD_SIZE", "MASTER_PORT") if name in os.environ} == set()
-    os.environ.clear()
-    os.environ.update(before)
+def test_the_first_process_starts_the_others_and_goes_on_after_one_was_lost(played):
+    storage, _ = played
+    spec = spec_of(storage, "lora", "none", 2).model_copy(update={"job": "ftjob-lost"})
+    before, events = dict(os.environ), []
+
+    def kill_the_other(event):
+        events.append(event)
+        if (event.type, event.step) == ("progress", 5):
+            (other,) = psutil.Process().children()
+            other.kill()
+
+    try:
+        assert execute(spec, storage, 1, kill_the_other) == 1
+        assert (events[-1].type, events[-1].code) == ("failed", "process_lost")
+        assert execute(spec, storage, 2, events.append) == 0
+        assert {name for name in ("RANK", "WORLD_SIZE", "MASTER_PORT") if name in os.environ} == set()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    assert psutil.Process().children() == []
+    assert events[-1].artifact_sha256 == _last(storage, "ftjob-lora-none-2").artifact_sha256
+
+
+def _last(storage: Storage, job: str):
+    return read_events(storage, f"runs/{job}", 1, -1)[-1]
 
 
 def test_a_run_that_was_started_alone_though_it_is_of_several_says_how_to_start_it(storage):
