@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import re
-from datetime import timedelta
-from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from luthier.control import audit
-from luthier.control.catalog.service import Catalog, Trained, artifact_id
+from luthier.control.catalog.service import Catalog
 from luthier.control.datasets.service import Datasets
 from luthier.control.db import Database
-from luthier.control.jobs.lifecycle import ACTIVE, TERMINAL, Status, check
+from luthier.control.jobs.history import History
+from luthier.control.jobs.lifecycle import ACTIVE, TERMINAL, Status
 from luthier.control.jobs.planning import Data, choices, limit_of, plan
 from luthier.control.jobs.queries import JobQueries
-from luthier.control.jobs.tables import CheckpointRow, EventRow, JobRow, RunRow
+from luthier.control.jobs.recording import Recorder
+from luthier.control.jobs.tables import CheckpointRow, EventRow, JobRow
 from luthier.control.jobs.values import Checkpoint, Error, Job, JobEvent, JobRequest
 from luthier.control.tenancy import SYSTEM, Principal
 from luthier.core import ids
 from luthier.core.clock import Clock
 from luthier.core.errors import FileNotChecked, InvalidParameter, InvalidTransition, JobNotFound, LuthierError
 from luthier.core.pages import Page, PageRequest
-from luthier.serving.protocol import AdapterRef
-from luthier.training import events
 from luthier.training.objectives.base import objectives
 from luthier.training.spec import DataFile, TrainingSpec
 
@@ -40,6 +38,8 @@ class Jobs:
         self.datasets = datasets
         self.clock = clock
         self.cores = cores
+        self.history = History(clock)
+        self.recorder = Recorder(self.history, catalog, clock)
 
     # What customers ask for
 
@@ -67,9 +67,9 @@ class Jobs:
             session.add(row)
             await session.flush()
             audit.note(session, who, "job.created", row.id, self.clock)
-            self._tell(session, row, "The job was created.")
+            self.history.tell(session, row, "The job was created.")
             if spec is None:
-                self._tell(session, row, "The tokens of its files are being counted.")
+                self.history.tell(session, row, "The tokens of its files are being counted.")
             else:
                 self.queue(session, row, spec)
         return _job(row)
@@ -110,7 +110,7 @@ class Jobs:
             if row.status in TERMINAL:
                 raise InvalidTransition(f"The job {job_id} has {row.status} already; there is nothing to cancel.")
             audit.note(session, who, "job.cancelled", job_id, self.clock)
-            self.move(session, row, Status.CANCELLING if row.status in ACTIVE else Status.CANCELLED)
+            self.history.move(session, row, Status.CANCELLING if row.status in ACTIVE else Status.CANCELLED)
             return _job(row)
 
     # What the scheduler does, under its lease, in its transaction
@@ -126,140 +126,10 @@ class Jobs:
         row.spec = spec.model_dump(mode="json")
         for what, file in (("trained", spec.training), ("used for validation", spec.validation)):
             if file is not None and file.dropped:
-                self._tell(session, row, _promised(file, what), level="warn", data=file.model_dump(include=_PROMISE))
-        self.move(session, row, Status.QUEUED)
-
-    def move(self, session: AsyncSession, row: JobRow, status: Status, message: str | None = None) -> None:
-        """Change the status of a job and append the event that says so. The only place where a status changes."""
-        check(row.id, Status(row.status), status)
-        row.status = status
-        if status in TERMINAL:
-            row.finished_at = self.clock.now()
-        if status is not Status.RUNNING:
-            row.seconds_left = None
-        self._tell(session, row, message or _SENTENCES[status], level="error" if status is Status.FAILED else "info")
-
-    def fail(self, session: AsyncSession, row: JobRow, error: Error) -> None:
-        row.error_code, row.error_message, row.error_param = error.code, error.message, error.param
-        self.move(session, row, Status.FAILED, f"The job failed: {error.message}")
-
-    async def record(self, session: AsyncSession, row: JobRow, run: RunRow, event: events.RunEvent) -> None:
-        """Take over what a run told. The caller goes through a run's events in order, each once."""
-        if row.status in TERMINAL:
-            return
-        if row.status == Status.STARTING and not isinstance(event, events.Failed):
-            row.started_at = row.started_at or self.clock.now()
-            self.move(
-                session, row, Status.RUNNING, "Training has started." if run.attempt == 1 else "Training goes on."
-            )
-        match event:
-            case events.Started():
-                await self._started(session, row, run, event)
-            case events.Progress():
-                row.seconds_left, row.trained_tokens = event.seconds_left, event.trained_tokens
-                told = f"Step {event.step}/{event.total_steps}: training loss={event.loss:.2f}"
-                self._tell(session, row, told, kind="metrics", data=_metrics(event), run=run, event=event)
-            case events.Evaluated():
-                told = f"Step {event.step}: validation loss={event.loss:.2f}, token accuracy={event.token_accuracy:.2f}"
-                data = {
-                    "step": event.step,
-                    "full_valid_loss": event.loss,
-                    "full_valid_mean_token_accuracy": event.token_accuracy,
-                    "eval_loss": event.loss,
-                    "eval_acc": event.token_accuracy,
-                }
-                self._tell(session, row, told, kind="metrics", data=data, run=run, event=event)
-            case events.Noted():
-                self._tell(session, row, event.message, level="warn", run=run, event=event)
-            case events.Sampled():
-                told = f"Step {event.step}: {len(event.samples)} prompts of the validation file were answered."
-                self._tell(session, row, told, data=event.model_dump(include={"step", "samples"}), run=run, event=event)
-            case events.CheckpointsDropped():  # no job of a server asks for it: its checkpoints have names
-                self._tell(session, row, f"{len(event.keys)} checkpoints were deleted.", run=run, event=event)
-            case events.CheckpointSaved():
-                await self._checkpoint_saved(session, row, run, event)
-            case events.Succeeded():
-                spec = TrainingSpec.model_validate(row.spec)
-                if (lost := _lost(spec, event)) is not None:
-                    self.fail(session, row, lost)
-                    return
-                self.catalog.publish(
-                    session,
-                    row.project_id,
-                    row.model_name,
-                    "fine_tuned",
-                    _trained(spec),
-                    event.step if event.result_step is None else event.result_step,
-                    _artifact(spec, event),
+                self.history.tell(
+                    session, row, _promised(file, what), level="warn", data=file.model_dump(include=_PROMISE)
                 )
-                row.trained_tokens = event.trained_tokens
-                self._tell(session, row, f"New fine-tuned model created: {row.model_name}")
-                self.move(session, row, Status.SUCCEEDED)
-            case events.Failed():
-                self.fail(session, row, Error(code=event.code, message=event.message))
-            case events.Cancelled():
-                if row.status == Status.CANCELLING:  # else somebody else stopped the process: a lost run, which goes on
-                    self.move(session, row, Status.CANCELLED)
-
-    async def _started(self, session: AsyncSession, row: JobRow, run: RunRow, event: events.Started) -> None:
-        if run.attempt > 1:
-            queries = JobQueries(session, SYSTEM)
-            after = event.step if event.step else -1  # what was measured before the first step is measured again
-            await queries.supersede(row.id, before_attempt=run.attempt, after_step=after)
-            told = (
-                f"Resumed from the checkpoint of step {event.step}."
-                if event.step
-                else "It begins again: no checkpoint was saved."
-            )
-            self._tell(session, row, told, level="warn")
-        if event.step:
-            return
-        self._tell(
-            session,
-            row,
-            f"{event.rows} rows, {event.trained_tokens_per_epoch:,} trained tokens an epoch, {event.total_steps} steps, "
-            f"{event.trainable_parameters:,} trainable parameters.",
-            data=event.model_dump(
-                include={"rows", "dropped", "dropped_rows", "total_steps", "trainable_parameters", "libraries"}
-            ),
-            run=run,
-            event=event,
-        )
-        for what, dropped in (("trained", event.dropped), ("used for validation", event.validation_dropped)):
-            if dropped:
-                rows = ", ".join(map(str, dropped[:10])) + (" ..." if len(dropped) > 10 else "")
-                told = f"{len(dropped)} rows are longer than the limit, or have nothing to learn, and are not {what}: {rows}."
-                self._tell(session, row, told, level="warn", run=run, event=event)
-
-    async def _checkpoint_saved(
-        self, session: AsyncSession, row: JobRow, run: RunRow, event: events.CheckpointSaved
-    ) -> None:
-        spec = TrainingSpec.model_validate(row.spec)
-        artifact = _artifact(spec, event)
-        name = f"{row.model_name}-step-{event.step}" + (f"-{run.attempt}" if run.attempt > 1 else "")
-        self.catalog.publish(session, row.project_id, name, "checkpoint", _trained(spec), event.step, artifact)
-        await session.flush()
-        session.add(
-            CheckpointRow(
-                id=ids.new("ftckpt"),
-                project_id=row.project_id,
-                job_id=row.id,
-                step=event.step,
-                attempt=run.attempt,
-                model_name=name,
-                artifact_id=artifact.id,
-                metrics={
-                    "step": event.step,
-                    "train_loss": event.train_loss,
-                    "train_mean_token_accuracy": event.train_token_accuracy,
-                    "full_valid_loss": event.valid_loss,
-                    "full_valid_mean_token_accuracy": event.valid_token_accuracy,
-                },
-                superseded=False,
-                created_at=self.clock.now(),
-            )
-        )
-        self._tell(session, row, f"Checkpoint created at step {event.step}: {name}", run=run, event=event)
+        self.history.move(session, row, Status.QUEUED)
 
     async def _spec(
         self, who: Principal, job_id: str, request: JobRequest, *, patience_seconds: float = 0.0
@@ -294,45 +164,6 @@ class Jobs:
             if not await JobQueries(session, SYSTEM).is_named(name):
                 return name
 
-    def _tell(
-        self,
-        session: AsyncSession,
-        row: JobRow,
-        message: str,
-        *,
-        level: str = "info",
-        kind: str = "message",
-        data: dict[str, Any] | None = None,
-        run: RunRow | None = None,
-        event: events.RunEvent | None = None,
-    ) -> None:
-        session.add(
-            EventRow(
-                id=ids.new("ftevent"),
-                project_id=row.project_id,
-                job_id=row.id,
-                level=level,
-                kind=kind,
-                message=message,
-                data=data,
-                attempt=run.attempt if run else 0,
-                step=event.step if event else None,
-                superseded=False,
-                created_at=event.at if event else self.clock.now(),
-            )
-        )
-
-
-_SENTENCES = {
-    Status.QUEUED: "The job is queued.",
-    Status.STARTING: "The trainer is being started.",
-    Status.RUNNING: "Training has started.",
-    Status.CANCELLING: "The job is being cancelled.",
-    Status.SUCCEEDED: "The job has successfully completed.",
-    Status.FAILED: "The job failed.",
-    Status.CANCELLED: "The job was cancelled.",
-}
-
 
 def _check_request(request: JobRequest) -> None:
     if request.suffix is not None and not _SUFFIX.fullmatch(request.suffix):
@@ -355,52 +186,6 @@ def _promised(file: DataFile, what: str) -> str:
     dropped = sum(file.dropped.values())
     rows = ", ".join(map(str, file.first_dropped)) + (" ..." if dropped > len(file.first_dropped) else "")
     return f"{file.trained_rows:,} of {file.rows:,} rows will be {what}; {dropped:,} will not ({reasons}): rows {rows}."
-
-
-def _lost(spec: TrainingSpec, event: events.Succeeded) -> Error | None:
-    """What is wrong when a run did not train the rows that were promised: rows in = rows trained + rows dropped."""
-    promised, rows = spec.training, event.rows
-    if promised.rows is None or rows is None:
-        return None
-    if (promised.trained_rows, promised.rows) == (rows, rows + event.dropped_rows):
-        return None
-    told = f"{rows} rows were trained and {event.dropped_rows} dropped"
-    return Error(code="rows_lost", message=f"{told}; {promised.trained_rows} of {promised.rows} were promised.")
-
-
-def _trained(spec: TrainingSpec) -> Trained:
-    return Trained(spec.job, spec.base_model, spec.weights, spec.weights_sha256)
-
-
-def _artifact(spec: TrainingSpec, event: events.CheckpointSaved | events.Succeeded) -> AdapterRef:
-    return AdapterRef(
-        id=artifact_id(),
-        key=event.artifact_key,
-        sha256=event.artifact_sha256,
-        renderer_sha256=spec.renderer_sha256,
-    )
-
-
-def _metrics(event: events.Progress) -> dict[str, Any]:
-    """What OpenAI's and Zhipu's clients read of a step, in one object."""
-    return {
-        "step": event.step,
-        "train_loss": event.loss,
-        "train_mean_token_accuracy": event.token_accuracy,
-        "epoch": event.epoch,
-        "current_steps": event.step,
-        "total_steps": event.total_steps,
-        "elapsed_time": str(timedelta(seconds=int(event.elapsed_seconds))),
-        "remaining_time": str(timedelta(seconds=int(event.seconds_left))),
-        "trained_tokens": event.trained_tokens,
-        "loss": event.loss,
-        "eval_loss": None,
-        "acc": event.token_accuracy,
-        "eval_acc": None,
-        "learning_rate": event.learning_rate,
-        "grad_norm": event.grad_norm,
-        "tokens_per_second": event.tokens_per_second,
-    }
 
 
 def _found(row: JobRow | None, job_id: str) -> JobRow:

@@ -78,7 +78,7 @@ class TrainingReconciler(Reconciler[JobRow]):
         except LuthierError as refused:
             async with apply(self.db, lease) as (session, row):
                 if row.status == Status.CHECKING:
-                    self.jobs.fail(session, row, described(refused))
+                    self.jobs.history.fail(session, row, described(refused))
             return
         if spec is None:
             await release(self.db, lease)
@@ -113,7 +113,7 @@ class TrainingReconciler(Reconciler[JobRow]):
                     ended_at=None,
                 )
             )
-            self.jobs.move(session, row, Status.STARTING)
+            self.jobs.history.move(session, row, Status.STARTING)
 
     async def _follow(self, lease: Lease[JobRow], job: Job) -> None:
         async with self.db.read() as session:
@@ -139,7 +139,7 @@ class TrainingReconciler(Reconciler[JobRow]):
             assert run is not None
             run.handle = handle
             for event in told:
-                await self.jobs.record(session, row, run, event)
+                await self.jobs.recorder.record(session, row, run, event)
                 run.last_event = event.number
             if row.status not in TERMINAL and seen.state is State.ENDED:
                 await self._lost(session, row, _how(seen.exit_code))
@@ -170,12 +170,14 @@ class TrainingReconciler(Reconciler[JobRow]):
         assert run is not None
         run.ended_at = self.clock.now()
         if row.status == Status.CANCELLING:
-            self.jobs.move(session, row, Status.CANCELLED)
+            self.jobs.history.move(session, row, Status.CANCELLED)
         elif run.attempt < self.trainers.attempts:
-            self.jobs.move(session, row, Status.QUEUED, f"The trainer {how}; the job goes on from its last checkpoint.")
+            self.jobs.history.move(
+                session, row, Status.QUEUED, f"The trainer {how}; the job goes on from its last checkpoint."
+            )
         else:
             told = f"The trainer {how}, in the last of {run.attempt} attempts. The server has its log."
-            self.jobs.fail(session, row, Error(code=RunLost.code, message=told))
+            self.jobs.history.fail(session, row, Error(code=RunLost.code, message=told))
 
 
 def _how(exit_code: int | None) -> str:
