@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 BASE = "smollm2-135m-instruct"
 SEED = 17
-RATE = 2.0  # of the chosen learning rate: so short a run on so few rows learns the format better with it
 SHORT_ROWS, SHORT_QUESTIONS = 80, 3
 SHOWN = (
     "My sound post fell over. Can you help?",
@@ -197,7 +196,7 @@ def _upload(client: OpenAI, name: str, rows: int | None = None) -> str:
 
 
 def _tune(client: OpenAI, training: str, validation: str, *, epochs: int | Literal["auto"]) -> FineTuningJob:
-    chosen: SupervisedHyperparameters = {"learning_rate_multiplier": RATE, "n_epochs": epochs}
+    chosen: SupervisedHyperparameters = {"n_epochs": epochs}
     job = client.fine_tuning.jobs.create(
         model=BASE,
         training_file=training,

@@ -51,7 +51,7 @@ def resolve(
 
     - epochs: 2; more for under 200 rows, up to 10, so that rows are seen about 400 times in all; 1 from 10,000 rows on.
     - batch_size: the power of two at or below a 32nd of the rows, from 4 to 64, and never more than the rows.
-    - learning_rate: the method's at 135 million parameters (5e-4 for lora), times the objective's share (a tenth for dpo),
+    - learning_rate: the method's at 135 million parameters (1e-3 for lora), times the objective's share (a tenth for dpo),
       falling with the fourth root of the size (a model 16 times as large takes half), to two digits, at most ten times
       what it is at 135 million. `learning_rate_multiplier` multiplies it, given or not.
     - max_length: 2,048, or the model's context where that is less.

@@ -32,7 +32,7 @@ class PTuningV2(Method):
 
     Options = PTuningV2Options
     artifact_kind = "adapter"
-    rate = 5e-3
+    rate = 5e-4
     options: PTuningV2Options
 
     def attach(self, model: PreTrainedModel, *, seed: int, blank: Sequence[int] = ()) -> PreTrainedModel:
