@@ -169,8 +169,8 @@ class Checkpoints:
             return []
 
         def rank(one: Checkpoint) -> tuple[float, int]:
-            loss = one.state.metrics.valid_loss
-            return (math.inf if loss is None else loss, -one.state.step)
+            loss, step = one.state.metrics.valid_loss, one.state.step
+            return (math.inf, -step) if loss is None else (loss, step)  # of equal losses the first is the best
 
         kept = {one.key for one in sorted(saved, key=rank)[: self._spec.keep_checkpoints]} | {saved[-1].key}
         gone = [one for one in saved if one.key not in kept]
