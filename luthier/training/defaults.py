@@ -10,6 +10,7 @@ from luthier.training.precision import Precision, has_gpu, precision
 from luthier.training.spec import Value
 
 _TUNED_ON = 135e6  # parameters of the model for which the rates of methods were found
+_EVALUATIONS = 4  # of a run, and checkpoints
 _SAMPLES = 3
 _VISITS = 400  # how often a small file's rows are seen in all
 LONGEST = 2048
@@ -29,6 +30,7 @@ class Resolved(Value):
     threads: int
     evaluate_every_steps: int
     save_every_steps: int
+    patience: int
     samples: int
 
 
@@ -51,11 +53,12 @@ def resolve(
 
     - epochs: 2; more for under 200 rows, up to 10, so that rows are seen about 400 times in all; 1 from 10,000 rows on.
     - batch_size: the power of two at or below a 32nd of the rows, from 4 to 64, and never more than the rows.
-    - learning_rate: the method's at 135 million parameters (1e-3 for lora), times the objective's share (a tenth for dpo),
+    - learning_rate: the method's at 135 million parameters (2e-3 for lora), times the objective's share (a tenth for dpo),
       falling with the fourth root of the size (a model 16 times as large takes half), to two digits, at most ten times
       what it is at 135 million. `learning_rate_multiplier` multiplies it, given or not.
     - max_length: 2,048, or the model's context where that is less.
     - evaluation and checkpoints: four times a run, the end included; three validation prompts are answered at each.
+    - patience: as many evaluations as there are, so that with validation rows the result is the best checkpoint.
     """
     epochs = epochs or (1 if rows >= 10_000 else min(max(-(-_VISITS // rows), 2), 10))
     batch_size = batch_size or min(max(_power_of_two(rows // 32), 4), 64, rows)
@@ -72,8 +75,9 @@ def resolve(
         seed=secrets.randbelow(2**31) if seed is None else seed,
         precision=precision(),
         threads=cores,
-        evaluate_every_steps=-(-steps // 4),
-        save_every_steps=-(-steps // 4),
+        evaluate_every_steps=-(-steps // _EVALUATIONS),
+        save_every_steps=-(-steps // _EVALUATIONS),
+        patience=_EVALUATIONS,
         samples=_SAMPLES,
     )
 

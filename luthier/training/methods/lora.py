@@ -45,7 +45,7 @@ class Lora(Method):
 
     Options = LoraOptions
     artifact_kind = "adapter"
-    rate = 1e-3
+    rate = 2e-3
     options: LoraOptions
 
     def attach(self, model: PreTrainedModel, *, seed: int, blank: Sequence[int] = ()) -> PreTrainedModel:

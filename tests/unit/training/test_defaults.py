@@ -26,7 +26,7 @@ def test_epochs_and_batch_follow_the_rows(rows, epochs, batch_size):
     assert (found.epochs, found.batch_size) == (epochs, batch_size)
 
 
-@pytest.mark.parametrize(("parameters", "rate"), [(134_515_008, 1e-3), (1e9, 6.1e-4), (7e9, 3.7e-4), (27_000, 8.4e-3)])
+@pytest.mark.parametrize(("parameters", "rate"), [(134_515_008, 2e-3), (1e9, 1.2e-3), (7e9, 7.5e-4), (27_000, 1.7e-2)])
 def test_larger_models_learn_at_a_smaller_rate(parameters, rate):
     assert resolve(**SMALL | {"parameters": int(parameters)}, rows=300).learning_rate == rate
 
