@@ -6,6 +6,8 @@ import secrets
 from pathlib import Path
 from typing import Literal
 
+from pydantic import Field
+
 from luthier.training.methods.base import methods
 from luthier.training.objectives.base import objectives
 from luthier.training.spec import Value
@@ -17,18 +19,28 @@ LONGEST = 2048
 
 
 class Resolved(Value):
-    """The fields of a TrainingSpec that may be left to us; named as there."""
+    """The fields of a TrainingSpec that may be left to us; named as there. Each says what it is when nothing is asked."""
 
-    max_length: int
-    epochs: int
-    batch_size: int
-    micro_batch_tokens: int
-    learning_rate: float
-    seed: int
-    precision: Literal["bf16", "fp32"]
-    threads: int
-    evaluate_every_steps: int
-    save_every_steps: int
+    max_length: int = Field(description="2,048, or the model's context where that is less.")
+    epochs: int = Field(
+        description="2; more for under 200 rows, up to 10, so that rows are seen about 400 times in all; 1 from 10,000 rows on."
+    )
+    batch_size: int = Field(
+        description="The power of two at or below a 32nd of the rows, from 4 to 64, and never more than the rows."
+    )
+    micro_batch_tokens: int = Field(description="8,192 where there is a GPU, otherwise 1,024.")
+    learning_rate: float = Field(
+        description="The method's at 135 million parameters (5e-4 for lora), times the objective's share (a tenth for dpo), "
+        "falling with the fourth root of the size (a model 16 times as large takes half), to two digits, at most ten times "
+        "what it is at 135 million."
+    )
+    seed: int = Field(description="Drawn.")
+    precision: Literal["bf16", "fp32"] = Field(
+        description="bf16 where the GPU or the processor multiplies it itself, otherwise fp32."
+    )
+    threads: int = Field(description="The cores that the job may use.")
+    evaluate_every_steps: int = Field(description="A quarter of the steps.")
+    save_every_steps: int = Field(description="A quarter of the steps.")
 
 
 def resolve(
@@ -46,22 +58,16 @@ def resolve(
     seed: int | None = None,
     max_length: int | None = None,
 ) -> Resolved:
-    """Numbers for what is None; what is given is kept.
+    """Numbers for what is None, as Resolved says; what is given is kept.
 
-    - epochs: 2; more for under 200 rows, up to 10, so that rows are seen about 400 times in all; 1 from 10,000 rows on.
-    - batch_size: the power of two at or below a 32nd of the rows, from 4 to 64, and never more than the rows.
-    - learning_rate: the method's at 135 million parameters (5e-4 for lora), times the objective's share (a tenth for dpo),
-      falling with the fourth root of the size (a model 16 times as large takes half), to two digits, at most ten times
-      what it is at 135 million. `learning_rate_multiplier` multiplies it, given or not.
-    - max_length: 2,048, or the model's context where that is less.
-    - evaluation and checkpoints: four times a run, the end included.
+    `learning_rate_multiplier` multiplies the learning rate, given or not.
     """
     epochs = epochs or (1 if rows >= 10_000 else min(max(-(-_VISITS // rows), 2), 10))
     batch_size = batch_size or min(max(_power_of_two(rows // 32), 4), 64, rows)
     tuned = methods.load(method).rate * objectives.load(objective).rate_share
     rate = learning_rate or float(f"{tuned * min((_TUNED_ON / parameters) ** 0.25, 10):.1e}")
     steps = epochs * -(-rows // batch_size)
-    is_gpu = _has_gpu()
+    is_gpu = has_gpu()
     return Resolved(
         max_length=min(context_length, LONGEST) if max_length is None else max_length,
         epochs=epochs,
@@ -78,7 +84,7 @@ def resolve(
 
 def precision() -> Literal["bf16", "fp32"]:
     """What this machine computes fastest in: bf16 where its GPU or processor multiplies it itself."""
-    return "bf16" if _has_gpu() or _computes_in_bf16() else "fp32"
+    return "bf16" if has_gpu() or _computes_in_bf16() else "fp32"
 
 
 def _power_of_two(number: int) -> int:
@@ -86,7 +92,8 @@ def _power_of_two(number: int) -> int:
     return 1 << max(number.bit_length() - 1, 0)
 
 
-def _has_gpu() -> bool:
+def has_gpu() -> bool:
+    """Whether there is an NVIDIA GPU; found without asking a library."""
     return Path("/dev/nvidia0").exists()
 
 
