@@ -85,11 +85,13 @@ class _TimeLeft(ProgressColumn):
 
 
 class TrainingBar:
-    """A live bar with step, loss, tokens a second and time left; where output is no terminal, a line now and then."""
+    """A live bar with step, losses, tokens a second and time left; where output is no terminal, a line now and then."""
 
-    def __init__(self, title: str, *, quiet: bool = False) -> None:
-        """With `quiet` it shows nothing at all."""
+    def __init__(self, title: str, *, quiet: bool = False, best: float | None = None) -> None:
+        """With `quiet` it shows nothing at all; `best` is the best validation loss so far."""
         self._quiet = quiet
+        self._best = best
+        self._valid = ""
         self._lines = not out.is_terminal and not quiet
         self._last_tenth = -1
         self._bar = Progress(
@@ -114,13 +116,25 @@ class TrainingBar:
         self._bar.update(self._task, told=visible(why))
 
     def step(self, step: int, total: int, loss: float, tokens_per_second: float, seconds_left: float) -> None:
-        told = f"loss {loss:.3f} · {tokens_per_second:,.0f} tokens/s"
+        told = f"loss {loss:.3f}{self._valid} · {tokens_per_second:,.0f} tokens/s"
         self._bar.update(self._task, completed=step, total=total, told=told, seconds_left=seconds_left)
         if self._lines and step * 10 // total > self._last_tenth:
             self._last_tenth = step * 10 // total
             out.print(f"  step {step}/{total} · {told} · {duration(seconds_left)} left")
 
+    def evaluated(self, step: int, loss: float, accuracy: float) -> None:
+        """Take a validation loss: a line that stays, with a star where it is the best so far, and a word in the bar.
+
+        That of step 0 is the untrained model's: it is shown and not counted.
+        """
+        is_best = step > 0 and (self._best is None or loss < self._best)
+        self._best = loss if is_best else self._best
+        self._valid = f" · valid {loss:.3f}{' ★' if is_best else ''}"
+        self.note(
+            f"step {step}: validation loss {loss:.4f}{' ★ best' if is_best else ''}, token accuracy {accuracy:.3f}"
+        )
+
     def note(self, text: str) -> None:
         """A line that stays, above the bar."""
         if not self._quiet:
-            self._bar.console.print(f"  {text}")
+            self._bar.console.print(f"  {text}", soft_wrap=True)

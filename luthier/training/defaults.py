@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import secrets
 
+from pydantic import Field
+
 from luthier.training.methods.base import methods
 from luthier.training.objectives.base import objectives
 from luthier.training.precision import Precision, has_gpu, precision
@@ -18,20 +20,32 @@ LONGEST = 2048
 
 
 class Resolved(Value):
-    """The fields of a TrainingSpec that may be left to us; named as there."""
+    """The fields of a TrainingSpec that may be left to us; named as there. Each says what it is when nothing is asked."""
 
-    max_length: int
-    epochs: int
-    batch_size: int
-    micro_batch_tokens: int
-    learning_rate: float
-    seed: int
-    precision: Precision
-    threads: int
-    evaluate_every_steps: int
-    save_every_steps: int
-    patience: int
-    samples: int
+    max_length: int = Field(description="2,048, or the model's context where that is less.")
+    epochs: int = Field(
+        description="2; more for under 200 rows, up to 10, so that rows are seen about 400 times in all; 1 from 10,000 rows on."
+    )
+    batch_size: int = Field(
+        description="The power of two at or below a 32nd of the rows, from 4 to 64, and never more than the rows."
+    )
+    micro_batch_tokens: int = Field(description="8,192 where there is a GPU, otherwise 1,024.")
+    learning_rate: float = Field(
+        description="The method's at 135 million parameters (2e-3 for lora), times the objective's share (a tenth for dpo), "
+        "falling with the fourth root of the size (a model 16 times as large takes half), to two digits, at most ten times "
+        "what it is at 135 million."
+    )
+    seed: int = Field(description="Drawn.")
+    precision: Precision = Field(
+        description="bf16 where the GPU or the processor multiplies it itself, otherwise fp32."
+    )
+    threads: int = Field(description="The cores that the job may use.")
+    evaluate_every_steps: int = Field(description="A quarter of the steps.")
+    save_every_steps: int = Field(description="A quarter of the steps.")
+    patience: int = Field(
+        description="As many evaluations as there are: with validation rows the result is the best checkpoint."
+    )
+    samples: int = Field(description="3, where there are validation rows.")
 
 
 def resolve(
@@ -49,16 +63,9 @@ def resolve(
     seed: int | None = None,
     max_length: int | None = None,
 ) -> Resolved:
-    """Numbers for what is None; what is given is kept.
+    """Numbers for what is None, as Resolved says; what is given is kept.
 
-    - epochs: 2; more for under 200 rows, up to 10, so that rows are seen about 400 times in all; 1 from 10,000 rows on.
-    - batch_size: the power of two at or below a 32nd of the rows, from 4 to 64, and never more than the rows.
-    - learning_rate: the method's at 135 million parameters (2e-3 for lora), times the objective's share (a tenth for dpo),
-      falling with the fourth root of the size (a model 16 times as large takes half), to two digits, at most ten times
-      what it is at 135 million. `learning_rate_multiplier` multiplies it, given or not.
-    - max_length: 2,048, or the model's context where that is less.
-    - evaluation and checkpoints: four times a run, the end included; three validation prompts are answered at each.
-    - patience: as many evaluations as there are, so that with validation rows the result is the best checkpoint.
+    `learning_rate_multiplier` multiplies the learning rate, given or not.
     """
     epochs = epochs or (1 if rows >= 10_000 else min(max(-(-_VISITS // rows), 2), 10))
     batch_size = batch_size or min(max(_power_of_two(rows // 32), 4), 64, rows)

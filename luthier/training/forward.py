@@ -8,14 +8,31 @@ from typing import TYPE_CHECKING
 import torch
 
 from luthier.nets.dropout import draw_of
+from luthier.training import precision
 from luthier.training.data import packed
 from luthier.training.objectives.base import Encoded, Losses, Objective
+from luthier.training.precision import Precision
 from luthier.training.processes import Processes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from luthier.nets.packing import Packed
+
+
+def computed(wish: Precision, device: torch.device) -> tuple[Precision, str | None]:
+    """What a run on a device computes in where that was asked for, and where it is another, why.
+
+    A processor without instructions for bf16 emulates it, slower than fp32; in fp16 only GPUs are fast.
+    """
+    if device.type == "cuda":
+        if wish == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+            return "fp16", "This GPU does not compute in bf16: the run computes in fp16, and scales its loss."
+        return wish, None
+    best: Precision = "bf16" if precision.computes_in_bf16() else "fp32"
+    if wish == "fp16" or (wish == "bf16" and best == "fp32"):
+        return best, f"This processor does not compute in {wish}: the run computes in {best}."
+    return wish, None
 
 
 class Forward:

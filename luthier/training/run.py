@@ -22,12 +22,11 @@ from luthier.training.checkpoint import Checkpoint, Checkpoints
 from luthier.training.data import BatchPlan, Rows, RowsLost, read_rows
 from luthier.training.emitter import Emitter, Silent, Superseded
 from luthier.training.events import Cancelled, CheckpointSaved, Failed, Noted, RunEvent, Started, Succeeded, read_events
-from luthier.training.forward import Forward
+from luthier.training.forward import Forward, computed
 from luthier.training.loop import Loop, Stopped, tell_saved
 from luthier.training.methods.base import Method, methods
 from luthier.training.objectives.base import objectives
 from luthier.training.optim import Optimizer
-from luthier.training.precision import computed
 from luthier.training.processes import Processes, joined, sharded
 from luthier.training.reference import with_reference
 from luthier.training.samples import Samples

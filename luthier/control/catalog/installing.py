@@ -98,24 +98,32 @@ class Installer:
         with self._working() as scratch:
             return self._adopt(name, _from_hub(origin, scratch), Facts(title=origin, owned_by=origin.split("/")[0]))
 
-    def _adopt(self, name: str, folder: Path, facts: Facts) -> ModelCard:
-        """Check a folder, copy what is needed into the storage, and write the card last."""
+    def card_of(self, name: str, folder: Path, facts: Facts) -> ModelCard:
+        """The card that a folder would have. Nothing is written; raises InvalidRequest for what cannot be served safely."""
         config = _checked(folder)
         tokenizer = Tokenizer(folder)
-        weights = digest(folder, "*.safetensors")
-        key = f"models/{name}/{digest(folder)[:16]}"
-        card = ModelCard(
+        return ModelCard(
             **facts.model_dump(),
             name=name,
             parameters=_parameters(folder),
             context_length=context_length_of(config),
-            weights=key,
-            weights_sha256=weights,
+            weights=f"models/{name}/{digest(folder)[:16]}",
+            weights_sha256=digest(folder, "*.safetensors"),
             renderer_sha256=renderer_for(tokenizer).fingerprint(),
             installed_at=self.clock.now(),
         )
+
+    def keep(self, card: ModelCard, folder: Path, *, anew: bool = True) -> None:
+        """Copy what is needed of a folder to where its card says; not `anew` only what is not there yet."""
         for path in sorted({path for pattern in _WANTED for path in folder.glob(pattern)}):
-            self.storage.upload(path, f"{key}/{path.name}")
+            key = f"{card.weights}/{path.name}"
+            if anew or not self.storage.exists(key):
+                self.storage.upload(path, key)
+
+    def _adopt(self, name: str, folder: Path, facts: Facts) -> ModelCard:
+        """Check a folder, copy what is needed into the storage, and write the card last."""
+        card = self.card_of(name, folder, facts)
+        self.keep(card, folder)
         self.storage.write(card_key(name), card.model_dump_json(indent=2).encode())
         log.info("model installed", model=name, parameters=card.parameters)
         return card

@@ -7,8 +7,9 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from luthier.chat.examples import Overlength
 from luthier.control.catalog.cards import ModelCard
-from luthier.control.datasets.lengths import Selection
+from luthier.control.datasets.lengths import Selection, Summary
 from luthier.control.datasets.service import Counted, File
 from luthier.control.jobs.values import JobRequest
 from luthier.core.errors import DatasetInvalid, InvalidParameter
@@ -85,38 +86,60 @@ def choices(request: JobRequest) -> dict[str, PluginChoice]:
     }
 
 
-def _data(data: Data, request: JobRequest, max_length: int, param: str) -> DataFile:
-    """The file with what is promised of it: rows in = rows trained + rows dropped."""
-    file, found, chosen = data.file, data.counted.summary, data.counted.chosen
-    assert file.report is not None and file.report.format is not None
+def promised(
+    filename: str,
+    found: Summary,
+    chosen: Selection,
+    *,
+    base_model: str,
+    max_length: int,
+    overlength: Overlength,
+    param: str | None = None,
+) -> dict[str, Any]:
+    """What a DataFile promises of its rows: rows in = rows trained + rows dropped.
+
+    Raises DatasetInvalid for rows that the model cannot write, that are too long for `fail`, or where none is left to train.
+    """
     if found.refused_rows:
         row, _, why = found.refused[0]
         raise DatasetInvalid(
-            f"{found.refused_rows:,} rows of {file.filename!r} cannot be written for {request.base_model}; row {row}: {why}",
+            f"{found.refused_rows:,} rows of {filename!r} cannot be written for {base_model}; row {row}: {why}",
             [(line, reason) for _, line, reason in found.refused],
             param=param,
         )
-    if request.overlength == "fail" and chosen.too_long:
+    if overlength == "fail" and chosen.too_long:
         raise DatasetInvalid(
-            f"{chosen.too_long:,} rows of {file.filename!r} are longer than {max_length:,} tokens; the longest has "
+            f"{chosen.too_long:,} rows of {filename!r} are longer than {max_length:,} tokens; the longest has "
             f"{found.longest:,}.",
             [],
             param=param,
         )
     if not chosen.trained_rows:
-        raise DatasetInvalid(_nothing_left(file, chosen, max_length), [], param=param)
-    return DataFile(
-        key=file.key,
-        sha256=file.sha256,
-        format=file.report.format,
-        rows=chosen.rows,
-        trained_rows=chosen.trained_rows,
-        dropped=chosen.dropped_counts,
-        first_dropped=[one["row"] for one in chosen.dropped[:10]],
+        raise DatasetInvalid(_nothing_left(filename, chosen, max_length), [], param=param)
+    return {
+        "rows": chosen.rows,
+        "trained_rows": chosen.trained_rows,
+        "dropped": chosen.dropped_counts,
+        "first_dropped": [one["row"] for one in chosen.dropped[:10]],
+    }
+
+
+def _data(data: Data, request: JobRequest, max_length: int, param: str) -> DataFile:
+    file = data.file
+    assert file.report is not None and file.report.format is not None
+    rows = promised(
+        file.filename,
+        data.counted.summary,
+        data.counted.chosen,
+        base_model=request.base_model,
+        max_length=max_length,
+        overlength=request.overlength,
+        param=param,
     )
+    return DataFile(key=file.key, sha256=file.sha256, format=file.report.format, **rows)
 
 
-def _nothing_left(file: File, chosen: Selection, max_length: int) -> str:
+def _nothing_left(filename: str, chosen: Selection, max_length: int) -> str:
     told: list[str] = []
     if count := chosen.dropped_counts.get("too_long", 0):
         told.append(
@@ -124,7 +147,7 @@ def _nothing_left(file: File, chosen: Selection, max_length: int) -> str:
         )
     if count := chosen.dropped_counts.get("nothing_trained", 0):
         told.append(f"{count:,} have nothing that is learned")
-    return f"No row of {file.filename!r} can be trained: of {chosen.rows:,} rows {' and '.join(told)}."
+    return f"No row of {filename!r} can be trained: of {chosen.rows:,} rows {' and '.join(told)}."
 
 
 def _options(plugin: Any, choice: PluginChoice) -> PluginChoice:
