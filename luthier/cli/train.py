@@ -183,7 +183,8 @@ class _Told:
             out.print("  no checkpoint was saved: run again, the job begins again")
         else:
             out.print(
-                f"  the last good checkpoint is {_located(self._storage, last)}; run again, the job goes on from it"
+                f"  the last good checkpoint is {_located(self._storage, last)}; run again, the job goes on from it",
+                soft_wrap=True,
             )
 
 

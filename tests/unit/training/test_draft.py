@@ -91,7 +91,7 @@ def test_every_fault_is_found_at_once_with_its_bound_and_what_came() -> None:
         "seed": "must be a whole number at least 0 and below 2,147,483,648, got -1",
         "validation": "must be the path of a file, or a share of the rows above 0 and below 1, got 1.5",
         "gradient_checkpointing": "must be true or false, got 3",
-        "method": "there is no method 'lorra'; known: full, lora, ptuning_v2",
+        "method": "there is no method 'lorra'; known: full, lora, ptuning_v2, qlora",
         "objective_options.beta": "is not a field that is known here",
         "weights": "is not a field that is known here",
     }
