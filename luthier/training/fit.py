@@ -193,9 +193,9 @@ class _Forecaster:
     def forecast(self, choose: bool) -> Forecast:
         spec, longest = self._spec, self._lengths[0]
         fullest = sum(self._lengths[: spec.batch_size])  # tokens of a step at most
-        size = min(max(spec.micro_batch_tokens, longest), fullest)
-        while (trial := self._tried(size)) is None and size > longest:
-            size = max(size // 2, longest)
+        size = max(min(max(spec.micro_batch_tokens, longest), fullest), _LEAST)
+        while (trial := self._tried(size)) is None and size > max(longest, _LEAST):
+            size = max(size // 2, longest, _LEAST)
         smaller = self._tried(max(size // _SMALLER, self._lengths[-1], _LEAST), fill=_SMALLER)
         if trial is None or smaller is None:
             took = smaller.took if smaller else None
@@ -206,10 +206,12 @@ class _Forecaster:
         if choose or not written.fits:
             upper = _power_of_two(min(_LARGER * max(spec.micro_batch_tokens, longest), 2 * fullest - 1))
             chosen = self._chosen(upper)
-            if chosen is not None and chosen.micro_batch_tokens >= 2 * size:  # a guess so far
-                self._tried(chosen.micro_batch_tokens)
+            while chosen is not None and chosen.micro_batch_tokens >= 2 * size:  # a guess so far
+                if self._tried(chosen.micro_batch_tokens) is not None:
+                    chosen, written = self._chosen(upper), self._estimate(spec.micro_batch_tokens)
+                    break
+                upper = chosen.micro_batch_tokens // 2
                 chosen = self._chosen(upper)
-                written = self._estimate(spec.micro_batch_tokens)
         return self._told(trial.took, written, chosen)
 
     def _told(self, took: Took | None, written: Estimate | None, chosen: Estimate | None) -> Forecast:
@@ -259,13 +261,14 @@ class _Forecaster:
         sizes = min(len({size for load in loads for size in load.sizes}), _SIZES)
         peaks = {phase: self._peak(phase, trained, evaluated, sizes) for phase in self._phases()}
         peak_while = max(peaks, key=peaks.__getitem__)
-        peak = peaks[peak_while] + self._rows_bytes
+        took = self._trials[0].took
+        peak = peaks[peak_while] + (self._rows_bytes if took.room_bytes is None else 0)
         seconds_per_step = self._seconds(per_step, self._training.tokens * spec.epochs / plan.total_steps)
         return Estimate(
             micro_batch_tokens=micro_batch_tokens,
             peak_bytes=peak,
             peak_while=peak_while,
-            fits=peak <= (1 - _SPARE) * self._room_of(self._trials[0].took),
+            fits=peak <= (1 - _SPARE) * self._room_of(took),
             micro_batches_per_step=per_step,
             seconds_per_step=seconds_per_step,
             seconds=self._seconds_beside() + plan.total_steps * seconds_per_step,

@@ -190,6 +190,18 @@ def test_larger_micro_batches_that_take_longer_for_a_token_are_not_chosen(
     assert chosen is not None and chosen.micro_batch_tokens == 128
 
 
+def test_a_larger_micro_batch_whose_trial_gets_no_memory_is_not_chosen(
+    storage: Storage, law: Law, job: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = fit._measured
+    monkeypatch.setattr(
+        fit, "_measured", lambda spec, *more: None if spec.micro_batch_tokens > 300 else measured(spec, *more)
+    )
+    chosen = fit.forecast(job(micro_batch_tokens=128), storage, choose=True).chosen
+    assert chosen is not None and chosen.micro_batch_tokens == 256
+    assert law.seen[-1].micro_batch_tokens == 256
+
+
 def test_no_step_holds_more_than_the_batch_has(storage: Storage, law: Law, job: Any) -> None:
     spec = job(batch_size=2, micro_batch_tokens=4096)
     found = fit.forecast(spec, storage).as_written
