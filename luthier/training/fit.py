@@ -1,39 +1,30 @@
 """Fit: what a job will take, measured by trials: small jobs of its own longest rows, each in a fresh process.
 
-A trial is an ordinary run, so that whatever a run does is in it: `python -m luthier.training.fit SPEC --storage URL`. From two
-sizes of micro-batch follow memory and time as functions of tokens.
+From two sizes of micro-batch follow memory and time as functions of tokens.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
-import resource
-import signal
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from luthier.chat.renderers.base import renderer_for
 from luthier.chat.tokenizer import TOKENIZER_FILES, Tokenizer
-from luthier.core import logs
-from luthier.core.errors import InternalError, OutOfMemory, RunFailed
 from luthier.records.reader import Reader, Record
 from luthier.records.source import LocalFile
 from luthier.storage import Storage
 from luthier.training.data import BatchPlan, Rows, micro_batches, read_rows
-from luthier.training.events import CheckpointSaved, Evaluated, Failed, Progress, RunEvent, Started
 from luthier.training.objectives.base import Encoded, Objective, objectives
-from luthier.training.precision import has_gpu
 from luthier.training.spec import DataFile, TrainingSpec, Value
+from luthier.training.trial import Took, measured, resident_bytes
 
 _SPARE = 0.05  # share of the memory that is to stay free: rows fall together otherwise in every epoch
 _SMALLER = 4  # how many times smaller the micro-batches of the second trial are
@@ -141,21 +132,6 @@ class Trial:
         return found
 
 
-class Took(Value):
-    """What a trial's process measured. `peak_bytes` are by what went on: loading, evaluation, training, saving."""
-
-    device: str
-    room_bytes: int | None
-    """Memory of the device that it could have used; None for that of the machine."""
-    trainable_parameters: int
-    loading_seconds: float
-    step_seconds: list[float]
-    step_peak_bytes: list[int]
-    evaluation_seconds: float | None
-    saving_seconds: float
-    peak_bytes: dict[str, int]
-
-
 class _Forecaster:
     def __init__(
         self,
@@ -182,10 +158,10 @@ class _Forecaster:
                 storage, file, self._objective, renderer, max_length=spec.max_length, overlength=spec.overlength
             )
 
-        before = _resident_bytes()
+        before = resident_bytes()
         self._training = rows_of(spec.training)
         self._validation = rows_of(spec.validation) if spec.validation else None
-        self._rows_bytes = max(_resident_bytes() - before, 0)
+        self._rows_bytes = max(resident_bytes() - before, 0)
         self._plan = BatchPlan(len(self._training.rows), spec.seed, spec.batch_size, spec.epochs)
         self._lengths = sorted((row.length for row in self._training.rows), reverse=True)
         self._trials: list[Trial] = []
@@ -338,7 +314,7 @@ class _Forecaster:
             self._scratch.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self._scratch, prefix="fit-") as folder:
             spec, loads, evaluated = self._small_job(Path(folder), micro_batch_tokens, fill)
-            took = _measured(spec, Path(folder), self._available)
+            took = measured(spec, Path(folder), self._available)
         if took is None:
             return None
         trial = Trial(micro_batch_tokens, loads, evaluated, took)
@@ -429,33 +405,6 @@ def _stored(storage: Storage, file: DataFile, rows: list[Encoded], folder: Path)
     return DataFile(key=file.key, sha256=there.sha256, format=file.format)
 
 
-def _measured(spec: TrainingSpec, folder: Path, room_bytes: int) -> Took | None:
-    """Run a trial in a process of its own and say what it took; None when its memory did not suffice."""
-    path = folder / "spec.json"
-    path.write_text(spec.model_dump_json())
-    command = [sys.executable, "-m", "luthier.training.fit", str(path), "--storage", folder.as_uri()]
-    done = subprocess.run(
-        [*command, "--memory", str(room_bytes)], capture_output=True, text=True, stdin=subprocess.DEVNULL
-    )
-    said = done.stdout.strip().splitlines()[-1:]
-    if done.returncode == 0 and said:
-        return Took.model_validate_json(said[0])
-    told = json.loads(said[0]) if done.returncode == 1 and said else {}
-    code, noise = told.get("code", InternalError.code), done.stderr[-5000:].lower()
-    is_starved = code == InternalError.code and any(sign in noise for sign in _STARVED)
-    if code == OutOfMemory.code or done.returncode == -signal.SIGKILL or is_starved:
-        return None
-    last = (done.stderr.strip().splitlines() or ["it gave no reason"])[-1]
-    raise RunFailed(f"A dry step failed: {told.get('message', last)}")
-
-
-_STARVED = (
-    *("memoryerror", "bad_alloc", "out of memory", "allocate memory", "memory allocation"),
-    *("start new thread", "map segment"),
-)
-"""What a process says that dies because it gets no more memory, wherever in it that is."""
-
-
 def _on_line(points: Sequence[tuple[int, int]], at: int) -> int:
     """The value at `at` of the line through the outermost points, which does not fall; never below what was measured there."""
     points = sorted(points)
@@ -509,124 +458,3 @@ def _left_in_box() -> int:
         told = dict(line.split() for line in (box / "memory.stat").read_text().splitlines())
         return limit - used + int(told.get("inactive_file", 0))
     return sys.maxsize
-
-
-# Inside a trial's process
-
-
-@dataclass
-class _Gauge:
-    """Takes the time and the peak of memory between one event of a run and the next."""
-
-    began: float = field(default_factory=time.monotonic)
-    peaks: dict[str, int] = field(default_factory=dict)
-    loading: float = 0.0
-    steps: list[float] = field(default_factory=list)
-    step_peaks: list[int] = field(default_factory=list)
-    evaluation: float | None = None
-    saving: float = 0.0
-    parameters: int = 0
-    failed: Failed | None = None
-
-    def __call__(self, event: RunEvent) -> None:
-        passed, peak = time.monotonic() - self.began, _peak_bytes()
-        if (phase := _PHASES.get(event.type, event.type)) != "end":
-            self.peaks[phase] = max(self.peaks.get(phase, 0), peak)
-        match event:
-            case Started():
-                self.loading, self.parameters = passed, event.trainable_parameters
-            case Progress():
-                self.steps.append(passed)
-                self.step_peaks.append(peak)
-            case Evaluated():
-                self.evaluation = passed  # the last one's: the first is slow to begin
-            case CheckpointSaved():
-                self.saving = passed
-            case Failed():
-                self.failed = event
-        _forget_peak()
-        self.began = time.monotonic()
-
-
-_PHASES = {
-    "started": "loading",
-    "noted": "loading",
-    "progress": "training",
-    "evaluated": "evaluation",
-    "checkpoint_saved": "saving",
-    **dict.fromkeys(("succeeded", "failed", "cancelled"), "end"),
-}
-
-
-def _peak_bytes() -> int:
-    """The most memory since it was last forgotten: of the GPU where there is one, otherwise the resident set."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    with suppress(OSError):
-        return _of_status("VmHWM:")
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def _forget_peak() -> None:
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    with suppress(OSError):  # elsewhere each peak is that of all before it
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def _resident_bytes() -> int:
-    with suppress(OSError):
-        return _of_status("VmRSS:")
-    return 0
-
-
-def _of_status(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])
-
-
-def main(argv: list[str]) -> int:
-    """Run one trial and print what it took, as one line of JSON; exit code 1 where it failed, with the failure."""
-    parser = argparse.ArgumentParser(prog="python -m luthier.training.fit", description="Measure one small job.")
-    parser.add_argument("spec", type=Path, help="a file with the spec as JSON")
-    parser.add_argument("--storage", required=True, help="URL of the storage")
-    parser.add_argument("--memory", type=int, help="bytes that may be taken at most")
-    wanted = parser.parse_args(argv)
-    logs.configure("error")
-    if wanted.memory is not None and not has_gpu():  # a refusal is told; a machine without memory would end any process
-        with suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_DATA, (wanted.memory, resource.RLIM_INFINITY))
-    spec = TrainingSpec.model_validate_json(wanted.spec.read_bytes())
-    from luthier.training.program import execute
-
-    gauge = _Gauge()
-    code = execute(spec, Storage(wanted.storage), 1, gauge)
-    if code or gauge.failed is not None:
-        print(json.dumps({"code": gauge.failed.code, "message": gauge.failed.message} if gauge.failed else {}))
-        return 1
-    import torch
-
-    device, room = "cpu", None
-    if torch.cuda.is_available():
-        device, room = torch.cuda.get_device_name(), torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
-    took = Took(
-        device=device,
-        room_bytes=room,
-        trainable_parameters=gauge.parameters,
-        loading_seconds=gauge.loading,
-        step_seconds=gauge.steps,
-        step_peak_bytes=gauge.step_peaks,
-        evaluation_seconds=gauge.evaluation,
-        saving_seconds=gauge.saving,
-        peak_bytes=gauge.peaks,
-    )
-    print(took.model_dump_json())
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

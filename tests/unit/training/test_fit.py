@@ -93,7 +93,7 @@ def _tokens(groups: list[Any]) -> int:
 @pytest.fixture
 def law(monkeypatch: pytest.MonkeyPatch) -> Law:
     law = Law()
-    monkeypatch.setattr(fit, "_measured", law)
+    monkeypatch.setattr(fit, "measured", law)
     monkeypatch.setattr(fit, "available_bytes", lambda: ROOM)
     monkeypatch.setattr(fit, "_resident_bytes", lambda: 0)
     return law
@@ -193,9 +193,9 @@ def test_larger_micro_batches_that_take_longer_for_a_token_are_not_chosen(
 def test_a_larger_micro_batch_whose_trial_gets_no_memory_is_not_chosen(
     storage: Storage, law: Law, job: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measured = fit._measured
+    measured = fit.measured
     monkeypatch.setattr(
-        fit, "_measured", lambda spec, *more: None if spec.micro_batch_tokens > 300 else measured(spec, *more)
+        fit, "measured", lambda spec, *more: None if spec.micro_batch_tokens > 300 else measured(spec, *more)
     )
     chosen = fit.forecast(job(micro_batch_tokens=128), storage, choose=True).chosen
     assert chosen is not None and chosen.micro_batch_tokens == 256
@@ -246,10 +246,10 @@ def test_how_a_trial_ended_is_understood(
     done = subprocess.CompletedProcess([], status, f"{json.dumps(said)}\n" if said else "", noise)
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
     if is_memory:
-        assert fit._measured(spec, tmp_path, ROOM) is None
+        assert fit.measured(spec, tmp_path, ROOM) is None
     else:
         with pytest.raises(RunFailed, match="The loss rose" if said else "ValueError: x"):
-            fit._measured(spec, tmp_path, ROOM)
+            fit.measured(spec, tmp_path, ROOM)
 
 
 def test_a_law_with_a_part_that_would_be_negative_is_fitted_without_it() -> None:
@@ -280,4 +280,4 @@ def test_a_trial_that_is_given_too_little_memory_says_so_instead_of_taking_more(
     (tmp_path / "dry").mkdir()
     (tmp_path / "dry" / "models").symlink_to(storage.folder("models"))
     Storage((tmp_path / "dry").as_uri()).write(spec.training.key, storage.read(spec.training.key))
-    assert fit._measured(spec, tmp_path / "dry", 150 * MEGABYTE) is None
+    assert fit.measured(spec, tmp_path / "dry", 150 * MEGABYTE) is None
