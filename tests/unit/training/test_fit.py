@@ -95,7 +95,7 @@ def law(monkeypatch: pytest.MonkeyPatch) -> Law:
     law = Law()
     monkeypatch.setattr(fit, "measured", law)
     monkeypatch.setattr(fit, "available_bytes", lambda: ROOM)
-    monkeypatch.setattr(fit, "_resident_bytes", lambda: 0)
+    monkeypatch.setattr(fit, "resident_bytes", lambda: 0)
     return law
 
 
