@@ -89,7 +89,8 @@ def _left_out(name: str) -> str | None:
 
 def _default(name: str) -> str:
     field = _SPEC[name]
-    return _toml(None if field.is_required() else field.get_default(call_default_factory=True))
+    is_computed = field.is_required() or name in defaults.Resolved.model_fields
+    return _toml(None if is_computed else field.get_default(call_default_factory=True))
 
 
 def _toml(value: Any) -> str:
