@@ -65,7 +65,7 @@ class TrainingSpec(Value):
     overlength: Overlength = Field(
         default="drop", description="What becomes of a longer row: left out, cut, or a reason not to start."
     )
-    epochs: int = Field(ge=1, le=100)
+    epochs: int = Field(ge=1, le=100, description="How often every row is trained.")
     batch_size: int = Field(ge=1, le=4096, description="Rows per optimizer step.")
     micro_batch_tokens: int = Field(ge=8, description="Tokens that one forward pass takes at most.")
     learning_rate: float = Field(gt=0, le=1, description="Peak, reached after the warm-up.")
@@ -76,9 +76,11 @@ class TrainingSpec(Value):
     decay_ratio: float = Field(
         default=0.2, gt=0, le=1, description="Share of all steps in which the rate of wsd falls."
     )
-    weight_decay: float = Field(default=0.0, ge=0)
+    weight_decay: float = Field(
+        default=0.0, ge=0, description="Share of matrices, times the rate, that is taken off in a step."
+    )
     clip_norm: float = Field(default=1.0, gt=0, description="Largest global gradient norm.")
-    seed: int = Field(ge=0, lt=2**31)
+    seed: int = Field(ge=0, lt=2**31, description="What the order of rows and everything random follow from.")
     precision: Precision = Field(
         description="Of the frozen base model and of what is computed; what is trained is fp32. "
         "A machine that does not compute in it takes another and says so."
@@ -94,13 +96,13 @@ class TrainingSpec(Value):
     sharding: Literal["none", "full"] = Field(
         default="none", description="full: each process keeps a part of every weight (FSDP2), else all of them."
     )
-    evaluate_every_steps: int = Field(ge=1)
+    evaluate_every_steps: int = Field(ge=1, description="Steps between evaluations of the validation file.")
     patience: int | None = Field(
         default=None,
         ge=1,
         description="Evaluations without a better loss after which training ends, and its best checkpoint is the result.",
     )
-    save_every_steps: int = Field(ge=1)
+    save_every_steps: int = Field(ge=1, description="Steps between checkpoints.")
     keep_checkpoints: int | None = Field(
         default=None,
         ge=1,

@@ -19,7 +19,7 @@ from pathlib import Path
 from luthier.core import logs
 from luthier.core.errors import InternalError, OutOfMemory, RunFailed
 from luthier.storage import Storage
-from luthier.training.events import CheckpointSaved, Evaluated, Failed, Progress, RunEvent, Started
+from luthier.training.events import CheckpointSaved, Evaluated, Failed, Noted, Progress, RunEvent, Started
 from luthier.training.precision import has_gpu
 from luthier.training.spec import TrainingSpec, Value
 
@@ -81,6 +81,8 @@ class _Gauge:
     failed: Failed | None = None
 
     def __call__(self, event: RunEvent) -> None:
+        if isinstance(event, Noted):
+            return
         passed, peak = time.monotonic() - self.began, _peak_bytes()
         if (phase := _PHASES.get(event.type, event.type)) != "end":
             self.peaks[phase] = max(self.peaks.get(phase, 0), peak)
@@ -102,7 +104,6 @@ class _Gauge:
 
 _PHASES = {
     "started": "loading",
-    "noted": "loading",
     "progress": "training",
     "evaluated": "evaluation",
     "checkpoint_saved": "saving",
