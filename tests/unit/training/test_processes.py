@@ -24,6 +24,7 @@ from luthier.training.spec import PluginChoice, TrainingSpec
 from tests.reference import trl
 from tests.unit.training.together import play
 
+pytestmark = pytest.mark.timeout(300)  # what sets it up plays nine runs
 PAIRS = [("lora", "none"), ("full", "none"), ("lora", "full"), ("full", "full"), ("ptuning_v2", "full")]
 
 
