@@ -112,6 +112,8 @@ class Processes:
 def _told() -> Iterator[None]:
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as gone:
         raise ProcessLost(
             "One of the processes that train together has ended.", hint="Its log says why; the job can go on."

@@ -80,6 +80,11 @@ def losses(storage: Storage, job: str, *kinds: str) -> list[float]:
     return [event.loss for event in events if event.type in (kinds or ("progress", "evaluated"))]
 
 
+def norms(storage: Storage, job: str) -> list[float]:
+    """Of the gradients before they are clipped: AdamW alone would hide that all of them are too large or too small."""
+    return [event.grad_norm for event in read_events(storage, f"runs/{job}", 1, -1) if event.type == "progress"]
+
+
 @pytest.mark.parametrize(("method", "sharding"), PAIRS)
 def test_two_processes_give_the_losses_and_the_artifact_of_one(played, method, sharding):
     storage, lasts = played
@@ -90,6 +95,9 @@ def test_two_processes_give_the_losses_and_the_artifact_of_one(played, method, s
     alone, expected = lasts[f"ftjob-{method}-none-1", 1], losses(storage, f"ftjob-{method}-none-1")
     assert len(expected) == 9 + 4
     assert losses(storage, f"ftjob-{method}-{sharding}-2") == pytest.approx(expected, rel=1e-4)
+    assert norms(storage, f"ftjob-{method}-{sharding}-2") == pytest.approx(
+        norms(storage, f"ftjob-{method}-none-1"), rel=1e-3
+    )
     assert together.trained_tokens == alone.trained_tokens
     last = lasts.get((f"ftjob-{method}-{sharding}-2", 2), together)  # the first attempt's artifact is gone
     ours, theirs = (storage.folder(last.artifact_key) for last in (last, alone))
