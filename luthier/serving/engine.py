@@ -23,10 +23,22 @@ class _Turn:
     steps: Iterator[Any]
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     out: asyncio.Queue[Any] = field(default_factory=asyncio.Queue)
+    made: deque[Any] = field(default_factory=deque)
+    is_awaited: bool = False  # the loop was called and has not come yet
     is_cancelled: bool = False
 
     def put(self, item: Any) -> None:
-        self.loop.call_soon_threadsafe(self.out.put_nowait, item)
+        self.made.append(item)
+        if not self.is_awaited:
+            # Each call writes a byte to the pipe that wakes the loop. A full pipe would lose a signal such as SIGTERM,
+            # so a busy loop is called once, however much is made meanwhile.
+            self.is_awaited = True
+            self.loop.call_soon_threadsafe(self._take)
+
+    def _take(self) -> None:
+        self.is_awaited = False  # before the count: what is made from here on calls again
+        for _ in range(len(self.made)):
+            self.out.put_nowait(self.made.popleft())
 
 
 class Engine:
@@ -48,6 +60,7 @@ class Engine:
         try:
             while not isinstance(item := await turn.out.get(), _End):
                 yield item
+                await asyncio.sleep(0)  # what else the loop has to do comes between, also when much is ready
             if item.error is not None:
                 raise item.error
         finally:

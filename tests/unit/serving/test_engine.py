@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -78,3 +80,24 @@ async def test_a_call_raises_what_its_function_raises(engine: Engine) -> None:
     with pytest.raises(ZeroDivisionError):
         await engine.call(lambda: 1 / 0)
     assert await engine.call(lambda: 2) == 2
+
+
+async def test_a_signal_is_heard_however_much_was_made_while_the_loop_was_busy(engine: Engine) -> None:
+    loop, asked, made = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+
+    def burst() -> Iterator[int]:
+        yield from range(2000)  # a pipe that wakes a loop holds some hundreds of calls
+        made.set()
+
+    loop.add_signal_handler(signal.SIGUSR1, asked.set)
+    try:
+        async with aclosing(engine.stream(burst())) as numbers:
+            first = asyncio.ensure_future(anext(numbers))
+            await asyncio.sleep(0)
+            assert made.wait(30)  # the loop is busy
+            os.kill(os.getpid(), signal.SIGUSR1)
+            async with asyncio.timeout(5):
+                await asked.wait()
+            assert [await first, *[number async for number in numbers]] == list(range(2000))
+    finally:
+        loop.remove_signal_handler(signal.SIGUSR1)
