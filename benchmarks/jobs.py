@@ -28,6 +28,7 @@ from luthier.core.errors import LossDiverged
 from luthier.storage import Storage
 from luthier.training import defaults
 from luthier.training.events import Evaluated, Failed, Started, Succeeded, read_events
+from luthier.training.precision import has_gpu
 from luthier.training.spec import DataFile, PluginChoice, TrainingSpec
 
 LIBRARIES = ("torch", "transformers", "peft")
@@ -107,7 +108,8 @@ class Bench:
             validation=self.file(f"{name}-held-out", data.format, data.held_out),
             method=PluginChoice(name=method),
             objective=PluginChoice(name=objective),
-            **numbers | {"save_every_steps": steps},  # a checkpoint of a whole model is 1.6 GB: one will do
+            keep_checkpoints=1,  # that of a whole model is 1.6 GB: the best will do
+            **numbers | {"save_every_steps": steps},
         )
         identity = hashlib.sha256(spec.model_dump_json(exclude_defaults=True).encode()).hexdigest()
         return spec.model_copy(update={"job": f"ftjob-{identity[:16]}"})
@@ -162,7 +164,7 @@ def machine(threads: int) -> str:
     libraries = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
     return (
         f"{processor or platform.machine()}, {threads} of {os.cpu_count()} cores, {memory:.0f} GiB, "
-        f"{'a GPU' if Path('/dev/nvidia0').exists() else 'no GPU'}; {platform.system()}, "
+        f"{'a GPU' if has_gpu() else 'no GPU'}; {platform.system()}, "
         f"Python {platform.python_version()}, {libraries}; {defaults.precision()}"
     )
 

@@ -92,8 +92,8 @@ def table(lines: Iterable[dict[str, Any]]) -> str:
 
 
 def _above_best(jobs: dict[float, tuple[float, Outcome]]) -> str:
-    """How far the automatic rate's loss is above the lowest of all rates, and at which multiple that was."""
-    ended = {factor: outcome.evaluations[-1].loss for factor, (_, outcome) in jobs.items() if not outcome.has_diverged}
+    """How far the loss of the automatic rate's result, its best checkpoint, is above the lowest of all rates, and at which."""
+    ended = {factor: outcome.best.loss for factor, (_, outcome) in jobs.items() if not outcome.has_diverged}
     if 1.0 not in ended:
         return "it diverged"
     best = min(ended, key=lambda factor: ended[factor])

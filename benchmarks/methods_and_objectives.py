@@ -68,7 +68,7 @@ def _held_out(bench: Bench, name: str, data: DataSet) -> list[DataFile]:
 
 
 def _row(name: str, spec: TrainingSpec, outcome: Outcome, by_stock: list[str]) -> tuple[str, ...]:
-    before, after = outcome.evaluations[0], outcome.evaluations[-1]
+    before, after = outcome.evaluations[0], outcome.best  # whose checkpoint is the artifact
     end = "diverged" if outcome.has_diverged else f"{after.loss:.3f}"
     pairs = [one.measures.get("reward_accuracy") for one in (before, after)]
     return (

@@ -22,7 +22,7 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError
 from obstore.store import LocalStore, MemoryStore, from_url
 
-from luthier.core.errors import AlreadyExists, NotFound, StorageUnavailable
+from luthier.core.errors import AlreadyExists, InvalidParameter, NotFound, StorageUnavailable
 
 _PART = 8 * 1024 * 1024  # bytes read from or sent to the store at a time
 _AT_ONCE = 4  # parts of a stream on their way to the store: what a stream takes of the memory
@@ -40,7 +40,10 @@ class StoredObject:
 
 
 class Storage:
-    """One store. Every method raises ObjectNotFound for a missing key and StorageUnavailable when the store fails."""
+    """One store. Every method raises ObjectNotFound for a missing key and StorageUnavailable when the store fails.
+
+    A key that leaves the store, or has an empty part, is an InvalidParameter.
+    """
 
     def __init__(self, url: str, *, cache: Path | None = None) -> None:
         """Open the store at `url`; `cache` is where `folder` puts what does not lie on this machine already."""
@@ -229,6 +232,8 @@ def _translated(key: str) -> Iterator[None]:
         raise ObjectNotFound(f"Nothing is stored under {key!r}.") from missing
     except (AlreadyExistsError, FileExistsError) as exists:
         raise AlreadyExists(f"{key!r} is stored already.") from exists
+    except ValueError as refused:
+        raise InvalidParameter("key", f"{key!r} is no key of an object: {refused}") from refused
     except BaseError as failed:
         raise StorageUnavailable(f"The storage failed on {key!r}: {failed}") from failed
 

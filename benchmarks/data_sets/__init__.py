@@ -11,7 +11,7 @@ from typing import Any
 
 Row = dict[str, Any]
 
-FITTING = {"sft": ("facts", "docstrings", "extraction"), "dpo": ("preferences",), "cpt": ("reference",)}
+FITTING = {"sft": ("facts", "docstrings", "characters", "extraction"), "dpo": ("preferences",), "cpt": ("reference",)}
 """The sets that an objective can learn from, by its name."""
 NAMES = (*(name for names in FITTING.values() for name in names), "general")
 

@@ -31,7 +31,7 @@ class Learned(NamedTuple):
 def learned_tokens(model: PreTrainedModel, packed: Packed, *, chunk: int | None = None) -> Learned:
     """Log-probabilities of the learned tokens, each predicted from the tokens before it.
 
-    `model` went through `prepare` and `proved_head`. At most `chunk` positions have logits at a time, in the backward pass
+    `model` went through `prepare` and `prove_head`. At most `chunk` positions have logits at a time, in the backward pass
     too, where they are computed again; absent, as many as fit into some memory.
     """
     hidden_ND = hidden_states(model, packed)[packed.chosen_N]

@@ -98,17 +98,26 @@ def hidden_states(model: PreTrainedModel, packed: Packed) -> Tensor:
     return said.last_hidden_state[0]
 
 
-def prepare(model: PreTrainedModel) -> None:
+def prepare(model: PreTrainedModel, *, longest: int = 0) -> None:
     """Give a model our attention, and prove that sequences laid end to end get what each gets alone.
 
-    Raises InvalidRequest for a model of which that is not so: one whose layers look back in another way than attention.
+    Dropout of the model's own is switched off: its random numbers would depend on what lies beside a sequence. Raises
+    InvalidRequest for a model whose layers look back in another way than attention, or do so for sequences of `longest`
+    tokens, of which the proof has none.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
+
+    _switch_off_dropout(model)
+    windows: list[int | None] = []
+
+    def watched(*given: Any, **named: Any) -> tuple[Tensor, None]:
+        windows.append(named.get("sliding_window"))
+        return _attention(*given, **named)
 
     probe = [[3, 1, 4, 1, 5, 9, 2, 6], [5, 3, 5], [8, 9, 7, 9, 3]]
     with torch.no_grad():
         alone = [_decoded(model, ids) for ids in probe]
-    AttentionInterface.register(ATTENTION, _attention)
+    AttentionInterface.register(ATTENTION, watched)
     AttentionMaskInterface.register(ATTENTION, _no_mask)
     before: Any = model.config._attn_implementation
     try:
@@ -118,11 +127,43 @@ def prepare(model: PreTrainedModel) -> None:
     except (TypeError, ValueError, AttributeError) as unfit:
         model.set_attn_implementation(before)
         raise _unfit(model, str(unfit)) from unfit
+    finally:
+        AttentionInterface.register(ATTENTION, _attention)
+    if (why := _longer_ones_differ(model.config, longest, has_window=any(windows))) is not None:
+        model.set_attn_implementation(before)
+        raise _unfit(model, why)
     expected = torch.cat(alone).float()
     difference = (together.float() - expected).abs().max() / expected.abs().max()
     if expected.isfinite().all() and not difference < (_SAME if together.dtype == torch.float32 else 30 * _SAME):
         model.set_attn_implementation(before)
         raise _unfit(model, f"the difference is {difference:.1e}")
+
+
+def _switch_off_dropout(model: PreTrainedModel) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
+def _longer_ones_differ(config: Any, longest: int, *, has_window: bool) -> str | None:
+    """Why sequences of that many tokens may not get beside others what they get alone, whatever short ones do."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    for one in (rope, *(part for part in rope.values() if isinstance(part, dict))):
+        limit = one.get("original_max_position_embeddings") or getattr(config, "max_position_embeddings", longest)
+        if one.get("rope_type") in ("dynamic", "longrope") and longest > limit:
+            return f"its positions change for all once one has more than {limit:,} tokens: use a smaller max_length"
+    kinds = set(getattr(config, "layer_types", None) or ())
+    chunk = getattr(config, "attention_chunk_size", None)
+    if "chunked_attention" in kinds and chunk is not None and longest > chunk:
+        return f"it looks back in chunks of {chunk:,} tokens: use a smaller max_length"
+    window = getattr(config, "sliding_window", None)
+    looks_through_one = "sliding_attention" in kinds if kinds else getattr(config, "use_sliding_window", True)
+    if window is not None and looks_through_one and not has_window and longest > window:
+        return f"its layers do not tell of their window of {window:,} tokens: use a smaller max_length"
+    return None
 
 
 def _decoded(model: PreTrainedModel, ids: list[int]) -> Tensor:
@@ -169,9 +210,15 @@ def _attention(
     parts: list[Tensor] = []
     for begin, end in pairwise(packed.bounds):
         key, value = key_1KTD[:, :, begin:end], value_1KTD[:, :, begin:end]
-        if before is not None:
-            key, value = torch.cat((before[None, 0], key), 2), torch.cat((before[None, 1], value), 2)
-        parts.append(_attended(query_1HTD[:, :, begin:end], key, value, scaling, sliding_window))
+        query = query_1HTD[:, :, begin:end]
+        if before is None:
+            parts.append(_attended(query, key, value, scaling, sliding_window))
+            continue
+        # Empty queries stand where the prefix has keys: so what is causal lets all others see it, and needs no mask.
+        key, value = torch.cat((before[None, 0], key), 2), torch.cat((before[None, 1], value), 2)
+        positions = before.shape[2]
+        query = torch.cat((query.new_zeros(*query.shape[:2], positions, query.shape[3]), query), 2)
+        parts.append(_attended(query, key, value, scaling, sliding_window)[:, :, positions:])
     return torch.cat(parts, 2).transpose(1, 2), None
 
 

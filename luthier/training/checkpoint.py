@@ -30,7 +30,7 @@ from luthier.core.errors import CheckpointUnreadable, LuthierError, Unavailable
 from luthier.storage import Storage, digest
 from luthier.training.methods.base import Method
 from luthier.training.optim import Optimizer
-from luthier.training.processes import Processes, whole
+from luthier.training.processes import Processes
 from luthier.training.spec import TrainingSpec, Value
 from luthier.training.watch import Standing
 
@@ -96,6 +96,8 @@ class Checkpoints:
         self._method = method
         self._processes = processes or Processes()
         self._renderer_sha256 = renderer_sha256
+        self.damaged: list[str] = []
+        """Checkpoints that `resume` passed over."""
 
     def save(
         self,
@@ -122,8 +124,10 @@ class Checkpoints:
             data_sha256=self._spec.training.sha256,
             renderer_sha256=self._renderer_sha256,
         )
-        numbers = {name: whole(tensor.detach()) for name, tensor in self._method.numbers(model).items()}
-        moments = optimizer.tensors()
+        if not (self._processes.is_first or self._processes.is_sharded):
+            return Checkpoint(key, self._attempt, "", state)
+        numbers = self._processes.collected(self._method.numbers(model))
+        moments = self._processes.collected(optimizer.tensors())
         if not self._processes.is_first:
             return Checkpoint(key, self._attempt, "", state)
         with TemporaryDirectory() as name:
@@ -146,12 +150,13 @@ class Checkpoints:
 
         Gives it with the optimizer's tensors, for `Optimizer.restore`.
 
-        One that is damaged is passed over for the one before. Raises CheckpointUnreadable when a whole one does not
-        belong to this spec.
+        One that is damaged is passed over for the one before, and named in `damaged`. Raises CheckpointUnreadable when a
+        whole one does not belong to this spec.
         """
         for key, attempt in self._newest_first():
             with self._opened(key) as opened:
                 if opened is None:
+                    self.damaged.append(key)
                     continue
                 folder, artifact_sha256, state = opened
                 self._check(key, state)
@@ -160,11 +165,8 @@ class Checkpoints:
                 return Checkpoint(key, attempt, artifact_sha256, state), moments
         return None
 
-    def drop(self, saved: Sequence[Checkpoint]) -> list[Checkpoint]:
-        """Delete all but the best and the last of `saved`, in their order, as the spec's `keep_checkpoints` says; give what went.
-
-        The manifest goes first, so that what is left of a deletion that was cut off is no checkpoint.
-        """
+    def surplus(self, saved: Sequence[Checkpoint]) -> list[Checkpoint]:
+        """Those of `saved` that need not stay: all but the best and the last, as the spec's `keep_checkpoints` says."""
         if self._spec.keep_checkpoints is None or not self._processes.is_first:
             return []
 
@@ -173,25 +175,39 @@ class Checkpoints:
             return (math.inf, -step) if loss is None else (loss, step)  # of equal losses the first is the best
 
         kept = {one.key for one in sorted(saved, key=rank)[: self._spec.keep_checkpoints]} | {saved[-1].key}
-        gone = [one for one in saved if one.key not in kept]
+        return [one for one in saved if one.key not in kept]
+
+    def delete(self, gone: Sequence[Checkpoint]) -> None:
+        """Delete checkpoints. The manifest goes first, so that what is left of a deletion that was cut off is none."""
         for one in gone:
             self._storage.delete(f"{one.key}/manifest.json")
             self._storage.delete(one.key)
-        return gone
+
+    def sweep(self) -> None:
+        """Delete what older attempts left unfinished: folders without a manifest."""
+        root = f"{self._spec.run_key}/checkpoints"
+        folders: dict[str, bool] = {}
+        for key in self._storage.list(root):
+            folder, _, part = key.removeprefix(f"{root}/").partition("/")
+            folders[folder] = folders.get(folder, False) or part == "manifest.json"
+        for folder, is_complete in folders.items():
+            named = _FOLDER.fullmatch(folder)
+            if named and not is_complete and int(named[1]) < self._attempt:
+                self._storage.delete(f"{root}/{folder}")
 
     def all(self) -> list[Checkpoint]:
-        """Every complete checkpoint of this or an older attempt, by step; those that are damaged are left out."""
-        found: list[Checkpoint] = []
+        """The newest complete checkpoint of every step, in their order; one whose description is damaged is left out."""
+        found: dict[int, Checkpoint] = {}
         for key, attempt in reversed(self._newest_first()):
             try:
                 manifest = json.loads(self._storage.read(f"{key}/manifest.json"))
                 state = State.model_validate_json(self._storage.read(f"{key}/state.json"))
-                found.append(Checkpoint(key, attempt, str(manifest["artifact_sha256"]), state))
+                found[state.step] = Checkpoint(key, attempt, str(manifest["artifact_sha256"]), state)
             except Unavailable:
                 raise
             except (LuthierError, ValueError, KeyError, TypeError) as damage:
                 _log.warning("checkpoint passed over", key=key, why=str(damage))
-        return found
+        return list(found.values())
 
     def at_step(self, step: int) -> Checkpoint | None:
         """The newest complete checkpoint of a step; None where there is none, or it is damaged."""

@@ -11,7 +11,11 @@ from luthier.training.objectives.base import objectives
 from luthier.training.precision import Precision, has_gpu, precision
 from luthier.training.spec import Value
 
-_TUNED_ON = 135e6  # parameters of the model for which the rates of methods were found
+_TUNED_ON = 135e6  # parameters of the model for which the rates of methods were found, by steps of so many rows
+_TUNED_BATCH = 8
+_BY_SIZE = (
+    0.375  # Schulman et al., LoRA Without Regret: width to the power of 0.78 for Llama models; size grows as its square
+)
 _EVALUATIONS = 4  # of a run, and checkpoints
 _SAMPLES = 3
 _VISITS = 400  # how often a small file's rows are seen in all
@@ -31,9 +35,9 @@ class Resolved(Value):
     )
     micro_batch_tokens: int = Field(description="8,192 where there is a GPU, otherwise 1,024.")
     learning_rate: float = Field(
-        description="The method's at 135 million parameters (2e-3 for lora), times the objective's share (a tenth for dpo), "
-        "falling with the fourth root of the size (a model 16 times as large takes half), to two digits, at most ten times "
-        "what it is at 135 million."
+        description="The method's at 135 million parameters (4e-3 for lora), times the objective's share (a tenth for dpo); "
+        "for steps of fewer than 8 rows less in proportion; falling with the size to the power of 3/8 (a model 60 times as "
+        "large takes about a fifth), at most ten times what it is at 135 million; to two digits."
     )
     seed: int = Field(description="Drawn.")
     precision: Precision = Field(
@@ -70,7 +74,9 @@ def resolve(
     epochs = epochs or (1 if rows >= 10_000 else min(max(-(-_VISITS // rows), 2), 10))
     batch_size = batch_size or min(max(_power_of_two(rows // 32), 4), 64, rows)
     tuned = methods.load(method).rate * objectives.load(objective).rate_share
-    rate = learning_rate or float(f"{tuned * min((_TUNED_ON / parameters) ** 0.25, 10):.1e}")
+    by_batch = min(batch_size / _TUNED_BATCH, 1.0)
+    by_size = min((_TUNED_ON / parameters) ** _BY_SIZE, 10.0)
+    rate = learning_rate or float(f"{tuned * by_batch * by_size:.1e}")
     steps = epochs * -(-rows // batch_size)
     is_gpu = has_gpu()
     return Resolved(

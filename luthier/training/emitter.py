@@ -50,7 +50,7 @@ class Emitter:
         stalled_after_seconds: float = math.inf,
         on_stall: Callable[[], None] | None = None,
     ) -> None:
-        """Where nothing is told or checked for so long, a `failed` event is stored and `on_stall` called, by the thread."""
+        """Where after a first time nothing is told or checked for so long, a `failed` event is stored and `on_stall` called."""
         self._storage = storage
         self._run_key = run_key
         self._attempt = attempt
@@ -64,7 +64,7 @@ class Emitter:
         self._fault: Exception | None = None
         self._stalled_after_seconds = stalled_after_seconds
         self._on_stall = on_stall
-        self._alive_at = time.monotonic()
+        self._alive_at = math.inf  # weights may be long on their way: the first event or check begins the watch
         self._thread = threading.Thread(target=self._carry, name="events", daemon=True)
         self.step = 0
 

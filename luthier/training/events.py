@@ -33,6 +33,7 @@ class Started(Told):
     dropped: list[int] = Field(description="Numbers of the first 1,000 rows that are not trained, counted from 1.")
     dropped_rows: int = 0
     validation_dropped: list[int] = Field(default=[], description="The same, of the validation file.")
+    validation_dropped_rows: int = 0
     trained_tokens_per_epoch: int
     tokens_per_epoch: int
     trainable_parameters: int

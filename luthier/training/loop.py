@@ -15,6 +15,7 @@ from luthier.training.forward import Forward
 from luthier.training.meter import Mean, Pace
 from luthier.training.objectives.base import Encoded
 from luthier.training.optim import Optimizer, learning_rate
+from luthier.training.processes import Processes
 from luthier.training.samples import Samples
 from luthier.training.spec import TrainingSpec
 from luthier.training.watch import Watch, refuse_unless_finite
@@ -43,6 +44,7 @@ class Loop:
         self._spec = spec
         self._plan = plan
         self._training = training
+        self._tokens_in_all = training.tokens * spec.epochs
         self._validation = validation
         self._forward = forward
         self._model = forward.model
@@ -72,6 +74,9 @@ class Loop:
         if not resumed:
             self._evaluate(step=0)
             self._answer(step=0, always=True)
+        elif done == total or self._watch.is_over:  # it died between its last checkpoint and its end
+            self._drop(saved)
+            self._answer(done, always=True)
         for step in range(done + 1, total + 1):
             if self._watch.is_over:
                 break
@@ -119,7 +124,7 @@ class Loop:
             learning_rate=rate,
             grad_norm=grad_norm,
             tokens_per_second=pace.tokens_per_second,
-            seconds_left=pace.seconds_left(self._training.tokens * spec.epochs - self._trained_tokens),
+            seconds_left=pace.seconds_left(self._tokens_in_all - self._trained_tokens),
             elapsed_seconds=pace.elapsed_seconds,
             trained_tokens=self._trained_tokens,
         )
@@ -164,9 +169,10 @@ class Loop:
 
     def _drop(self, saved: list[Checkpoint]) -> None:
         """Of `saved` those that need not stay; it has the others afterwards."""
-        gone = self._checkpoints.drop(saved)
-        if gone:
+        gone = self._checkpoints.surplus(saved)
+        if gone:  # told first: who reads of a checkpoint that is not there any more has read that it went
             self._emitter.emit(CheckpointsDropped, step=saved[-1].state.step, keys=[one.key for one in gone])
+            self._checkpoints.delete(gone)
             saved[:] = [one for one in saved if one not in gone]
 
     def _answer(self, step: int, *, always: bool) -> None:
@@ -191,9 +197,14 @@ class Loop:
             yield group, counts
 
     def _check(self) -> None:
-        self._emitter.check()
-        if self._stop.is_set() and self._processes.count == 1:
-            raise Stopped
+        check_on(self._emitter, self._stop, self._processes)
+
+
+def check_on(emitter: Emitter, stop: threading.Event, processes: Processes) -> None:
+    """Say that the run gets on. Raises what the emitter met, and Stopped where one process alone was asked to stop."""
+    emitter.check()
+    if stop.is_set() and processes.count == 1:
+        raise Stopped
 
 
 def tell_saved(emitter: Emitter, saved: Checkpoint) -> None:

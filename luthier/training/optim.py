@@ -20,9 +20,9 @@ def learning_rate(spec: TrainingSpec, step: int, total_steps: int) -> float:
     p = (step - W - 1) / (total_steps - W), which goes from 0 to just below 1: peak * (1 + cos(pi * p)) / 2 for cosine,
     peak * (1 - p) for linear, peak for constant. wsd (warm-up, stable, decay; Hu et al., MiniCPM, arXiv 2404.06395) stays
     at the peak until its last D = ceil(decay_ratio * total_steps) steps, in which it is peak * (total_steps - step + 1) /
-    (D + 1). So the peak is met at step W + 1, and no step has a rate of 0.
+    (D + 1). So the peak is met at step W + 1, unless wsd falls already there, and no step has a rate of 0.
     """
-    warmup = int(spec.warmup_ratio * total_steps)
+    warmup = math.floor(round(spec.warmup_ratio * total_steps, 9))
     if step <= warmup:
         return spec.learning_rate * step / (warmup + 1)
     p = (step - warmup - 1) / (total_steps - warmup)
@@ -97,9 +97,9 @@ class Optimizer:
         self._adamw.zero_grad(set_to_none=True)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The whole state, as `<parameter>/<exp_avg | exp_avg_sq | step>`."""
+        """The state where it lies, as `<parameter>/<exp_avg | exp_avg_sq | step>`."""
         return {
-            f"{name}/{kind}": whole(tensor.detach()).to("cpu")
+            f"{name}/{kind}": tensor.detach()
             for name, parameter in self._named.items()
             for kind, tensor in self._adamw.state[parameter].items()
         }

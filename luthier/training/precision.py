@@ -14,7 +14,9 @@ def precision() -> Precision:
 
 
 def has_gpu() -> bool:
-    return Path("/dev/nvidia0").exists()
+    """Whether there is a GPU of NVIDIA's: one of the devices numbered from 0, of which a container may have any, or WSL's."""
+    numbered = (device.name.removeprefix("nvidia") for device in Path("/dev").glob("nvidia*"))
+    return any(map(str.isdecimal, numbered)) or Path("/dev/dxg").exists()
 
 
 def computes_in_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:

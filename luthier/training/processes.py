@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from types import MethodType
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.core.errors import RunFailed
+from luthier.nets.loading import this_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 _THROUGH = "luthier_through"
+_MEETING = timedelta(minutes=3)  # until all have started and found each other
 _PATIENCE = timedelta(hours=2)  # a process may be long before the others: one saves, or answers samples
 _BUCKET = 16 * 1024**2  # numbers that are summed at a time
 
@@ -100,6 +102,18 @@ class Processes:
                 parameter.grad = torch.zeros_like(parameter)
         self.add([parameter.grad for parameter in parameters if parameter.grad is not None])
 
+    def collected(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors that may be sharded, whole, on the first process's CPU; the others, which must ask too, get none.
+
+        One is put together at a time, so that no device needs room for all.
+        """
+        found: dict[str, Tensor] = {}
+        for name, tensor in tensors.items():
+            together = whole(tensor.detach())
+            if self.is_first:
+                found[name] = together.to("cpu")
+        return found
+
     def through(self, model: PreTrainedModel, compute: Callable[..., R], *inputs: Any) -> R:
         """`compute(model, *inputs)`, with the weights of a sharded model put together for it."""
         if not self.is_sharded:
@@ -127,15 +141,28 @@ def joined(count: int, *, is_sharded: bool) -> Iterator[Processes]:
         yield Processes()
         return
     from torch import distributed
+    from torch.distributed.rendezvous import rendezvous
 
     if (started := int(os.environ.get("WORLD_SIZE", "1"))) != count:
         raise RunFailed(
             f"The spec asks for {count} processes, and {started} were started.",
             hint=f"Start it by `luthier train`, or by `torchrun --nproc-per-node {count}`.",
         )
-    distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=_PATIENCE)
+    device = this_device()
+    if device.type == "cuda":
+        if (device.index or 0) >= (there_are := torch.cuda.device_count()):
+            raise RunFailed(
+                f"The spec asks for {count} processes, one to a GPU; there are {there_are} GPUs.",
+                hint=f"Set processes to {there_are}.",
+            )
+        torch.cuda.set_device(device)  # what NCCL and sharding take for this process's
+    with _told():
+        store, rank, size = next(rendezvous("env://", timeout=_MEETING))
+        distributed.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=size, timeout=_PATIENCE
+        )
     try:
-        yield Processes(distributed.get_rank(), count, is_sharded=is_sharded)
+        yield Processes(rank, count, is_sharded=is_sharded)
     finally:
         distributed.destroy_process_group()
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from luthier.core.errors import CheckpointUnreadable
@@ -61,6 +62,7 @@ def _keep(storage: Storage, key: str, found: torch.Tensor) -> None:
         path = Path(folder) / "reference.safetensors"
         save_file({"reference": found}, path)
         storage.upload(path, key)
+    storage.settle(key.rpartition("/")[0])  # checkpoints are worth nothing without it
 
 
 def _kept(storage: Storage, key: str) -> torch.Tensor | None:
@@ -70,4 +72,9 @@ def _kept(storage: Storage, key: str) -> torch.Tensor | None:
             storage.download(key, path)
         except ObjectNotFound:
             return None
-        return load_file(path)["reference"]
+        try:
+            return load_file(path)["reference"]
+        except (SafetensorError, KeyError) as damaged:
+            raise CheckpointUnreadable(
+                "What the model said before the first step is damaged.", hint="Start a new job."
+            ) from damaged

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from luthier.training.data import BatchPlan, Rows, RowsLost, read_rows
 from luthier.training.emitter import Emitter, Silent, Superseded
 from luthier.training.events import Cancelled, CheckpointSaved, Failed, Noted, RunEvent, Started, Succeeded, read_events
 from luthier.training.forward import Forward, computed
-from luthier.training.loop import Loop, Stopped, tell_saved
+from luthier.training.loop import Loop, Stopped, check_on, tell_saved
 from luthier.training.methods.base import Method, methods
 from luthier.training.objectives.base import objectives
 from luthier.training.optim import Optimizer
@@ -110,11 +111,13 @@ def _play(
         weights, precision=precision, expected_sha256=spec.weights_sha256, is_quantised=method.is_quantised
     )
     prove_head(base)
-    prepare(base)
+    prepare(base, longest=spec.max_length)
     model = method.attach(base.requires_grad_(False), seed=spec.seed, blank=renderer.tokenizer.encode_plain("\n"))
     checkpoints = Checkpoints(storage, spec, attempt, method, processes, renderer_sha256=renderer_sha256)
     if spec.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
+    if processes.is_first:
+        checkpoints.sweep()
     resumed, moments = checkpoints.resume(model) or (None, {})
     if resumed is None and spec.start is not None:
         _begin(storage, spec.start, method, model)
@@ -132,44 +135,26 @@ def _play(
     mixed = DTYPES[precision] if method.mixes_precision and precision != "fp32" else None
     forward = Forward(model, objective, processes, seed=spec.seed, mixed=mixed)
     if objective.has_reference:
-
-        def check() -> None:
-            emitter.check()
-            if stop.is_set() and processes.count == 1:
-                raise Stopped
-
-        def compared(name: str, rows: Rows) -> Rows:
-            return with_reference(storage, spec, name, rows, forward, check, is_resumed=resumed is not None)
-
-        training = compared("training", training)
-        validation = compared("validation", validation) if validation else None
+        check = partial(check_on, emitter, stop, processes)
+        known = {"is_resumed": resumed is not None}
+        training = with_reference(storage, spec, "training", training, forward, check, **known)
+        if validation is not None:
+            validation = with_reference(storage, spec, "validation", validation, forward, check, **known)
     plan = BatchPlan(len(training.rows), spec.seed, spec.batch_size, spec.epochs)
     _tell_started(emitter, plan, training, validation, count, resumed)
-    if why_another:
-        emitter.emit(Noted, step=emitter.step, message=why_another)
+    damaged = [f"The checkpoint {key} is damaged; the one before it is taken." for key in checkpoints.damaged]
+    for note in (*([why_another] if why_another else []), *damaged):
+        emitter.emit(Noted, step=emitter.step, message=note)
     if resumed is not None and not _is_told(storage, spec, resumed, attempt):
         tell_saved(emitter, resumed)
 
     samples = Samples(spec, None if processes.is_sharded else validation, renderer, model)
     loop = Loop(spec, plan, training, validation, forward, optimizer, checkpoints, samples, emitter, stop)
     last = loop.play(resumed)
-    is_whole = last.state.step == plan.total_steps
-    if (
-        is_whole and last.state.trained_tokens != training.tokens * spec.epochs
-    ):  # what the steps took, over all attempts
-        raise RowsLost(
-            f"The steps took {last.state.trained_tokens:,} tokens; the rows have {training.tokens * spec.epochs:,}."
-        )
-    best = last
-    if spec.patience is not None and (step := last.state.standing.best_step) is not None:
-        found = checkpoints.at_step(step)
-        if found is None:
-            emitter.emit(
-                Noted,
-                step=emitter.step,
-                message=f"The best checkpoint, of step {step}, cannot be read any more: the result is the last one.",
-            )
-        best = found or last
+    promised = training.tokens * spec.epochs
+    if last.state.step == plan.total_steps and last.state.trained_tokens != promised:  # over all attempts
+        raise RowsLost(f"The steps took {last.state.trained_tokens:,} tokens; the rows have {promised:,}.")
+    best = _result(spec, checkpoints, last, emitter)
     return emitter.emit(
         Succeeded,
         step=last.state.step,
@@ -181,6 +166,18 @@ def _play(
         artifact_sha256=best.artifact_sha256,
         trained_tokens=last.state.trained_tokens,
     )
+
+
+def _result(spec: TrainingSpec, checkpoints: Checkpoints, last: Checkpoint, emitter: Emitter) -> Checkpoint:
+    """The best checkpoint where a patience asks for it, else the last one."""
+    step = last.state.standing.best_step
+    if spec.patience is None or step is None:
+        return last
+    if (best := checkpoints.at_step(step)) is not None:
+        return best
+    told = f"The best checkpoint, of step {step}, cannot be read any more: the result is the last one."
+    emitter.emit(Noted, step=emitter.step, message=told)
+    return last
 
 
 def _begin(storage: Storage, start: Start, method: Method, model: PreTrainedModel) -> None:
@@ -220,6 +217,7 @@ def _tell_started(
         dropped=_listed(training),
         dropped_rows=training.dropped_rows,
         validation_dropped=_listed(validation) if validation else [],
+        validation_dropped_rows=validation.dropped_rows if validation else 0,
         trained_tokens_per_epoch=training.trained,
         tokens_per_epoch=training.tokens,
         trainable_parameters=trainable,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from luthier import storage as module
-from luthier.core.errors import AlreadyExists, StorageUnavailable
+from luthier.core.errors import AlreadyExists, InvalidParameter, StorageUnavailable
 from luthier.storage import ObjectNotFound, Storage, digest
 
 
@@ -169,6 +169,12 @@ def test_a_distant_folder_needs_a_cache() -> None:
     storage.write("models/toy/weights", b"")
     with pytest.raises(StorageUnavailable, match="cache"):
         storage.folder("models/toy")
+
+
+@pytest.mark.parametrize("key", ["../outside", "a//b"])
+def test_a_key_that_is_none_is_said(storage: Storage, key: str) -> None:
+    with pytest.raises(InvalidParameter, match="is no key of an object"):
+        storage.read(key)
 
 
 def test_a_store_that_fails_is_not_a_missing_object(tmp_path: Path) -> None:

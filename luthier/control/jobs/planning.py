@@ -44,7 +44,7 @@ def plan(
     numbers = defaults.resolve(
         parameters=card.parameters,
         context_length=card.context_length,
-        rows=training.counted.summary.rows,
+        rows=max(training.counted.chosen.trained_rows, 1),  # where there is none, what follows refuses the job
         cores=cores,
         method=request.method.name,
         objective=request.objective.name,

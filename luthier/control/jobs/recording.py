@@ -46,6 +46,7 @@ class Recorder:
             case events.Evaluated():
                 told = f"Step {event.step}: validation loss={event.loss:.2f}, token accuracy={event.token_accuracy:.2f}"
                 data = {
+                    **event.measures,
                     "step": event.step,
                     "full_valid_loss": event.loss,
                     "full_valid_mean_token_accuracy": event.token_accuracy,
@@ -69,17 +70,14 @@ class Recorder:
                 if (lost := _lost(spec, event)) is not None:
                     self.history.fail(session, row, lost)
                     return
+                step = event.step if event.result_step is None else event.result_step
+                artifact = _artifact(spec, event)
                 self.catalog.publish(
-                    session,
-                    row.project_id,
-                    row.model_name,
-                    "fine_tuned",
-                    _trained(spec),
-                    event.step if event.result_step is None else event.result_step,
-                    _artifact(spec, event),
+                    session, row.project_id, row.model_name, "fine_tuned", _trained(spec), step, artifact
                 )
                 row.trained_tokens = event.trained_tokens
-                self.history.tell(session, row, f"New fine-tuned model created: {row.model_name}")
+                best = "" if step == event.step else f" (the best checkpoint, of step {step})"
+                self.history.tell(session, row, f"New fine-tuned model created: {row.model_name}{best}")
                 self.history.move(session, row, Status.SUCCEEDED)
             case events.Failed():
                 self.history.fail(session, row, Error(code=event.code, message=event.message))
@@ -95,7 +93,7 @@ class Recorder:
             told = (
                 f"Resumed from the checkpoint of step {event.step}."
                 if event.step
-                else "It begins again: no checkpoint was saved."
+                else "It begins again: there is no checkpoint that it could go on from."
             )
             self.history.tell(session, row, told, level="warn")
         if event.step:
@@ -111,10 +109,14 @@ class Recorder:
             run=run,
             event=event,
         )
-        for what, dropped in (("trained", event.dropped), ("used for validation", event.validation_dropped)):
-            if dropped:
-                rows = ", ".join(map(str, dropped[:10])) + (" ..." if len(dropped) > 10 else "")
-                told = f"{len(dropped)} rows are longer than the limit, or have nothing to learn, and are not {what}: {rows}."
+        left_out = (
+            ("trained", event.dropped, event.dropped_rows),
+            ("used for validation", event.validation_dropped, event.validation_dropped_rows),
+        )
+        for what, dropped, count in left_out:
+            if count:
+                rows = ", ".join(map(str, dropped[:10])) + (" ..." if count > 10 else "")
+                told = f"Rows that are longer than the limit, or have nothing to learn, are not {what} ({count:,}): {rows}."
                 self.history.tell(session, row, told, level="warn", run=run, event=event)
 
     async def _checkpoint_saved(
@@ -145,7 +147,8 @@ class Recorder:
                 created_at=self.clock.now(),
             )
         )
-        self.history.tell(session, row, f"Checkpoint created at step {event.step}: {name}", run=run, event=event)
+        told = f"Checkpoint created at step {event.step}: {name}" + (" (the best so far)" if event.is_best else "")
+        self.history.tell(session, row, told, run=run, event=event)
 
 
 def _lost(spec: TrainingSpec, event: events.Succeeded) -> Error | None:
@@ -175,6 +178,7 @@ def _artifact(spec: TrainingSpec, event: events.CheckpointSaved | events.Succeed
 def _metrics(event: events.Progress) -> dict[str, Any]:
     """What OpenAI's and Zhipu's clients read of a step, in one object."""
     return {
+        **event.measures,
         "step": event.step,
         "train_loss": event.loss,
         "train_mean_token_accuracy": event.token_accuracy,

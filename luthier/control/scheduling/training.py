@@ -176,7 +176,10 @@ class TrainingReconciler(Reconciler[JobRow]):
                 session, row, Status.QUEUED, f"The trainer {how}; the job goes on from its last checkpoint."
             )
         else:
-            told = f"The trainer {how}, in the last of {run.attempt} attempts. The server has its log."
+            told = (
+                f"The trainer {how}, in the last of {run.attempt} attempts. Where memory may have been short, ask for shorter "
+                "rows or a smaller batch; the operator finds the trainer's log beside the server's."
+            )
             self.jobs.history.fail(session, row, Error(code=RunLost.code, message=told))
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from luthier.core.errors import CheckpointUnreadable
 from luthier.core.registry import Registry
 from luthier.training import options as plugin
 
@@ -25,7 +26,7 @@ class Method(ABC):
     Options: ClassVar[type[plugin.Options]]
     artifact_kind: ClassVar[Literal["adapter", "model"]]
     rate: ClassVar[float]
-    """Peak learning rate that suits a model of 135 million parameters, for supervised fine-tuning."""
+    """Peak learning rate that suits a model of 135 million parameters and steps of 8 rows, for supervised fine-tuning."""
     is_quantised: ClassVar[bool] = False
     """Whether the base model's weights are kept in 4 bits."""
     mixes_precision: ClassVar[bool] = False
@@ -57,11 +58,30 @@ class Method(ABC):
 
     @abstractmethod
     def restore(self, model: nn.Module, folder: Path) -> None:
-        """Put an artifact's numbers back into an attached model. Raises CheckpointUnreadable when they do not fit."""
+        """Put an artifact's numbers back into an attached model.
+
+        Raises CheckpointUnreadable when they do not fit, or the folder has no artifact of this method.
+        """
 
     def trainable(self, model: nn.Module) -> dict[str, nn.Parameter]:
         """The parameters that learn, by name, always in the same order."""
         return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def read_numbers(folder: Path, name: str) -> dict[str, Tensor]:
+    """The tensors of an artifact's file. Raises CheckpointUnreadable where it is absent or damaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(folder / name)
+    except FileNotFoundError as absent:
+        raise CheckpointUnreadable(
+            f"There is no {name} in what training was to go on from.",
+            hint="It must be the artifact of a job of the same method.",
+        ) from absent
+    except SafetensorError as damaged:
+        raise CheckpointUnreadable(f"{name} cannot be read: {damaged}.") from damaged
 
 
 methods: Registry[Method] = Registry("luthier.training.methods", Method, kind="method")

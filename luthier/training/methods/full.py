@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from luthier.core.errors import CheckpointUnreadable
-from luthier.training.methods.base import Method
+from luthier.training.methods.base import Method, read_numbers
 from luthier.training.options import Options
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class Full(Method):
 
     Options = FullOptions
     artifact_kind = "model"
-    rate = 5e-5
+    rate = 1e-4
     mixes_precision = True
 
     def attach(self, model: PreTrainedModel, *, seed: int, blank: Sequence[int] = ()) -> PreTrainedModel:
@@ -37,12 +37,11 @@ class Full(Method):
         cast(Any, model).save_pretrained(folder, state_dict=numbers, safe_serialization=True)
 
     def restore(self, model: nn.Module, folder: Path) -> None:
-        from safetensors.torch import load_file
-
         saved: dict[str, Any] = {}
         for path in sorted(folder.glob("*.safetensors")):
-            saved |= load_file(path)
+            saved |= read_numbers(folder, path.name)
         missing, unexpected = model.load_state_dict(saved, strict=False)
-        tied = set(getattr(model, "_tied_weights_keys", None) or ())
+        untyped: Any = model
+        tied = set(untyped._tied_weights_keys or ()) if untyped.config.tie_word_embeddings else set()
         if unexpected or set(missing) - tied:
             raise CheckpointUnreadable("The checkpoint's weights do not fit this model.")

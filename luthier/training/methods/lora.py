@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from pydantic import Field
 
 from luthier.core.errors import CheckpointUnreadable, InvalidRequest
-from luthier.training.methods.base import Method
+from luthier.training.methods.base import Method, read_numbers
 from luthier.training.options import Options
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ADAPTER = "default"
+_WEIGHTS = "adapter_model.safetensors"
 """What PEFT calls the one adapter that is trained."""
 
 
@@ -45,7 +46,7 @@ class Lora(Method):
 
     Options = LoraOptions
     artifact_kind = "adapter"
-    rate = 2e-3
+    rate = 4e-3
     options: LoraOptions
 
     def attach(self, model: PreTrainedModel, *, seed: int, blank: Sequence[int] = ()) -> PreTrainedModel:
@@ -77,12 +78,28 @@ class Lora(Method):
 
     def restore(self, model: nn.Module, folder: Path) -> None:
         from peft.functional import set_peft_model_state_dict
-        from safetensors.torch import load_file
 
-        saved, present = load_file(folder / "adapter_model.safetensors"), _tensors(model)
+        saved, present = read_numbers(folder, _WEIGHTS), _tensors(model)
+        _refuse_unlike(folder, cast(Any, model).peft_config[ADAPTER])
         if {name: t.shape for name, t in saved.items()} != {name: t.shape for name, t in present.items()}:
             raise CheckpointUnreadable("The checkpoint's adapter does not fit this model and these options.")
         set_peft_model_state_dict(model, saved, adapter_name=ADAPTER)
+
+
+def _refuse_unlike(folder: Path, asked: PeftConfig) -> None:
+    """Raise CheckpointUnreadable when an adapter means something else with its numbers than `asked` does."""
+    there = json.loads((folder / "adapter_config.json").read_text())
+    named = {"r": "rank", "lora_alpha": "alpha", "use_rslora": "rank_stabilised", "use_dora": "decomposed"}
+    unlike = [
+        f"{option} {there.get(field)} (this job: {wanted})"
+        for field, option in named.items()
+        if there.get(field) != (wanted := getattr(asked, field))
+    ]
+    if unlike:
+        raise CheckpointUnreadable(
+            f"The adapter that training was to go on from has {', '.join(unlike)}.",
+            hint="Give the job the options of the one that it goes on from.",
+        )
 
 
 def _put_dropout(model: PreTrainedModel, share: float) -> None:
@@ -112,7 +129,7 @@ def write_adapter(folder: Path, tensors: dict[str, Tensor], config: PeftConfig, 
 
     save_file(
         {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in tensors.items()},
-        folder / "adapter_model.safetensors",
+        folder / _WEIGHTS,
         metadata={"format": "pt"},
     )
     told = config.to_dict() | {"base_model_name_or_path": base_model, "inference_mode": True}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from pydantic import Field
 
 from luthier.core.errors import CheckpointUnreadable
-from luthier.training.methods.base import Method
+from luthier.training.methods.base import Method, read_numbers
 from luthier.training.methods.lora import write_adapter
 from luthier.training.options import Options
 
@@ -32,7 +32,7 @@ class PTuningV2(Method):
 
     Options = PTuningV2Options
     artifact_kind = "adapter"
-    rate = 5e-4
+    rate = 1e-3
     options: PTuningV2Options
 
     def attach(self, model: PreTrainedModel, *, seed: int, blank: Sequence[int] = ()) -> PreTrainedModel:
@@ -91,13 +91,11 @@ class PTuningV2(Method):
         save_file(state, folder / _PROJECTION)
 
     def restore(self, model: nn.Module, folder: Path) -> None:
-        from safetensors.torch import load_file
-
         from luthier.nets.prefix import prefix_of
 
         prefix = prefix_of(model)
         assert prefix is not None
         try:
-            prefix.load_state_dict(load_file(folder / _PROJECTION))
+            prefix.load_state_dict(read_numbers(folder, _PROJECTION))
         except RuntimeError as unfit:
             raise CheckpointUnreadable("The checkpoint's prefix does not fit this model and these options.") from unfit

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from luthier.training.objectives.base import Encoded, Losses, Objective
 from luthier.training.options import Options
@@ -36,6 +36,13 @@ class DpoOptions(Options):
     nll_weight: float = Field(
         0.0, ge=0, le=10, description="Weight of the chosen answer's own likelihood, which keeps it from sinking."
     )
+
+    @field_validator("label_smoothing")
+    @classmethod
+    def _of_the_sigmoid_loss(cls, value: float, others: ValidationInfo) -> float:
+        if value and others.data.get("loss") == "ipo":
+            raise ValueError("is of the sigmoid loss; ipo has none")
+        return value
 
 
 class Dpo(Objective):

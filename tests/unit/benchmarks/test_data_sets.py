@@ -32,7 +32,7 @@ def test_another_process_makes_the_same_rows_of_the_same_seed():
     assert said.stdout.strip() == digest_of_all()
 
 
-@pytest.mark.parametrize("name", ["docstrings", "extraction", "preferences", "reference"])
+@pytest.mark.parametrize("name", ["docstrings", "characters", "extraction", "preferences", "reference"])
 def test_another_seed_makes_other_rows(name):
     assert make(name, 1).training != make(name, 2).training
 
@@ -54,9 +54,9 @@ def test_every_objective_has_a_set_of_the_kind_that_it_wants():
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ("general", "facts")])
-def test_a_set_has_200_rows_to_train_and_48_held_out(name):
+def test_a_set_has_200_rows_to_train_or_512_and_48_held_out(name):
     made = make(name)
-    assert (len(made.training), len(made.held_out)) == (200, 48)
+    assert (len(made.training), len(made.held_out)) == (512 if name == "characters" else 200, 48)
 
 
 def asked_in(rows: list[dict]) -> set[str]:
@@ -67,7 +67,7 @@ def answered_in(rows: list[dict]) -> list[str]:
     return [row["messages"][1]["content"] for row in rows]
 
 
-@pytest.mark.parametrize("name", ["facts", "docstrings", "extraction", "preferences"])
+@pytest.mark.parametrize("name", ["facts", "docstrings", "characters", "extraction", "preferences"])
 def test_no_held_out_question_is_trained_and_no_general_one(name):
     made, general = make(name), make("general")
     assert not asked_in(made.training) & (asked_in(made.held_out) | asked_in(general.held_out))

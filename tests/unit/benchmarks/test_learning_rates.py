@@ -18,6 +18,7 @@ def cells(*lines: dict) -> list[str]:
 def test_the_table_says_how_far_the_automatic_rate_is_above_the_best():
     assert cells(line(1.0, 4.0, 1.1), line(2.0, 4.0, 1.0))[-2:] == ["0.0005", "10.0% (× 2)"]
     assert cells(line(1.0, 4.0, 1.0), line(2.0, 4.0, 2.0))[-1] == "0.0% (× 1)"
+    assert cells(line(1.0, 4.0, 1.0, 1.3), line(2.0, 4.0, 1.1))[-1] == "0.0% (× 1)"  # its best checkpoint is the result
 
 
 def test_a_better_loss_on_the_way_stands_beside_the_last_one():

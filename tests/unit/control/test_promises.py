@@ -144,4 +144,4 @@ async def test_a_run_that_trained_other_rows_than_were_promised_has_failed(
         assert done.error.code == "rows_lost"
         assert f"{rows} rows were trained and {dropped} dropped; 3 of 5 were promised" in done.error.message
     events = await told(parts, ADA, done)
-    assert any("are not trained: 2, 4." in event.message for event in events)
+    assert any(f"are not trained ({dropped}): 2, 4." in event.message for event in events)

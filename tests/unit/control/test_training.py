@@ -79,6 +79,28 @@ async def test_a_job_goes_from_an_unread_file_to_a_model_that_can_be_called(hous
     assert run.ended_at is not None
 
 
+async def test_a_job_tells_its_best_checkpoint_and_what_its_objective_measures(house: House) -> None:
+    def play(trainer: Trainer) -> int:
+        trainer.started()
+        trainer.steps(1, 3)
+        trainer.evaluated(3, reward_margin=0.25)
+        trainer.saved(3, is_best=True)
+        trainer.steps(4, 6)
+        trainer.saved(6)
+        return trainer.succeeded(best=3)
+
+    parts = house.again(InlineExecutor(played(play)))
+    job = await rounds(parts, ADA, await house.submit(), *ENDS)
+    events = await told(parts, ADA, job)
+    messages = [event.message for event in events]
+    assert f"Checkpoint created at step 3: {job.model_name}-step-3 (the best so far)" in messages
+    assert f"New fine-tuned model created: {job.model_name} (the best checkpoint, of step 3)" in messages
+    assert [event.data["reward_margin"] for event in events if event.data and event.data.get("eval_loss")] == [0.25]
+    adapter = (await parts.services.catalog.resolve(ADA, job.model_name)).adapter
+    assert adapter is not None
+    assert adapter.sha256 == "sha-3"
+
+
 async def test_a_lost_trainer_is_started_again_and_each_step_is_listed_once_and_in_order(house: House) -> None:
     def play(trainer: Trainer) -> int:
         if trainer.attempt == 1:
@@ -350,7 +372,7 @@ async def test_what_was_superseded_is_kept_but_not_shown(house: House) -> None:
     async with parts.db.read() as session:
         steps = await session.scalars(select(EventRow.step).where(EventRow.kind == "metrics").order_by(EventRow.id))
         assert list(steps) == [1, 2, 1, 2, 1, 2]
-    assert "It begins again: no checkpoint was saved." in [event.message for event in await told(parts, ADA, job)]
+    assert "It begins again: there is no checkpoint that it could go on from." in [event.message for event in await told(parts, ADA, job)]
 
 
 async def test_a_real_run_in_a_thread_trains_the_toy(house: House) -> None:

@@ -19,6 +19,7 @@ from luthier.testing import InlineProcess
 from luthier.training.events import (
     Cancelled,
     CheckpointSaved,
+    Evaluated,
     Failed,
     Progress,
     Started,
@@ -58,16 +59,22 @@ class Trainer:
                 elapsed_seconds=step, trained_tokens=10 * step,
             )  # fmt: skip
 
-    def saved(self, step: int) -> None:
+    def saved(self, step: int, *, is_best: bool = False) -> None:
         key = f"{self.spec.run_key}/checkpoints/{self.attempt:04d}-{step:08d}"
         self._tell(
             CheckpointSaved, step, key=key, artifact_key=f"{key}/adapter", artifact_sha256=f"sha-{step}",
-            train_loss=0.5, train_token_accuracy=0.5,
+            train_loss=0.5, train_token_accuracy=0.5, is_best=is_best,
         )  # fmt: skip
 
-    def succeeded(self) -> int:
-        key = f"{self.spec.run_key}/checkpoints/{self.attempt:04d}-{TOTAL:08d}/adapter"
-        self._tell(Succeeded, TOTAL, artifact_key=key, artifact_sha256=f"sha-{TOTAL}", trained_tokens=10 * TOTAL)
+    def evaluated(self, step: int, **measures: float) -> None:
+        self._tell(Evaluated, step, loss=0.5, token_accuracy=0.5, measures=measures)
+
+    def succeeded(self, *, best: int = TOTAL) -> int:
+        key = f"{self.spec.run_key}/checkpoints/{self.attempt:04d}-{best:08d}/adapter"
+        self._tell(
+            Succeeded, TOTAL, result_step=best, artifact_key=key, artifact_sha256=f"sha-{best}",
+            trained_tokens=10 * TOTAL,
+        )  # fmt: skip
         return 0
 
     def failed(self, code: str, message: str) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,6 +16,8 @@ from transformers import (
     Gemma2ForCausalLM,
     Glm4Config,
     Glm4ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
     GraniteConfig,
     GraniteForCausalLM,
     LlamaConfig,
@@ -22,9 +26,13 @@ from transformers import (
     MambaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
@@ -32,6 +40,7 @@ from transformers import (
 from luthier.core.errors import InvalidRequest
 from luthier.nets.losses import learned_tokens, prove_head
 from luthier.nets.packing import ATTENTION, pack, prepare
+from luthier.nets.prefix import Prefix, put_prefix, seen
 
 SMALL = {
     "vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -166,3 +175,60 @@ def test_a_model_that_does_something_else_to_its_logits_is_refused() -> None:
     )
     with pytest.raises(InvalidRequest, match="does with its logits is not known"):
         prove_head(model)
+
+
+def test_dropout_of_a_models_own_is_switched_off() -> None:
+    models = [
+        LlamaForCausalLM(LlamaConfig(**SMALL, attention_dropout=0.5)),
+        Phi3ForCausalLM(Phi3Config(**SMALL, resid_pdrop=0.5, embd_pdrop=0.5)),
+        GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=32, n_head=4, n_layer=2, bos_token_id=1, eos_token_id=2)),
+    ]
+    for model in models:
+        prepare(model.train())
+        prove_head(model)
+        one, two = (learned_tokens(model, pack(SEQUENCES, torch.device("cpu"))).logprobs_N for _ in range(2))
+        assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize(
+    ("model", "why"),
+    [
+        (
+            lambda: Qwen2MoeForCausalLM(Qwen2MoeConfig(**SMALL, use_sliding_window=True, sliding_window=64)),
+            "window of 64",
+        ),
+        (
+            lambda: LlamaForCausalLM(
+                LlamaConfig(
+                    **SMALL,
+                    max_position_embeddings=64,
+                    rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4},
+                )
+            ),
+            "positions change",
+        ),
+    ],
+    ids=["window", "rope"],
+)
+def test_a_model_that_differs_for_long_sequences_alone_is_refused_for_those(model: Any, why: str) -> None:
+    prepare(model(), longest=64)
+    with pytest.raises(InvalidRequest, match=why):
+        prepare(model(), longest=65)
+
+
+@pytest.mark.parametrize("positions", [0, 7])
+def test_no_matrix_of_positions_is_kept_for_the_backward_pass_not_even_with_a_prefix(positions: int) -> None:
+    model = model_of("llama")
+    if positions:
+        start, shape = seen(model, [3] * positions)
+        put_prefix(model, Prefix(start, shape, width=16))
+    kept: list[torch.Size] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor.shape)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        learned_tokens(model, pack([([1] + [5] * 299, [1.0] * 300)], torch.device("cpu")), chunk=16)
+    assert kept
+    assert not [shape for shape in kept if sum(size >= 300 for size in shape) > 1]

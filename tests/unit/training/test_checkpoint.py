@@ -20,6 +20,10 @@ CHANGES = {
     "method": PluginChoice(name="lora", options={"rank": 4, "dropout": 0.2}),
     "save_every_steps": 2,
 }
+LONG = [
+    {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "abcd" * length}]}
+    for length in range(30, 54, 2)
+]
 
 
 class Crash(BaseException):
@@ -77,6 +81,83 @@ def test_a_damaged_checkpoint_is_passed_over(storage, told, part, damage):
         storage.write(key, storage.read(key)[:-3])
     run(spec, storage, attempt=2)
     assert told(spec, 2)[0].step == 4
+    noted = [event.message for event in told(spec, 2) if event.type == "noted"]
+    is_named = part != "manifest.json" or damage != "missing"  # without a manifest there is no checkpoint
+    assert [f"{spec.run_key}/checkpoints/0001-00000006 is damaged" in message for message in noted] == [True] * is_named
+
+
+def test_what_an_attempt_left_unfinished_is_cleared_away_by_the_next(storage, monkeypatch):
+    spec, write = toy_spec(storage, **CHANGES), Storage.write
+
+    def die_at_manifest(self, key, data):
+        if key.endswith("00000004/manifest.json"):
+            raise Crash
+        return write(self, key, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Storage, "write", die_at_manifest)
+        with pytest.raises(Crash):
+            run(spec, storage)
+    left = f"{spec.run_key}/checkpoints/0001-00000004"
+    assert storage.list(left)
+    run(spec, storage, attempt=2)
+    assert not storage.list(left)
+    assert storage.list(f"{spec.run_key}/checkpoints/0001-00000002")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"precision": "bf16"},
+        {"threads": 2, "max_length": 512, "micro_batch_tokens": 2048, "rows": LONG},
+        {"gradient_checkpointing": True},
+        {"keep_checkpoints": 1},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_a_resumed_run_is_equal_whatever_it_computes_in(storage, series, changes):
+    method = PluginChoice(name="lora", options={"rank": 4, "dropout": 0.2})
+    specs = [
+        toy_spec(storage, job=f"ftjob-{name}", method=method, validation=toy_rows(4, seed=9), **changes)
+        for name in ("whole", "crashed")
+    ]
+    expected = run(specs[0], storage)
+    with pytest.raises(Crash):
+        run(specs[1], storage, emit=crash_at(5))
+    assert run(specs[1], storage, attempt=2).artifact_sha256 == expected.artifact_sha256
+    assert series(specs[1], 1, 2) == series(specs[0])
+
+
+def test_a_resumed_run_ends_early_where_the_undisturbed_one_does(storage, series):
+    changes = {"validation": toy_rows(4, seed=9), "epochs": 40, "learning_rate": 0.05, "patience": 3}
+    changes |= {"evaluate_every_steps": 2, "save_every_steps": 1}
+    specs = [toy_spec(storage, job=f"ftjob-{name}", **changes) for name in ("whole", "crashed")]
+    expected = run(specs[0], storage)
+    assert expected.result_step < expected.step < 120
+    with pytest.raises(Crash):  # after two evaluations that were no better
+        run(specs[1], storage, emit=crash_at(expected.step - 1))
+    last = run(specs[1], storage, attempt=2)
+    assert (last.step, last.result_step) == (expected.step, expected.result_step)
+    assert series(specs[1], 1, 2) == series(specs[0])
+
+
+def test_a_run_that_died_after_its_last_checkpoint_still_gives_its_last_answers(storage, told):
+    spec = toy_spec(storage, **CHANGES | {"samples": 2})
+    with pytest.raises(Crash):
+        run(spec, storage, emit=lambda event: crash_at(9, "checkpoint_saved")(event))
+    run(spec, storage, attempt=2)
+    assert [(event.type, event.step) for event in told(spec, 2)] == [("started", 9), ("sampled", 9), ("succeeded", 9)]
+
+
+def test_a_checkpoint_is_told_to_be_gone_before_it_goes(storage, told):
+    spec = toy_spec(storage, **CHANGES | {"keep_checkpoints": 1})
+    with pytest.raises(Crash):
+        run(spec, storage, emit=lambda event: crash_at(event.step, "checkpoints_dropped")(event))
+    keys = [key for event in told(spec) if event.type == "checkpoints_dropped" for key in event.keys]
+    assert keys
+    assert all(storage.exists(f"{key}/manifest.json") for key in keys)
+    assert run(spec, storage, attempt=2).type == "succeeded"
+    assert not any(storage.exists(f"{key}/manifest.json") for key in keys)
 
 
 def test_the_newest_step_counts_then_the_newest_attempt_up_to_ones_own(storage, told):

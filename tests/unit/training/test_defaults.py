@@ -26,9 +26,14 @@ def test_epochs_and_batch_follow_the_rows(rows, epochs, batch_size):
     assert (found.epochs, found.batch_size) == (epochs, batch_size)
 
 
-@pytest.mark.parametrize(("parameters", "rate"), [(134_515_008, 2e-3), (1e9, 1.2e-3), (7e9, 7.5e-4), (27_000, 1.7e-2)])
+@pytest.mark.parametrize(("parameters", "rate"), [(134_515_008, 4e-3), (1e9, 1.9e-3), (7e9, 9.1e-4), (27_000, 4e-2)])
 def test_larger_models_learn_at_a_smaller_rate(parameters, rate):
     assert resolve(**SMALL | {"parameters": int(parameters)}, rows=300).learning_rate == rate
+
+
+@pytest.mark.parametrize(("batch_size", "rate"), [(1, 5e-4), (4, 2e-3), (8, 4e-3), (64, 4e-3)])
+def test_small_steps_are_taken_at_a_smaller_rate(batch_size, rate):
+    assert resolve(**SMALL, rows=300, batch_size=batch_size).learning_rate == rate
 
 
 def test_what_is_given_is_kept():

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import psutil
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 
 from luthier.storage import Storage
 from luthier.testing import toy_rows, toy_spec
+from luthier.training import processes
 from luthier.training.events import read_events
 from luthier.training.processes import Processes
 from luthier.training.program import execute
@@ -175,6 +177,14 @@ def test_a_run_that_was_started_alone_though_it_is_of_several_says_how_to_start_
     last = run(spec_of(storage, "lora", "none", 2), storage)
     assert (last.type, last.code) == ("failed", "run_failed")
     assert "torchrun --nproc-per-node 2" in last.message
+
+
+def test_a_process_whose_others_never_come_does_not_wait_for_ever(storage, monkeypatch):
+    monkeypatch.setattr(processes, "_MEETING", timedelta(seconds=2))
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
+        monkeypatch.setenv(name, value)
+    last = run(spec_of(storage, "lora", "none", 2), storage)
+    assert (last.type, last.code) == ("failed", "process_lost")
 
 
 def test_every_group_is_taken_once_and_only_a_sharded_model_takes_more():

@@ -1,11 +1,16 @@
 """Whole runs of a toy: they learn, repeat themselves, stop, give way and fail as they promise."""
 
+import math
 import threading
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 import luthier.training.run
+from luthier.chat.messages import Conversation, Message
+from luthier.chat.renderers.base import renderer_for
+from luthier.chat.tokenizer import Tokenizer
 from luthier.core.errors import StorageUnavailable
 from luthier.nets import losses
 from luthier.nets.loading import load_model, weights_sha256
@@ -234,6 +239,73 @@ def test_training_goes_on_from_an_artifact_with_the_same_loss(storage, told):
     refused = run(other, storage)
     assert (refused.type, refused.code) == ("failed", "invalid_request")
     assert "is not what this job was to go on from" in refused.message
+
+
+def test_preferences_that_go_on_from_an_adapter_are_compared_with_it(storage, told):
+    taught = run(with_pairs(storage, job="ftjob-first"), storage)
+    start = Start(key=taught.artifact_key, sha256=taught.artifact_sha256)
+    spec = with_pairs(storage, job="ftjob-second", start=start)
+    spec = spec.model_copy(update={"validation": spec.training})
+    run(spec, storage)
+    first = next(event for event in told(spec) if event.type == "evaluated")
+    assert first.measures["reward_margin"] == 0.0
+    assert first.loss == pytest.approx(math.log(2), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "words"),
+    [
+        (("lora", {"alpha": 8}), ("lora", {}), "alpha 8"),
+        (("lora", {"rank": 4}), ("lora", {"rank": 8}), "rank 4 (this job: 8)"),
+        (("lora", {"rank_stabilised": True}), ("lora", {}), "rank_stabilised True (this job: False)"),
+        (("lora", {"targets": "attention"}), ("lora", {}), "does not fit"),
+        (("lora", {}), ("ptuning_v2", {}), "no projection.safetensors"),
+        (("full", {}), ("lora", {}), "no adapter_model.safetensors"),
+        (("lora", {}), ("full", {}), "do not fit this model"),
+    ],
+    ids=str,
+)
+def test_training_goes_on_from_nothing_that_means_something_else(storage, first, second, words):
+    methods = [PluginChoice(name=name, options=options) for name, options in (first, second)]
+    done = run(toy_spec(storage, method=methods[0]), storage)
+    start = Start(key=done.artifact_key, sha256=done.artifact_sha256)
+    refused = run(toy_spec(storage, job="ftjob-second", method=methods[1], start=start), storage)
+    assert (refused.type, refused.code) == ("failed", "checkpoint_unreadable")
+    assert words in refused.message
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant", "wsd"])
+def test_the_rate_of_every_step_is_that_of_its_formula(storage, told, schedule):
+    total, warmup, decay = 18, 5, 4
+    run(spec := toy_spec(storage, epochs=6, schedule=schedule, warmup_ratio=0.28, decay_ratio=0.2), storage)
+    falling = {
+        "cosine": lambda done: (1 + math.cos(math.pi * done / (total - warmup))) / 2,
+        "linear": lambda done: 1 - done / (total - warmup),
+        "constant": lambda done: 1.0,
+        "wsd": lambda done: min(1.0, (total - warmup - done) / (decay + 1)),
+    }[schedule]
+    expected = [0.01 * step / 6 for step in range(1, 6)] + [0.01 * falling(done) for done in range(13)]
+    rates = [event.learning_rate for event in told(spec) if event.type == "progress"]
+    assert rates == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_gradient_of_a_step_is_that_of_its_rows_whatever_the_micro_batches(storage, told):
+    spec = toy_spec(storage, rows=toy_rows(8), batch_size=8, method=PluginChoice(name="full"), micro_batch_tokens=8)
+    run(spec, storage)
+    model = AutoModelForCausalLM.from_pretrained(storage.folder(spec.weights), dtype=torch.float64)
+    renderer = renderer_for(Tokenizer(storage.folder(spec.weights)))
+    total, count = torch.zeros((), dtype=torch.float64), 0
+    for row in toy_rows(8):
+        turns = tuple(Message(turn["role"], turn["content"]) for turn in row["messages"])
+        prompt = renderer.prompt(Conversation(turns[:1]))
+        answer = [*renderer.tokenizer.encode(turns[1].text), *renderer.stops]
+        logits = model(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+        total = total + torch.nn.functional.cross_entropy(logits, torch.tensor(answer), reduction="sum")
+        count += len(answer)
+    (total / count).backward()
+    norm = torch.cat([one.grad.flatten() for one in model.parameters() if one.grad is not None]).norm().item()
+    first = next(event for event in told(spec) if event.type == "progress")
+    assert first.grad_norm == pytest.approx(norm, rel=1e-5)
 
 
 def test_training_that_gets_no_better_ends_early_with_the_best_checkpoint(storage, told):
