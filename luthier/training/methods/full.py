@@ -24,6 +24,7 @@ class Full(Method):
 
     Options = FullOptions
     artifact_kind = "model"
+    artifact_files = "model*.safetensors"
     rate = 5e-5
     mixes_precision = True
 

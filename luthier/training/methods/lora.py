@@ -45,6 +45,7 @@ class Lora(Method):
 
     Options = LoraOptions
     artifact_kind = "adapter"
+    artifact_files = "adapter_model.safetensors"
     rate = 2e-3
     options: LoraOptions
 

@@ -32,8 +32,13 @@ class PTuningV2(Method):
 
     Options = PTuningV2Options
     artifact_kind = "adapter"
+    artifact_files = _PROJECTION
     rate = 5e-4
     options: PTuningV2Options
+
+    @property
+    def positions(self) -> int:
+        return self.options.prefix_length
 
     def attach(self, model: PreTrainedModel, *, seed: int, blank: Sequence[int] = ()) -> PreTrainedModel:
         import torch
