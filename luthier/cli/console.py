@@ -75,7 +75,8 @@ def table(columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
 
 def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02d}"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 class _TimeLeft(ProgressColumn):
@@ -92,6 +93,7 @@ class TrainingBar:
         self._quiet = quiet
         self._best = best
         self._valid = ""
+        self._is_over = False
         self._lines = not out.is_terminal and not quiet
         self._last_tenth = -1
         self._bar = Progress(
@@ -110,7 +112,13 @@ class TrainingBar:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        self.end()
+
+    def end(self) -> None:
+        """Show no more of the bar; what follows stands below it. May be called twice."""
+        if not self._is_over:
+            self._is_over = True
+            self._bar.stop()
 
     def waiting(self, why: str) -> None:
         self._bar.update(self._task, told=visible(why))

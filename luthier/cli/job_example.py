@@ -84,7 +84,8 @@ def _left_out(name: str) -> str | None:
         return f"Left out: {SEED}."
     if (computed := defaults.Resolved.model_fields.get(name)) is not None:
         return f"Left out: {computed.description}"
-    return "Left out: none." if _default(name) == _toml(None) else None
+    says_so = "Absent:" in (_SPEC[name].description or "")
+    return "Left out: none." if _default(name) == _toml(None) and not says_so else None
 
 
 def _default(name: str) -> str:

@@ -6,7 +6,7 @@ import re
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
@@ -15,14 +15,16 @@ from luthier.cli.console import Json, TrainingBar, complain, duration, err, lite
 from luthier.cli.language import counted
 from luthier.cli.serve import Data, settings_with
 from luthier.core import logs
-from luthier.core.errors import InvalidParameter, Unavailable
+from luthier.core.errors import Unavailable
 from luthier.core.settings import Settings
 from luthier.storage import Storage
 from luthier.training import events
-from luthier.training.events import claim_attempt, read_events
+from luthier.training.events import read_events
 from luthier.training.spec import TrainingSpec
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from luthier.cli.job_file import Job
     from luthier.training.fit import Forecast
 
@@ -40,7 +42,11 @@ def train(
         ),
     ] = None,
     plan: Annotated[
-        bool, typer.Option("--plan", help="Train nothing: say what memory and time it would take, by a dry step.")
+        bool,
+        typer.Option(
+            "--plan",
+            help="Train nothing: say what memory and time it would take, by a dry step. Model and data are stored already.",
+        ),
     ] = False,
     memory: Annotated[
         str | None, typer.Option(help="With --plan: memory that there is, such as 6GiB; absent: what is free now.")
@@ -48,8 +54,12 @@ def train(
     example: Annotated[
         bool, typer.Option("--example", help="Print a job file with a comment on every field, and end.")
     ] = False,
-    method: Annotated[str, typer.Option(help="With --example: the method whose options are shown.")] = "lora",
-    objective: Annotated[str, typer.Option(help="With --example: the objective whose options are shown.")] = "sft",
+    method: Annotated[
+        str | None, typer.Option(help="With --example: the method whose options are shown; absent: lora.")
+    ] = None,
+    objective: Annotated[
+        str | None, typer.Option(help="With --example: the objective whose options are shown; absent: sft.")
+    ] = None,
     storage: Annotated[
         str | None, typer.Option(help="Storage that keys lie in, as a URL; absent: the data folder's.")
     ] = None,
@@ -60,9 +70,15 @@ def train(
 
     A job file needs a base model and a training file; `luthier train --example` prints one.
     """
+    room = _bytes(memory)
     if example:
-        _print_example(method, objective)
+        of_a_job = {"JOB": job_file, "--plan": plan, "--memory": memory, "--storage": storage, "--json": json}
+        _refuse(of_a_job, "says nothing beside --example")
+        _print_example(method or "lora", objective or "sft")
         return
+    _refuse({"--method": method, "--objective": objective}, "is for --example; a job's stands in its file")
+    if not plan:
+        _refuse({"--memory": memory, "--json": json}, "is for --plan")
     if job_file is None:
         raise typer.BadParameter("name a job file, or pass --example", param_hint="JOB")
     if find_spec("torch") is None:
@@ -72,9 +88,16 @@ def train(
     opened = Storage(storage or settings.storage_url, cache=settings.server.data / "cache")
     job = _read(job_file, opened, settings)
     if plan:
-        _plan(job, job_file, opened, settings, _bytes(memory), json=json)
+        _plan(job, job_file, opened, settings, room, json=json)
     else:
         _run(job, job_file, opened)
+
+
+def _refuse(said: dict[str, Any], why: str) -> None:
+    """What was said although it has no meaning here. Raises BadParameter."""
+    for name, value in said.items():
+        if value:
+            raise typer.BadParameter(f"it {why}", param_hint=name)
 
 
 def _print_example(method: str, objective: str) -> None:
@@ -105,11 +128,10 @@ def _read(path: Path, storage: Storage, settings: Settings) -> Job:
 
 
 def _run(job: Job, path: Path, storage: Storage) -> None:
-    from luthier.training.program import execute
+    from luthier.training.program import SUPERSEDED, execute, next_attempt
 
     spec = job.spec
-    for note in job.notes:
-        out.print(f"  {note}", soft_wrap=True)
+    _tell_notes(job)
     if path.suffix != ".json":
         out.print(
             f"  the job is {spec.job}; its spec: {_located(storage, f'{spec.run_key}/spec.json')}", soft_wrap=True
@@ -117,25 +139,32 @@ def _run(job: Job, path: Path, storage: Storage) -> None:
     saved = _last_checkpoint(storage, spec)
     if saved is not None:
         out.print("  this job has run before: it goes on from its last checkpoint; a changed file is another job")
-    attempt = claim_attempt(storage, spec.run_key)
+    attempt = next_attempt(storage, spec)
     with TrainingBar("training", best=_best_before(storage, spec, attempt)) as bar:
         told = _Told(spec, storage, bar)
         code = execute(spec, storage, attempt, told.show)
-    told.end()
+    if code == SUPERSEDED:
+        complain("A newer attempt at this job has taken over; this one has stopped.")
+    elif code and not told.is_failure_told:
+        complain("The run failed, and that could not be stored.", "What is logged above says why.")
     raise typer.Exit(code)
 
 
+def _tell_notes(job: Job) -> None:
+    for note in (*job.notes, *(line for one in job.limited for line in one.lines())):
+        out.print(f"  {note}", soft_wrap=True)
+
+
 class _Told:
-    """What a run tells, shown as it comes; its end when the bar is gone."""
+    """What a run tells, shown as it comes, the end as well: a process that stands still does nothing after it."""
 
     def __init__(self, spec: TrainingSpec, storage: Storage, bar: TrainingBar) -> None:
         self._spec = spec
         self._storage = storage
         self._bar = bar
-        self._last: events.RunEvent | None = None
+        self.is_failure_told = False
 
     def show(self, event: events.RunEvent) -> None:
-        self._last = event
         match event:
             case events.Started():
                 resumed = f"goes on from step {event.step}; " if event.step else ""
@@ -158,9 +187,12 @@ class _Told:
                 self._bar.note(f"{counted(len(event.keys), 'checkpoint')} deleted, for better ones")
             case events.CheckpointSaved():
                 self._bar.note(f"step {event.step}: checkpoint {event.key}")
+            case events.Succeeded() | events.Failed() | events.Cancelled():
+                self._bar.end()
+                self._tell_end(event)
 
-    def end(self) -> None:
-        match self._last:
+    def _tell_end(self, end: events.Succeeded | events.Failed | events.Cancelled) -> None:
+        match end:
             case events.Succeeded() as done:
                 of = "" if done.result_step in (None, done.step) else f", that of step {done.result_step}, the best,"
                 out.print(
@@ -168,21 +200,22 @@ class _Told:
                 )
                 out.print(f"  {_NATURE[done.artifact_kind].format(base=self._spec.base_model)}", soft_wrap=True)
             case events.Failed() as failed:
-                out.print(
+                self.is_failure_told = True
+                err.print(
                     Text.assemble(("failed", "bold red"), literal(f" ({failed.code}): {failed.message}")),
                     soft_wrap=True,
                 )
-                self._tell_checkpoint()
+                self._tell_checkpoint(err)
             case events.Cancelled() as cancelled:
                 out.print(f"stopped after step {cancelled.step}")
-                self._tell_checkpoint()
+                self._tell_checkpoint(out)
 
-    def _tell_checkpoint(self) -> None:
+    def _tell_checkpoint(self, where: Console) -> None:
         last = _last_checkpoint(self._storage, self._spec)
         if last is None:
-            out.print("  no checkpoint was saved: run again, the job begins again")
+            where.print("  no checkpoint was saved: run again, the job begins again")
         else:
-            out.print(
+            where.print(
                 f"  the last good checkpoint is {_located(self._storage, last)}; run again, the job goes on from it",
                 soft_wrap=True,
             )
@@ -234,29 +267,39 @@ def _plan(job: Job, path: Path, storage: Storage, settings: Settings, memory: in
             tell=lambda doing: status.update(literal(doing)),
         )
     if json:
-        print_json(found.model_dump(mode="json") | {"fits": found.fits})
+        limited = {one.field: one.as_json() for one in job.limited}
+        print_json(found.model_dump(mode="json") | {"fits": found.fits, "rows": limited})
     else:
-        _print_forecast(found, job, path)
+        _print_forecast(found, job, path, memory)
     if not found.fits:
         raise typer.Exit(1)
 
 
-def _print_forecast(found: Forecast, job: Job, path: Path) -> None:
-    for note in job.notes:
-        out.print(f"  {note}", soft_wrap=True)
-    written, room = found.as_written, _size(found.memory_bytes)
+def _print_forecast(found: Forecast, job: Job, path: Path, asked: int | None) -> None:
+    _tell_notes(job)
+    written, room, spare = found.as_written, _size(found.memory_bytes), _size(found.spare_bytes)
     if written is None:
         complain(
-            f"The longest row alone, {found.longest:,} tokens, needs more than the {room} of memory that there are.",
-            _relief(job.spec),
+            f"The longest row alone, {found.longest:,} tokens, needs more than the {room} of memory that there are "
+            f"({found.device}).",
+            _relief(job.spec, found),
         )
+        if asked is not None and asked > found.tried_bytes:
+            err.print(
+                f"A dry step can take no more than what is free here, {_size(found.tried_bytes)}: whether the job fits into "
+                f"{_size(asked)} has to be tried on a machine that has them.",
+                soft_wrap=True,
+            )
         return
+    together = f" in {found.processes} processes" if found.processes > 1 and found.device == "cpu" else ""
+    each = f" in each of {found.processes} processes" if found.processes > 1 and not together else ""
     table(
         ("", ""),
         (
             (
                 "peak memory",
-                f"{_size(written.peak_bytes)} while {written.peak_while}; there are {room} ({found.device})",
+                f"{_size(written.peak_bytes)}{together or each} while {written.peak_while}; there are {room} "
+                f"({found.device}), {spare} of which are to stay free",
             ),
             (
                 "a step",
@@ -264,12 +307,15 @@ def _print_forecast(found: Forecast, job: Job, path: Path) -> None:
                 f"most {written.micro_batch_tokens:,} tokens",
             ),
             ("steps", f"{found.steps:,}, {found.tokens_per_step:,.0f} tokens each"),
-            ("in all", f"{duration(written.seconds)}, with start, evaluations and checkpoints"),
+            ("in all", f"{duration(written.seconds)}, with start, evaluations, checkpoints and samples"),
             ("trainable", f"{found.trainable_parameters:,} parameters"),
+            *(("not counted", one) for one in found.not_counted),
         ),
     )
     if not written.fits:
-        complain(f"This does not fit into {room}.", None if found.chosen else _relief(job.spec))
+        complain(
+            f"This does not fit into {room} and leave {spare} free.", None if found.chosen else _relief(job.spec, found)
+        )
     chosen = found.chosen
     if chosen is not None and (not written.fits or chosen.micro_batches_per_step < written.micro_batches_per_step):
         out.print(
@@ -280,11 +326,11 @@ def _print_forecast(found: Forecast, job: Job, path: Path) -> None:
         )
 
 
-def _relief(spec: TrainingSpec) -> str:
+def _relief(spec: TrainingSpec, found: Forecast) -> str:
     """What makes a job smaller."""
     ways = [
         *([] if spec.gradient_checkpointing else ["gradient_checkpointing = true"]),
-        f"a max_length below {spec.max_length:,}",
+        f"a max_length below {min(spec.max_length, found.longest):,}",
         'method = "lora"' if spec.method.name == "full" else "a smaller rank" if spec.method.name == "lora" else "",
         "a smaller model",
     ]
@@ -292,16 +338,18 @@ def _relief(spec: TrainingSpec) -> str:
 
 
 def _bytes(size: str | None) -> int | None:
-    """An amount of memory as somebody writes it. Raises InvalidParameter."""
+    """An amount of memory as somebody writes it. Raises BadParameter."""
     if size is None:
         return None
     units = {unit.lower(): factor for unit, factor in _UNITS.items()}
     written = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]+)", size.strip().lower())
-    if written is None or written[2] not in units:
-        raise InvalidParameter(
-            "--memory", f"must be a number and one of {', '.join(_UNITS)}, such as 6GiB, got {size!r}"
+    found = int(float(written[1]) * units[written[2]]) if written and written[2] in units else 0
+    if not found:
+        raise typer.BadParameter(
+            f"it must be a number above 0 and one of {', '.join(_UNITS)}, such as 6GiB, got {size!r}",
+            param_hint="--memory",
         )
-    return int(float(written[1]) * units[written[2]])
+    return found
 
 
 def _size(size: float) -> str:

@@ -43,7 +43,7 @@ class Resolved(Value):
     precision: Precision = Field(
         description="bf16 where the GPU or the processor multiplies it itself, otherwise fp32."
     )
-    threads: int = Field(description="The cores that the job may use.")
+    threads: int = Field(description="The cores that the job may use, divided among its processes; at least 1.")
     evaluate_every_steps: int = Field(description="A quarter of the steps.")
     save_every_steps: int = Field(description="A quarter of the steps.")
     patience: int = Field(
@@ -66,8 +66,9 @@ def resolve(
     learning_rate_multiplier: float | None = None,
     seed: int | None = None,
     max_length: int | None = None,
+    processes: int = 1,
 ) -> Resolved:
-    """Numbers for what is None, as Resolved says; what is given is kept.
+    """Numbers for what is None, as Resolved says; what is given is kept. `rows` are those that are trained.
 
     `learning_rate_multiplier` multiplies the learning rate, given or not.
     """
@@ -87,7 +88,7 @@ def resolve(
         learning_rate=rate * (learning_rate_multiplier or 1.0),
         seed=secrets.randbelow(2**31) if seed is None else seed,
         precision=precision(),
-        threads=cores,
+        threads=max(cores // processes, 1),
         evaluate_every_steps=-(-steps // _EVALUATIONS),
         save_every_steps=-(-steps // _EVALUATIONS),
         patience=_EVALUATIONS,

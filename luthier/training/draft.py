@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import Field, ValidationError, create_model, field_validator, model_validator
@@ -16,7 +18,7 @@ from pydantic.fields import FieldInfo
 from luthier.core.errors import LuthierError
 from luthier.core.registry import Registry
 from luthier.training import defaults
-from luthier.training.faults import Fault, InvalidJob, faults_in
+from luthier.training.faults import UNKNOWN, Fault, InvalidJob, faults_in
 from luthier.training.methods.base import methods
 from luthier.training.objectives.base import objectives
 from luthier.training.spec import DataFile, PluginChoice, Start, TrainingSpec, Value
@@ -111,6 +113,14 @@ else:
 class Draft(_Free):
     """A job file as it was read. Every field of a TrainingSpec that is not among those above may be given, or left to us."""
 
+    @property
+    def positions(self) -> int:
+        """Positions of the context that the method takes; 0 where the method or its options are not right."""
+        with suppress(LuthierError):
+            method = methods.load(self.method)
+            return method(method.Options.read(self.method_options, param="method_options")).positions
+        return 0
+
     def given(self) -> dict[str, Any]:
         """What was written of the fields that may be left to us."""
         free = type(self).model_fields.keys() - Written.model_fields.keys()
@@ -125,18 +135,18 @@ class Draft(_Free):
         *,
         cores: int,
     ) -> TrainingSpec:
-        """The spec, everything that was left out computed and written down; `training.rows` must be known.
+        """The spec, everything that was left out computed and written down; `training.trained_rows` must be known.
 
         The job's id follows from all that is in the spec: the same file on the same machine is the same job. Raises
         InvalidJob for fields that do not go together.
         """
-        assert training.rows is not None
+        assert training.trained_rows is not None
         given = {"seed": SEED, **self.given()}
         asked = given.keys() & inspect.signature(defaults.resolve).parameters.keys()
         numbers = defaults.resolve(
             parameters=base.parameters,
-            context_length=base.context_length,
-            rows=training.rows,
+            context_length=base.context_length - self.positions,
+            rows=training.trained_rows,
             method=self.method,
             objective=self.objective,
             cores=cores,
@@ -188,7 +198,37 @@ def read_draft(written: dict[str, Any]) -> tuple[Draft, list[Fault]]:
         (objectives, draft.objective, draft.objective_options),
     ):
         faults += _faults_of_choice(registry, name, options, registry.kind, f"{registry.kind}_options")
+    faults = [_pointed(fault, draft) if fault.text == UNKNOWN else fault for fault in faults]
+    if draft.validation is None and not any(fault.field == "validation" for fault in faults):
+        faults += _void(draft)
     return draft, faults
+
+
+def _pointed(fault: Fault, draft: Draft) -> Fault:
+    """A field that is not known where it stands, with the place where it is."""
+    *_, name = fault.field.split(".")
+    if "." in fault.field and name in Draft.model_fields:
+        return replace(fault, hint=f"Write {name} at the top of the file, above every [table].")
+    for registry, chosen in ((methods, draft.method), (objectives, draft.objective)):
+        having = [one for one in registry.names() if name in registry.load(one).Options.model_fields]
+        if chosen in having:
+            return replace(
+                fault, hint=f"It is an option of the {registry.kind}: write it below [{registry.kind}_options]."
+            )
+        if having:
+            return replace(
+                fault, hint=f"It is an option of the {registry.kind} {' or '.join(having)}, not of {chosen}."
+            )
+    return fault
+
+
+def _void(draft: Draft) -> list[Fault]:
+    """What was written and says nothing without validation rows."""
+    return [
+        Fault(name, "needs validation rows, and there are none", "Name a validation file or a share, or drop the line.")
+        for name in ("patience", "samples")
+        if draft.given().get(name)
+    ]
 
 
 def read_spec(data: bytes) -> tuple[TrainingSpec | None, dict[str, Any], list[Fault]]:

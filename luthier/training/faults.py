@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from luthier.core.errors import InvalidRequest
+from luthier.core.errors import InvalidParameter, InvalidRequest
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,19 @@ class InvalidJob(InvalidRequest):
         self.faults = faults
 
 
+UNKNOWN = "is not a field that is known here"
+
+
+def refusal(faults: list[Fault]) -> InvalidParameter:
+    """Every fault as one error, whose `param` is the field of the first."""
+    first, *others = faults
+    rest = "".join(f"; {other.field}: {other.text}" for other in others)
+    return InvalidParameter(first.field, first.text + rest, hint=first.hint)
+
+
 def faults_in(model: type[BaseModel], wrong: ValidationError, *, below: str = "") -> list[Fault]:
     """What pydantic found, one fault a field, with the bounds of the field and what came; `below` is the field they are in."""
-    schema = model.model_json_schema()["properties"]
+    schema = model.model_json_schema().get("properties", {})
     faults: dict[str, Fault] = {}
     for one in wrong.errors():
         path = list(map(str, one["loc"]))
@@ -42,7 +52,7 @@ def faults_in(model: type[BaseModel], wrong: ValidationError, *, below: str = ""
         if one["type"] == "missing":
             text = "is missing"
         elif one["type"] == "extra_forbidden":
-            text = "is not a field that is known here"
+            text = UNKNOWN
             near = difflib.get_close_matches(path[-1], schema, n=1) if len(path) == 1 else []
             hint = f"Did you mean {near[0]!r}?" if near else None
         elif one["type"] == "json_invalid":
@@ -50,6 +60,8 @@ def faults_in(model: type[BaseModel], wrong: ValidationError, *, below: str = ""
         elif one["type"] == "value_error":
             text = one["msg"].removeprefix("Value error, ")
             text = f"{text}, got {_shown(one['input'])}" if path else text  # of a whole job it would be too much
+        elif one["type"] == "finite_number":
+            text = f"must be a finite number, got {_shown(one['input'])}"
         elif plain is not None:
             path = path[:1]  # where several types would do, pydantic adds the name of each
             text = f"must be {plain}, got {_shown(one['input'])}"

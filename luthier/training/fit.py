@@ -23,8 +23,9 @@ from luthier.records.source import LocalFile
 from luthier.storage import Storage
 from luthier.training.data import BatchPlan, Rows, micro_batches, read_rows
 from luthier.training.objectives.base import Encoded, Objective, objectives
+from luthier.training.precision import has_gpu
 from luthier.training.spec import DataFile, TrainingSpec, Value
-from luthier.training.trial import Took, measured, resident_bytes
+from luthier.training.trial import Took, device_and_room, measured, resident_bytes
 
 _SPARE = 0.05  # share of the memory that is to stay free: rows fall together otherwise in every epoch
 _SMALLER = 4  # how many times smaller the micro-batches of the second trial are
@@ -42,13 +43,14 @@ class Estimate(Value):
 
     micro_batch_tokens: int
     peak_bytes: int
+    """Of a GPU; on a processor of all processes together."""
     peak_while: str
     """What goes on at that moment."""
     fits: bool
     micro_batches_per_step: float
     seconds_per_step: float
     seconds: float
-    """Of the whole job: start, steps, evaluations, checkpoints."""
+    """Of the whole job: start, steps, evaluations, checkpoints, samples."""
 
 
 class Forecast(Value):
@@ -58,12 +60,20 @@ class Forecast(Value):
 
     device: str
     memory_bytes: int
-    """That there are."""
+    """That there are; where not even the longest row fits, no more than what a dry step could take."""
+    spare_bytes: int
+    """Of them, that are to stay free."""
+    tried_bytes: int
+    """That a dry step could take on this machine."""
     longest: int
     """Tokens of the longest row."""
     steps: int
     tokens_per_step: float
     trainable_parameters: int
+    processes: int = 1
+    """That run on this machine."""
+    not_counted: tuple[str, ...] = ()
+    """What is not in the figures, in words."""
     as_written: Estimate | None
     chosen: Estimate | None
 
@@ -101,6 +111,10 @@ class Load:
     @property
     def tokens(self) -> int:
         return sum(self.sizes)
+
+    def dealt(self, processes: int) -> Load:
+        """What the process has that has the most of it, where so many take turns."""
+        return Load(max((self.sizes[rank::processes] for rank in range(processes)), key=sum))
 
 
 @dataclass(frozen=True)
@@ -145,6 +159,7 @@ class _Forecaster:
         self._storage = storage
         self._asked = asked_bytes
         self._available = available_bytes()
+        self._tried_bytes = self._available // (1 if has_gpu() else spec.processes)  # by one process
         self._scratch = scratch
         self._tell = tell
         objective = objectives.load(spec.objective.name)
@@ -192,22 +207,31 @@ class _Forecaster:
 
     def _told(self, took: Took | None, written: Estimate | None, chosen: Estimate | None) -> Forecast:
         plan = self._plan
+        device, own_bytes = (
+            (took.device, took.room_bytes) if took else device_and_room() if has_gpu() else ("cpu", None)
+        )
+        tried = self._available if own_bytes is None else own_bytes
+        room = tried if self._asked is None else self._asked if written else min(self._asked, tried)
         return Forecast(
-            device=took.device if took else "cpu",
-            memory_bytes=self._room_of(took),
+            device=device,
+            memory_bytes=room,
+            spare_bytes=round(_SPARE * room),
+            tried_bytes=tried,
             longest=self._lengths[0],
             steps=plan.total_steps,
             tokens_per_step=self._training.tokens * plan.epochs / plan.total_steps,
             trainable_parameters=took.trainable_parameters if took else 0,
+            processes=self._spec.processes,
+            not_counted=_not_counted(self._spec, is_cpu=own_bytes is None),
             as_written=written,
             chosen=chosen,
         )
 
-    def _room_of(self, took: Took | None) -> int:
+    def _room_of(self, took: Took) -> int:
         """Memory that there is, on the device that was used."""
         if self._asked is not None:
             return self._asked
-        return self._available if took is None or took.room_bytes is None else took.room_bytes
+        return self._available if took.room_bytes is None else took.room_bytes
 
     def _chosen(self, upper: int) -> Estimate | None:
         """The largest power of two up to `upper` that fits, and takes no longer for a token than the best that was tried."""
@@ -234,12 +258,18 @@ class _Forecaster:
         some = [plan.rows_of(step) for step in steps[:: -(-len(steps) // _BATCHES_LOOKED_AT)]]
         loads = [_load([self._training.rows[at] for at in rows], micro_batch_tokens) for rows in some]
         per_step = sum(len(load.sizes) for load in loads) / len(loads)
+        of_one = [load.dealt(spec.processes) for load in loads]  # the process that a step waits for
+        share = sum(load.tokens for load in of_one) / sum(load.tokens for load in loads)
+        per_process = sum(len(load.sizes) for load in of_one) / len(loads)
         sizes = min(len({size for load in loads for size in load.sizes}), _SIZES)
         peaks = {phase: self._peak(phase, trained, evaluated, sizes) for phase in self._phases()}
         peak_while = max(peaks, key=peaks.__getitem__)
         took = self._trials[0].took
-        peak = peaks[peak_while] + (self._rows_bytes if took.room_bytes is None else 0)
-        seconds_per_step = self._seconds(per_step, self._training.tokens * spec.epochs / plan.total_steps)
+        peak = peaks[peak_while]
+        if took.room_bytes is None:  # processes on one processor have its memory together
+            peak = (peak + self._rows_bytes) * spec.processes
+        seconds_per_step = self._seconds(per_process, share * self._training.tokens * spec.epochs / plan.total_steps)
+        seconds = self._seconds_beside() + plan.total_steps * seconds_per_step
         return Estimate(
             micro_batch_tokens=micro_batch_tokens,
             peak_bytes=peak,
@@ -247,7 +277,7 @@ class _Forecaster:
             fits=peak <= (1 - _SPARE) * self._room_of(took),
             micro_batches_per_step=per_step,
             seconds_per_step=seconds_per_step,
-            seconds=self._seconds_beside() + plan.total_steps * seconds_per_step,
+            seconds=seconds + self._sampling_seconds(seconds),
         )
 
     def _phases(self) -> list[str]:
@@ -301,9 +331,19 @@ class _Forecaster:
         checkpoints = _times(plan.total_steps, spec.save_every_steps)
         return (
             took.loading_seconds
-            + of_token * (evaluations * validation + compared)
+            + of_token * (evaluations * validation + compared) / spec.processes
             + checkpoints * max(trial.took.saving_seconds for trial in self._trials)
         )
+
+    def _sampling_seconds(self, seconds: float) -> float:
+        """Of the answers to sample prompts: all before the first step and at the end, between them a share of the time."""
+        spec = self._spec
+        found = [trial.took.sampling_seconds for trial in self._trials if trial.took.sampling_seconds is not None]
+        if not found or self._validation is None:
+            return 0.0
+        once = max(found) * min(spec.samples, len(self._validation.rows))
+        between = _times(self._plan.total_steps, spec.save_every_steps) - 1
+        return 2 * once + min(between * once, spec.sample_share * seconds)
 
     # A trial
 
@@ -314,7 +354,7 @@ class _Forecaster:
             self._scratch.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self._scratch, prefix="fit-") as folder:
             spec, loads, evaluated = self._small_job(Path(folder), micro_batch_tokens, fill)
-            took = measured(spec, Path(folder), self._available)
+            took = measured(spec, Path(folder), self._tried_bytes)
         if took is None:
             return None
         trial = Trial(micro_batch_tokens, loads, evaluated, took)
@@ -340,7 +380,7 @@ class _Forecaster:
             "evaluate_every_steps": _NEVER,
             "save_every_steps": _NEVER,
             "patience": None,
-            "samples": 0,
+            "samples": 0,  # one below, in the trials that are quick
             "processes": 1,
             "sharding": "none",
         }
@@ -348,6 +388,8 @@ class _Forecaster:
         if spec.validation is not None and self._validation is not None:
             evaluated = _longest(self._validation.rows, micro_batch_tokens)
             changes["validation"] = _stored(self._storage, spec.validation, evaluated, folder)
+            if fill > 1 and spec.sharding == "none":
+                changes["samples"] = min(spec.samples, 1)
         link = folder / spec.weights
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(self._storage.folder(spec.weights).resolve())
@@ -368,6 +410,19 @@ class _Forecaster:
         typical = [dice.choices(fitting, k=len(longest)) for _ in range(_TYPICAL_STEPS)]
         half = dice.choices(fitting, k=max(len(longest) // 2, 1))
         return [*typical, longest, half]
+
+
+def _not_counted(spec: TrainingSpec, *, is_cpu: bool) -> tuple[str, ...]:
+    """What is not in the figures of a job of several processes: a dry step runs in one."""
+    if spec.processes == 1:
+        return ()
+    shared = "; that processes share the machine's cores and caches" if is_cpu else ""
+    told = [f"the sums over the processes in every step, and their waiting for each other{shared}"]
+    if spec.sharding == "full":
+        told.append(
+            "sharding: each process is counted with every weight, so it takes less memory and more time than this"
+        )
+    return tuple(told)
 
 
 def _load(rows: list[Encoded], micro_batch_tokens: int) -> Load:

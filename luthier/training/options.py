@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from pydantic import ValidationError
 
-from luthier.core.errors import InvalidParameter
+from luthier.training.faults import faults_in, refusal
 from luthier.training.spec import Value
 
 
@@ -19,6 +19,4 @@ class Options(Value):
         try:
             return cls.model_validate(values)
         except ValidationError as wrong:
-            faults = [(".".join([param, *map(str, e["loc"])]), e["msg"]) for e in wrong.errors()]
-            rest = "".join(f"; {name}: {message}" for name, message in faults[1:])
-            raise InvalidParameter(faults[0][0], faults[0][1] + rest) from wrong
+            raise refusal(faults_in(cls, wrong, below=param)) from wrong

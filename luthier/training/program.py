@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import faulthandler
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -19,7 +20,7 @@ from pathlib import Path
 
 from luthier.core import logs
 from luthier.storage import Storage
-from luthier.training.events import Failed, RunEvent
+from luthier.training.events import Failed, RunEvent, attempts_key
 from luthier.training.spec import TrainingSpec
 
 SUPERSEDED = 3
@@ -34,7 +35,11 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m luthier.training.program", description="Run one training job.")
     parser.add_argument("spec", help="a file with the spec as JSON, or its storage key")
     parser.add_argument("--storage", required=True, help="URL of the storage")
-    parser.add_argument("--attempt", type=int, default=1, help="number of this attempt at the job, from 1")
+    parser.add_argument(
+        "--attempt",
+        type=int,
+        help="number of this attempt at the job, from 1; absent: the one after the newest that is stored",
+    )
     parser.add_argument("--cache", type=Path, help="folder for weights of a storage that is not on this machine")
     parser.add_argument("--log-level", default="info")
     wanted = parser.parse_args(argv)
@@ -42,7 +47,34 @@ def main(argv: list[str]) -> int:
     storage = Storage(wanted.storage, cache=wanted.cache or Path.home() / ".cache" / "luthier")
     path = Path(wanted.spec)
     spec = TrainingSpec.model_validate_json(path.read_bytes() if path.is_file() else storage.read(wanted.spec))
-    return execute(spec, storage, wanted.attempt)
+    return execute(spec, storage, wanted.attempt or _attempt_of(spec, storage, parser))
+
+
+def _attempt_of(spec: TrainingSpec, storage: Storage, parser: argparse.ArgumentParser) -> int:
+    """The number of an attempt that was given none. Processes that torchrun starts must have one number, and do not know
+    of each other yet, so theirs is 1, or has to be told.
+    """
+    if spec.processes == 1 or "RANK" not in os.environ:
+        return next_attempt(storage, spec)
+    if os.environ["RANK"] == "0" and (newest := _newest_attempt(storage, spec)):
+        parser.error(f"attempt {newest} at {spec.job} is stored already; tell every process --attempt {newest + 1}")
+    return 1
+
+
+def next_attempt(storage: Storage, spec: TrainingSpec) -> int:
+    """Claim the number after that of the newest attempt of which anything is stored; older ones that still live stop.
+
+    Raises AlreadyExists where somebody else claims it at the same moment.
+    """
+    attempt = _newest_attempt(storage, spec) + 1
+    storage.create(f"{attempts_key(spec.run_key)}/{attempt:04d}", b"{}\n")
+    return attempt
+
+
+def _newest_attempt(storage: Storage, spec: TrainingSpec) -> int:
+    """0 where there was none."""
+    named = re.compile(rf"{re.escape(spec.run_key)}/(?:attempts|events|checkpoints)/(\d{{4,}})\b")
+    return max((int(found[1]) for key in storage.list(spec.run_key) if (found := named.match(key))), default=0)
 
 
 def execute(

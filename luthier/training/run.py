@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -14,7 +15,14 @@ import torch
 from luthier.chat.renderers.base import Renderer, renderer_for
 from luthier.chat.tokenizer import Tokenizer
 from luthier.core import logs
-from luthier.core.errors import InternalError, InvalidRequest, LuthierError, OutOfMemory
+from luthier.core.errors import (
+    InternalError,
+    InvalidParameter,
+    InvalidRequest,
+    LuthierError,
+    OutOfMemory,
+    StorageUnavailable,
+)
 from luthier.nets.loading import DTYPES, load_model, this_device
 from luthier.nets.losses import prove_head
 from luthier.nets.packing import prepare
@@ -25,6 +33,7 @@ from luthier.training.emitter import Emitter, Silent, Superseded
 from luthier.training.events import Cancelled, CheckpointSaved, Failed, Noted, RunEvent, Started, Succeeded, read_events
 from luthier.training.forward import Forward, computed
 from luthier.training.loop import Loop, Stopped, check_on, tell_saved
+from luthier.training.memory import is_out_of_memory
 from luthier.training.methods.base import Method, methods
 from luthier.training.objectives.base import objectives
 from luthier.training.optim import Optimizer
@@ -110,6 +119,7 @@ def _play(
     base = load_model(
         weights, precision=precision, expected_sha256=spec.weights_sha256, is_quantised=method.is_quantised
     )
+    _refuse_beyond_context(spec, method, base)
     prove_head(base)
     prepare(base, longest=spec.max_length)
     model = method.attach(base.requires_grad_(False), seed=spec.seed, blank=renderer.tokenizer.encode_plain("\n"))
@@ -180,6 +190,15 @@ def _result(spec: TrainingSpec, checkpoints: Checkpoints, last: Checkpoint, emit
     return last
 
 
+def _refuse_beyond_context(spec: TrainingSpec, method: Method, base: PreTrainedModel) -> None:
+    context = getattr(base.config, "max_position_embeddings", None)
+    if context is not None and spec.max_length + method.positions > context:
+        taken = f" of which {spec.method.name} takes {method.positions:,}" if method.positions else ""
+        raise InvalidParameter(
+            "max_length", f"must fit into the model's context of {context:,} tokens{taken}, got {spec.max_length:,}"
+        )
+
+
 def _begin(storage: Storage, start: Start, method: Method, model: PreTrainedModel) -> None:
     """Put the numbers that training goes on from into the model."""
     folder = storage.folder(start.key)
@@ -239,10 +258,17 @@ def _told(fault: Exception) -> LuthierError:
     """What ended a run, as the error tree says it."""
     if isinstance(fault, LuthierError):
         return fault
-    if isinstance(fault, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(fault):
+    if is_out_of_memory(fault):
         return OutOfMemory(
-            "The memory did not suffice for a micro-batch.",
-            hint="Use a smaller micro_batch_tokens or max_length, or a smaller model.",
+            "The memory did not suffice.",
+            hint="Use a smaller micro_batch_tokens or max_length, gradient_checkpointing, or a smaller model; "
+            "`luthier train --plan` finds what fits.",
+        )
+    if isinstance(fault, OSError) and fault.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageUnavailable(
+            f"There is no space left on the disk{f' of {fault.filename}' if fault.filename else ''}.",
+            hint="Make some; the job can go on from its last checkpoint. Checkpoints pass through the folder for temporary "
+            "files, TMPDIR.",
         )
     return InternalError("The run met a fault of ours; the trainer's log has the details.")
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from luthier.chat.renderers.base import Renderer
-from luthier.core.errors import ContextTooLong
 from luthier.nets.generate import Sampler, decode
 from luthier.training.data import Rows
 from luthier.training.events import Sample
@@ -53,8 +51,7 @@ class Samples:
             begun = self._now()
             if not always and self._spent >= self._spec.sample_share * (begun - self._begun):
                 break
-            with suppress(ContextTooLong):  # a prompt that leaves no room for an answer has none
-                found.append(self._answered(row))
+            found.append(self._answered(row))
             if not always:
                 self._spent += self._now() - begun
         return found

@@ -15,7 +15,9 @@ from luthier.training.precision import Precision
 
 
 class Value(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    """Frozen and whole; its numbers are finite, because JSON has no others."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class PluginChoice(Value):
@@ -91,7 +93,10 @@ class TrainingSpec(Value):
     )
     threads: int = Field(ge=1, description="CPU threads of a process: part of the spec because sums depend on it.")
     processes: int = Field(
-        default=1, ge=1, le=1024, description="That train together, each with a share of every step's micro-batches."
+        default=1,
+        ge=1,
+        le=1024,
+        description="Processes that train together, each with a share of every step's micro-batches.",
     )
     sharding: Literal["none", "full"] = Field(
         default="none", description="full: each process keeps a part of every weight (FSDP2), else all of them."

@@ -19,13 +19,14 @@ from pathlib import Path
 from luthier.core import logs
 from luthier.core.errors import InternalError, OutOfMemory, RunFailed
 from luthier.storage import Storage
-from luthier.training.events import CheckpointSaved, Evaluated, Failed, Noted, Progress, RunEvent, Started
+from luthier.training.events import CheckpointSaved, Evaluated, Failed, Noted, Progress, RunEvent, Sampled, Started
+from luthier.training.memory import says_out_of_memory
 from luthier.training.precision import has_gpu
 from luthier.training.spec import TrainingSpec, Value
 
 
 class Took(Value):
-    """What a trial's process measured. `peak_bytes` are by what went on: loading, evaluation, training, saving."""
+    """What a trial's process measured. `peak_bytes` are by what went on: loading, evaluation, sampling, training, saving."""
 
     device: str
     room_bytes: int | None
@@ -35,6 +36,8 @@ class Took(Value):
     step_seconds: list[float]
     step_peak_bytes: list[int]
     evaluation_seconds: float | None
+    sampling_seconds: float | None = None
+    """Of one answer."""
     saving_seconds: float
     peak_bytes: dict[str, int]
 
@@ -51,19 +54,12 @@ def measured(spec: TrainingSpec, folder: Path, room_bytes: int) -> Took | None:
     if done.returncode == 0 and said:
         return Took.model_validate_json(said[0])
     told = json.loads(said[0]) if done.returncode == 1 and said else {}
-    code, noise = told.get("code", InternalError.code), done.stderr[-5000:].lower()
-    is_starved = code == InternalError.code and any(sign in noise for sign in _STARVED)
+    code = told.get("code", InternalError.code)
+    is_starved = code == InternalError.code and says_out_of_memory(done.stderr[-5000:])
     if code == OutOfMemory.code or done.returncode == -signal.SIGKILL or is_starved:
         return None
     last = (done.stderr.strip().splitlines() or ["it gave no reason"])[-1]
     raise RunFailed(f"A dry step failed: {told.get('message', last)}")
-
-
-_STARVED = (
-    *("memoryerror", "bad_alloc", "out of memory", "allocate memory", "memory allocation"),
-    *("start new thread", "map segment"),
-)
-"""What a process says that dies because it gets no more memory, wherever in it that is."""
 
 
 @dataclass
@@ -76,6 +72,7 @@ class _Gauge:
     steps: list[float] = field(default_factory=list)
     step_peaks: list[int] = field(default_factory=list)
     evaluation: float | None = None
+    sampling: float | None = None
     saving: float = 0.0
     parameters: int = 0
     failed: Failed | None = None
@@ -94,6 +91,8 @@ class _Gauge:
                 self.step_peaks.append(peak)
             case Evaluated():
                 self.evaluation = passed  # the last one's: the first is slow to begin
+            case Sampled():
+                self.sampling = passed / len(event.samples)
             case CheckpointSaved():
                 self.saving = passed
             case Failed():
@@ -106,6 +105,7 @@ _PHASES = {
     "started": "loading",
     "progress": "training",
     "evaluated": "evaluation",
+    "sampled": "sampling",
     "checkpoint_saved": "saving",
     **dict.fromkeys(("succeeded", "failed", "cancelled"), "end"),
 }
@@ -129,6 +129,15 @@ def _forget_peak() -> None:
         torch.cuda.reset_peak_memory_stats()
     with suppress(OSError):  # elsewhere each peak is that of all before it
         Path("/proc/self/clear_refs").write_text("5")
+
+
+def device_and_room() -> tuple[str, int | None]:
+    """The GPU that a run uses here, and its memory that this process has or could have; "cpu" and None without one."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return "cpu", None
+    return torch.cuda.get_device_name(), torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
 
 
 def resident_bytes() -> int:
@@ -162,11 +171,7 @@ def main(argv: list[str]) -> int:
     if code or gauge.failed is not None:
         print(json.dumps({"code": gauge.failed.code, "message": gauge.failed.message} if gauge.failed else {}))
         return 1
-    import torch
-
-    device, room = "cpu", None
-    if torch.cuda.is_available():
-        device, room = torch.cuda.get_device_name(), torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
+    device, room = device_and_room()
     took = Took(
         device=device,
         room_bytes=room,
@@ -175,6 +180,7 @@ def main(argv: list[str]) -> int:
         step_seconds=gauge.steps,
         step_peak_bytes=gauge.step_peaks,
         evaluation_seconds=gauge.evaluation,
+        sampling_seconds=gauge.sampling,
         saving_seconds=gauge.saving,
         peak_bytes=gauge.peaks,
     )

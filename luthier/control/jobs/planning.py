@@ -14,6 +14,7 @@ from luthier.control.datasets.service import Counted, File
 from luthier.control.jobs.values import JobRequest
 from luthier.core.errors import DatasetInvalid, InvalidParameter
 from luthier.training import defaults
+from luthier.training.faults import faults_in, refusal
 from luthier.training.methods.base import methods
 from luthier.training.objectives.base import objectives
 from luthier.training.spec import DataFile, PluginChoice, TrainingSpec
@@ -159,5 +160,4 @@ def _checked(kind: type[BaseModel], **fields: Any) -> Any:
     try:
         return kind(**fields)
     except ValidationError as wrong:
-        faults = [(".".join(map(str, e["loc"])), e["msg"]) for e in wrong.errors()]
-        raise InvalidParameter(faults[0][0], "; ".join(f"{message} ({field})" for field, message in faults)) from wrong
+        raise refusal(faults_in(kind, wrong)) from wrong

@@ -27,6 +27,8 @@ class Method(ABC):
     artifact_kind: ClassVar[Literal["adapter", "model"]]
     rate: ClassVar[float]
     """Peak learning rate that suits a model of 135 million parameters and steps of 8 rows, for supervised fine-tuning."""
+    artifact_files: ClassVar[str] = "*"
+    """Pattern of the files that `restore` reads of an artifact; a folder without one cannot be gone on from."""
     is_quantised: ClassVar[bool] = False
     """Whether the base model's weights are kept in 4 bits."""
     mixes_precision: ClassVar[bool] = False
@@ -34,6 +36,11 @@ class Method(ABC):
 
     def __init__(self, options: plugin.Options) -> None:
         self.options = options
+
+    @property
+    def positions(self) -> int:
+        """Positions of the model's context that the method takes for itself."""
+        return 0
 
     @abstractmethod
     def attach(self, model: PreTrainedModel, *, seed: int, blank: Sequence[int] = ()) -> PreTrainedModel:

@@ -25,6 +25,7 @@ class Full(Method):
     Options = FullOptions
     artifact_kind = "model"
     rate = 1e-4
+    artifact_files = "model*.safetensors"
     mixes_precision = True
 
     def attach(self, model: PreTrainedModel, *, seed: int, blank: Sequence[int] = ()) -> PreTrainedModel:

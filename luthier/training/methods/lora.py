@@ -47,6 +47,7 @@ class Lora(Method):
     Options = LoraOptions
     artifact_kind = "adapter"
     rate = 4e-3
+    artifact_files = _WEIGHTS
     options: LoraOptions
 
     def attach(self, model: PreTrainedModel, *, seed: int, blank: Sequence[int] = ()) -> PreTrainedModel:

@@ -33,7 +33,12 @@ class PTuningV2(Method):
     Options = PTuningV2Options
     artifact_kind = "adapter"
     rate = 1e-3
+    artifact_files = _PROJECTION
     options: PTuningV2Options
+
+    @property
+    def positions(self) -> int:
+        return self.options.prefix_length
 
     def attach(self, model: PreTrainedModel, *, seed: int, blank: Sequence[int] = ()) -> PreTrainedModel:
         import torch

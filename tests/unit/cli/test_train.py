@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import sys
+import threading
 import tomllib
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -16,13 +17,14 @@ from unittest.mock import patch
 
 import pytest
 
-from luthier.cli import main, train
+from luthier.cli import job_file, main, train
+from luthier.cli.console import duration
 from luthier.cli.job_example import example
 from luthier.core.errors import LossDiverged
 from luthier.formats.base import known
 from luthier.storage import Storage
 from luthier.testing import jsonl, toy_rows
-from luthier.training import fit, loop
+from luthier.training import fit, loop, program
 from luthier.training.draft import Draft, read_draft
 from luthier.training.events import Evaluated
 from luthier.training.methods.base import methods
@@ -132,6 +134,12 @@ def test_every_fault_of_a_job_file_is_told_at_once(here: Path) -> None:
         ("validation = 0.01", "validation: A split of 12 rows by 0.01 would leave one of the files empty."),
         ("validation = 'faulty.jsonl'", "validation: 'faulty.jsonl' cannot be trained on: line 1"),
         ("start = 'nowhere'", "start: there is no folder 'nowhere', neither here nor in the storage"),
+        ("start = '../a//b'", "start: there is no folder '../a//b', neither here nor in the storage"),
+        ("start = '.'", "start: '.' is no artifact of the method 'lora': it has no file adapter_model.safetensors"),
+        ("start = 'models'", "start: 'models' is no artifact of the method 'lora'"),
+        ("method = 'ptuning_v2'\nmax_length = 481", "max_length: must be at most 480: toy has a context of 512"),
+        ("patience = 2", "patience: needs validation rows, and there are none"),
+        ("clip_norm = inf", "clip_norm: must be a finite number, got inf"),
         ("epochs = ", "is not TOML: Invalid value (at line 3, column 10)"),
     ],
 )
@@ -162,6 +170,54 @@ def test_every_fault_of_a_spec_is_told_at_once(here: Path) -> None:
         "weights: nothing is stored under 'models/none'",
     ):
         assert words in err
+
+
+def spec_in_json(folder: Path, **changes: Any) -> str:
+    """What `luthier train` says of a spec that can be run but for these changes; it must be refused."""
+    job = train._read(folder / "job.toml", storage_of(folder), train.settings_with(folder / "data")).spec
+    (folder / "spec.json").write_text(json.dumps(job.model_dump(mode="json") | {"job": "ftjob-mine"} | changes))
+    code, out, err = luthier(folder, "spec.json")
+    assert (code, out) == (2, ""), out
+    return err
+
+
+@pytest.mark.parametrize("key", ["../train.jsonl", "a//b"])
+def test_what_is_no_key_of_a_storage_is_a_fault_of_the_spec(here: Path, key: str) -> None:
+    said = spec_in_json(here, training={"key": key, "sha256": "0"}, weights=key, job=key)
+    assert said.startswith("error: spec.json has 3 faults\n")
+    for field in ("training.key", "weights", "job"):
+        assert f"  {field}: " in said and "is no key of a storage" in said
+
+
+def test_a_spec_is_held_against_what_lies_in_the_storage(here: Path) -> None:
+    file = {"key": "files/other", "sha256": "0" * 64}
+    storage_of(here).write("files/other", b"")
+    storage_of(here).write("artifacts/other/adapter_model.safetensors", b"")
+    start = {"key": "artifacts/other", "sha256": "0" * 64}
+    said = spec_in_json(here, training=file, weights_sha256="0" * 64, start=start)
+    assert said.startswith("error: spec.json has 3 faults\n")
+    for field in ("training.sha256", "weights_sha256", "start.sha256"):
+        assert f"  {field}: what is stored has another hash" in said
+    assert "must be at most 512, the context of toy, got 513" in spec_in_json(here, max_length=513)
+    assert "start.key: 'models' is no artifact" in spec_in_json(here, start=start | {"key": "models"})
+    assert "training: No row of " in spec_in_json(here, max_length=8)
+
+
+def test_4_bits_without_their_library_are_a_fault_that_names_the_extra(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_file, "find_spec", lambda name: None)
+    (here / "job.toml").write_text(QUICK + 'method = "qlora"\n')
+    code, _, err = luthier(here, "job.toml")
+    assert (code, "method: 'qlora' needs bitsandbytes" in err) == (2, True)
+    assert "pip install 'luthier[quantised]'" in err
+
+
+def test_a_file_that_begins_with_a_byte_order_mark_is_read(here: Path) -> None:
+    (here / "job.toml").write_text(QUICK + "epochs = 0\n".replace("epochs", "patience"), encoding="utf-8-sig")
+    assert "error: job.toml has 1 fault\n  patience: must be" in luthier(here, "job.toml")[2]
+    (here / "spec.json").write_text('{"job": 3}', encoding="utf-8-sig")
+    assert "job: must be a text, got 3" in luthier(here, "spec.json")[2]
 
 
 def test_a_spec_in_json_runs_as_it_is(here: Path) -> None:
@@ -216,15 +272,16 @@ def test_training_goes_on_from_an_adapter_by_its_path_or_its_key(here: Path) -> 
     done = luthier(here, "job.toml")[1]
     artifact = re.search(r"The adapter lies in (\S+)", done)
     assert artifact is not None
-    starts = []
-    for named in (artifact[1], artifact[1].split("objects/")[1]):
+    starts, key = [], artifact[1].split("objects/")[1]
+    for named in (artifact[1], str(Path(artifact[1]).parent), key, key.removesuffix("/adapter")):
         (here / "job.toml").write_text(f'{QUICK}start = "{named}"\n')
         code, out, _ = luthier(here, "job.toml")
         assert code == 0
         starts.append(spec_in(here, out).start)
-    assert starts[0] is not None and starts[1] is not None
-    assert starts[0].sha256 == starts[1].sha256
-    assert starts[1].key.startswith("runs/")
+    assert starts[0] is not None and starts[2] is not None
+    assert starts[0] == starts[1] and starts[2] == starts[3]
+    assert starts[0].sha256 == starts[2].sha256
+    assert starts[2].key == key
 
 
 def test_a_run_that_fails_names_the_cause_and_the_last_good_checkpoint(
@@ -239,19 +296,44 @@ def test_a_run_that_fails_names_the_cause_and_the_last_good_checkpoint(
 
     (here / "job.toml").write_text(QUICK + "save_every_steps = 2\n")
     monkeypatch.setattr(loop, "learning_rate", fail)
-    code, out, _ = luthier(here, "job.toml")
+    code, out, err = luthier(here, "job.toml")
     assert code == 1
-    assert "failed (loss_diverged): The loss rose. Use a smaller learning rate." in out
-    assert re.search(r"the last good checkpoint is \S+/checkpoints/0001-00000002; run again", out)
+    assert "failed (loss_diverged): The loss rose. Use a smaller learning rate." in err
+    assert re.search(r"the last good checkpoint is \S+/checkpoints/0001-00000002; run again", err)
+    assert "failed" not in out
     monkeypatch.undo()
     assert "goes on from step 2" in luthier(here, "job.toml")[1]
 
 
 def test_a_run_that_fails_at_once_says_that_there_is_no_checkpoint(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "learning_rate", lambda *_: 1 / 0)
-    code, out, _ = luthier(here, "job.toml")
-    assert (code, "failed (internal_error)" in out) == (1, True)
-    assert "no checkpoint was saved: run again, the job begins again" in out
+    code, _, err = luthier(here, "job.toml")
+    assert (code, "failed (internal_error)" in err) == (1, True)
+    assert "no checkpoint was saved: run again, the job begins again" in err
+
+
+def test_a_run_that_stands_still_names_the_cause_before_its_process_is_ended(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[str] = []
+    is_over = threading.Event()
+
+    def die() -> None:  # in place of the end of this process
+        shown.append(sys.stderr.getvalue())  # type: ignore[attr-defined]
+        is_over.set()
+
+    monkeypatch.setattr(program, "_die", die)
+    monkeypatch.setattr(loop, "learning_rate", lambda *_: is_over.wait(60) and 0.001)
+    (here / "job.toml").write_text(QUICK + "stall_after_seconds = 3\n")
+    luthier(here, "job.toml")
+    assert "failed (run_stalled): The run got no further for 3 seconds after step 0." in shown[0]
+    assert "no checkpoint was saved" in shown[0]
+
+
+def test_a_run_that_a_newer_attempt_overtakes_says_so(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(program, "execute", lambda *_: program.SUPERSEDED)
+    code, _, err = luthier(here, "job.toml")
+    assert (code, "A newer attempt at this job has taken over" in err) == (3, True)
 
 
 def test_the_best_validation_loss_of_before_counts_when_a_job_goes_on(here: Path) -> None:
@@ -302,6 +384,12 @@ def test_an_example_runs_once_its_model_and_its_file_are_there(here: Path, metho
     assert luthier(here, "job.toml")[0] == 0
 
 
+def test_what_is_absent_is_told_once(here: Path) -> None:
+    text = " ".join(luthier(here, "--example")[1].replace("\n# ", " ").split())
+    assert "Absent: all. A whole number at least 1. keep_checkpoints" in text
+    assert " Processes that train together, each" in text
+
+
 def test_without_a_job_file_the_command_was_typed_wrongly(here: Path) -> None:
     code, _, err = luthier(here)
     assert (code, "--example" in err) == (2, True)
@@ -310,7 +398,9 @@ def test_without_a_job_file_the_command_was_typed_wrongly(here: Path) -> None:
 FORECAST = fit.Forecast(
     device="cpu",
     memory_bytes=2 * 1024**3,
-    longest=100,
+    spare_bytes=1024**3 // 10,
+    tried_bytes=2 * 1024**3,
+    longest=40,
     steps=82,
     tokens_per_step=540.0,
     trainable_parameters=4_884_480,
@@ -345,11 +435,11 @@ def test_a_plan_that_does_not_fit_says_so_and_what_would(here: Path, monkeypatch
     asked = planned(monkeypatch, FORECAST.model_copy(update={"chosen": written.model_copy(update=smaller)}))
     code, out, err = luthier(here, "job.toml", "--plan", "--memory", "2GiB")
     assert (code, asked[0]["memory_bytes"], asked[0]["choose"]) == (1, 2 * 1024**3, True)
-    assert "3.00 GiB while training; there are 2.00 GiB (cpu)" in out
+    assert "3.00 GiB while training; there are 2.00 GiB (cpu), 102 MiB of which are to stay free" in out
     assert "3.2 s, 1.5 micro-batches of at most 1,024 tokens" in out
     assert "4:31" in out and "4,884,480 parameters" in out
     assert "micro_batch_tokens = 256 fits: 1.00 GiB, 3.2 s a step" in out
-    assert "This does not fit into 2.00 GiB." in err
+    assert "This does not fit into 2.00 GiB and leave 102 MiB free." in err
     assert not [key for key in storage_of(here).list("runs") if not key.endswith("spec.json")]
 
 
@@ -358,8 +448,13 @@ def test_a_plan_whose_longest_row_does_not_fit_says_what_to_change(here: Path, m
     asked = planned(monkeypatch, FORECAST.model_copy(update={"as_written": None}))
     code, _, err = luthier(here, "job.toml", "--plan")
     assert (code, asked[0]["choose"]) == (1, False)
-    assert "The longest row alone, 100 tokens, needs more than the 2.00 GiB" in err
-    assert 'Try gradient_checkpointing = true, a max_length below 64, method = "lora", a smaller model.' in err
+    assert "The longest row alone, 40 tokens, needs more than the 2.00 GiB of memory that there are (cpu)" in err
+    assert 'Try gradient_checkpointing = true, a max_length below 40, method = "lora", a smaller model.' in err
+    assert "A dry step" not in err
+    assert (
+        "A dry step can take no more than what is free here, 2.00 GiB"
+        in luthier(here, "job.toml", "--plan", "--memory", "9GiB")[2]
+    )
 
 
 def test_a_plan_can_be_read_by_a_script(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -376,6 +471,58 @@ def test_an_amount_of_memory_is_read(size: str, found: int) -> None:
     assert train._bytes(size) == found
 
 
-def test_an_amount_of_memory_without_a_unit_is_refused(here: Path) -> None:
-    code, _, err = luthier(here, "job.toml", "--plan", "--memory", "6")
-    assert (code, "--memory: must be a number and one of" in err) == (1, True)
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        (["job.toml", "--plan", "--memory", "6"], "--memory: it must be a number above 0 and one of B, KB"),
+        (["job.toml", "--plan", "--memory", "0GiB"], "--memory: it must be a number above 0"),
+        (["job.toml", "--memory", "6GiB"], "--memory: it is for --plan"),
+        (["job.toml", "--json"], "--json: it is for --plan"),
+        (["job.toml", "--method", "full"], "--method: it is for --example"),
+        (["job.toml", "--plan", "--objective", "dpo"], "--objective: it is for --example"),
+        (["job.toml", "--example"], "JOB: it says nothing beside --example"),
+        (["--example", "--plan"], "--plan: it says nothing beside --example"),
+    ],
+)
+def test_an_option_that_has_no_meaning_there_is_refused(here: Path, said: list[str], words: str) -> None:
+    code, out, err = luthier(here, *said)
+    assert (code, out, words in err) == (2, "", True), err
+
+
+def test_a_plan_of_several_processes_says_what_is_not_in_its_figures(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned(monkeypatch, FORECAST.model_copy(update={"processes": 2, "not_counted": ("the sums",)}))
+    out = luthier(here, "job.toml", "--plan")[1]
+    assert "3.00 GiB in 2 processes while training" in out
+    assert re.search(r"not counted +the sums", out)
+
+
+def test_rows_that_are_left_out_or_cut_are_listed_before_a_run_and_in_a_plan(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned(monkeypatch, FORECAST)
+    (here / "train.jsonl").write_bytes(jsonl(toy_rows(30)))
+    (here / "job.toml").write_text(QUICK.replace("64", "34"))
+    plan, run = luthier(here, "job.toml", "--plan")[1], luthier(here, "job.toml")[1]
+    spec = spec_in(here, run)
+    left_out = sum(spec.training.dropped.values())
+    assert left_out > 5
+    for told in (plan, run):
+        assert f"train.jsonl: {left_out} of 30 rows left out" in told
+        assert re.search(rf"row {spec.training.first_dropped[0]}: \d\d tokens, longer than 34", told)
+        assert len(re.findall("longer than 34", told)) == 5
+        assert f"and {left_out - 5} more" in told
+    assert run.index("left out") < run.index("step 1/")
+    rows = json.loads(luthier(here, "job.toml", "--plan", "--json")[1])["rows"]["training"]
+    assert [one["row"] for one in rows["dropped"]][:3] == spec.training.first_dropped[:3]
+    assert min(one["tokens"] for one in rows["dropped"]) > 34
+    (here / "job.toml").write_text(QUICK.replace("64", "34") + 'overlength = "truncate"\n')
+    assert f"train.jsonl: {left_out} rows cut to 34 tokens" in luthier(here, "job.toml", "--plan")[1]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(9, "0:09"), (271, "4:31"), (3600, "1:00:00"), (3 * 24 * 3600 + 5, "72:00:05")]
+)
+def test_a_long_time_is_told_in_hours(seconds: float, shown: str) -> None:
+    assert duration(seconds) == shown

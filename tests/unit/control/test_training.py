@@ -372,7 +372,9 @@ async def test_what_was_superseded_is_kept_but_not_shown(house: House) -> None:
     async with parts.db.read() as session:
         steps = await session.scalars(select(EventRow.step).where(EventRow.kind == "metrics").order_by(EventRow.id))
         assert list(steps) == [1, 2, 1, 2, 1, 2]
-    assert "It begins again: there is no checkpoint that it could go on from." in [event.message for event in await told(parts, ADA, job)]
+    assert "It begins again: there is no checkpoint that it could go on from." in [
+        event.message for event in await told(parts, ADA, job)
+    ]
 
 
 async def test_a_real_run_in_a_thread_trains_the_toy(house: House) -> None:

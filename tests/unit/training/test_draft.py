@@ -107,6 +107,55 @@ def test_a_field_that_is_nearly_one_is_told() -> None:
     assert hints == ["Did you mean 'epochs'?", "Did you mean 'rank'?"]
 
 
+def test_a_field_at_the_wrong_place_is_told_where_it_stands() -> None:
+    written = {"rank": 8, "beta": 0.1, "method_options": {"epochs": 3}}
+    hints = {fault.field: fault.hint for fault in read_draft(LEAST | written)[1]}
+    assert hints == {
+        "rank": "It is an option of the method: write it below [method_options].",
+        "beta": "It is an option of the objective dpo, not of sft.",
+        "method_options.epochs": "Write epochs at the top of the file, above every [table].",
+    }
+
+
+def test_what_needs_validation_rows_is_a_fault_without_them() -> None:
+    words = "needs validation rows, and there are none"
+    assert faults_of(patience=2, samples=3) == {"patience": words, "samples": words}
+    assert faults_of(patience=2, samples=3, validation=0.1) == {}
+    assert faults_of(samples=0, patience="auto") == {}
+    assert faults_of(patience=2, validation=2).keys() == {"validation"}
+
+
+def test_numbers_follow_the_rows_that_are_trained() -> None:
+    draft, _ = read_draft(LEAST)
+    few = draft.resolve(BASE, ROWS.model_copy(update={"trained_rows": 40}), cores=2)
+    assert (few.batch_size, few.epochs) == (4, 10)
+
+
+def test_the_cores_are_divided_among_the_processes() -> None:
+    assert [spec_of(processes=count).threads for count in (1, 2, 3)] == [2, 1, 1]
+
+
+def test_a_prefix_leaves_less_of_the_context() -> None:
+    assert spec_of(method="ptuning_v2", method_options={"prefix_length": 100}).max_length == 412
+
+
+@pytest.mark.parametrize("name", ["clip_norm", "weight_decay", "stall_after_seconds"])
+def test_a_number_without_end_is_refused(name: str) -> None:
+    assert faults_of(**{name: float("inf")}) == {name: "must be a finite number, got inf"}
+    written = spec_of().model_dump_json().replace(f'"{name}":', f'"{name}":Infinity,"was":')
+    assert name in {fault.field for fault in read_spec(written.encode())[2]}
+
+
+def test_options_that_are_wrong_are_refused_in_the_same_words_everywhere() -> None:
+    with pytest.raises(InvalidParameter) as refused:
+        methods.load("lora").Options.read({"rank": 0, "alpha": -1}, param="method.options")
+    assert refused.value.param == "method.options.rank"
+    assert refused.value.message == (
+        "method.options.rank: must be a whole number from 1 to 512, got 0; "
+        "method.options.alpha: must be a number above 0, got -1"
+    )
+
+
 def test_what_is_right_of_a_wrong_file_is_still_known() -> None:
     draft, faults = read_draft({"base_model": 3, "training": "train.jsonl", "epochs": 0, "max_length": 64})
     assert [fault.field for fault in faults] == ["base_model", "epochs"]

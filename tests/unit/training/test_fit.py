@@ -31,6 +31,7 @@ class Law:
         self.a_step, self.a_micro_batch, self.a_token = 0.5, 0.2, 0.001  # seconds
         self.trained, self.evaluated = 2 * MEGABYTE, MEGABYTE  # for a token of the largest micro-batch
         self.base = 500 * MEGABYTE
+        self.sampled = 0  # where an answer is given
         self.a_size = 0  # what a new size of micro-batch leaves behind
         self.seen: list[TrainingSpec] = []
 
@@ -56,6 +57,8 @@ class Law:
             peaks["evaluation"] = self.base + self.evaluated * max(_tokens([group]) for group in validation)
         if max(peaks.values()) > room_bytes:
             return None
+        if spec.samples:
+            peaks["sampling"] = self.sampled
         return fit.Took(
             device="cpu",
             room_bytes=None,
@@ -65,6 +68,7 @@ class Law:
             step_peak_bytes=self.step_peaks(spec, steps, validation),
             evaluation_seconds=0.0005 * _tokens(validation) if validation else None,
             saving_seconds=2.0,
+            sampling_seconds=5.0 if spec.samples else None,
             peak_bytes=peaks,
         )
 
@@ -202,6 +206,59 @@ def test_a_larger_micro_batch_whose_trial_gets_no_memory_is_not_chosen(
     assert law.seen[-1].micro_batch_tokens == 256
 
 
+def test_processes_share_the_memory_of_a_machine_and_the_work_of_a_step(storage: Storage, law: Law, job: Any) -> None:
+    one = fit.forecast(job(micro_batch_tokens=64), storage)
+    two = fit.forecast(job(micro_batch_tokens=64, processes=2), storage)
+    assert one.as_written is not None and two.as_written is not None
+    assert two.as_written.peak_bytes == 2 * one.as_written.peak_bytes
+    steps, _ = _steps(job(micro_batch_tokens=64), storage)
+    real = [max(law.seconds(job(), groups[rank::2]) for rank in range(2)) for groups in steps]
+    assert two.as_written.seconds_per_step == pytest.approx(sum(real) / len(real), rel=0.02)
+    assert (one.not_counted, len(two.not_counted)) == ((), 1)
+    sharded = fit.forecast(job(micro_batch_tokens=64, processes=2, sharding="full"), storage)
+    assert "sharding" in sharded.not_counted[1]
+
+
+def test_a_trial_of_one_of_several_processes_has_its_share_of_the_memory(
+    storage: Storage, law: Law, job: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rooms: list[int] = []
+    monkeypatch.setattr(fit, "measured", lambda spec, folder, room: rooms.append(room) or law(spec, folder, room))
+    fit.forecast(job(processes=4), storage)
+    assert set(rooms) == {ROOM // 4}
+
+
+def test_samples_count_in_memory_and_in_time(storage: Storage, law: Law, job: Any) -> None:
+    held = {"validation": toy_rows(60, seed=9), "micro_batch_tokens": 256, "sample_share": 0.0}
+    without = fit.forecast(job(**held), storage).as_written
+    law.sampled, law.seen = 9000 * MEGABYTE, []
+    found = fit.forecast(job(**held, samples=3), storage, memory_bytes=8000 * MEGABYTE).as_written
+    assert without is not None and found is not None
+    assert (found.peak_while, found.peak_bytes, found.fits) == ("sampling", 9000 * MEGABYTE, False)
+    assert found.seconds == pytest.approx(without.seconds + 2 * 3 * 5.0)  # before the first step and at the end
+    assert max(spec.samples for spec in law.seen) == 1
+
+
+def test_where_no_trial_fits_the_room_is_what_a_trial_could_take(
+    storage: Storage, law: Law, job: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = law.base + law.trained * 30
+    monkeypatch.setattr(fit, "available_bytes", lambda: room)
+    found = fit.forecast(job(), storage, memory_bytes=64 * ROOM)
+    assert (found.as_written, found.memory_bytes, found.tried_bytes) == (None, room, room)
+    assert fit.forecast(job(), storage, memory_bytes=room - 1).memory_bytes == room - 1
+
+
+def test_a_gpu_that_is_too_small_is_named(
+    storage: Storage, law: Law, job: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit, "has_gpu", lambda: True)
+    monkeypatch.setattr(fit, "device_and_room", lambda: ("A GPU", 7 * MEGABYTE))
+    monkeypatch.setattr(fit, "measured", lambda *_: None)
+    found = fit.forecast(job(), storage)
+    assert (found.device, found.memory_bytes, found.fits) == ("A GPU", 7 * MEGABYTE, False)
+
+
 def test_no_step_holds_more_than_the_batch_has(storage: Storage, law: Law, job: Any) -> None:
     spec = job(batch_size=2, micro_batch_tokens=4096)
     found = fit.forecast(spec, storage).as_written
@@ -229,6 +286,7 @@ def test_rows_that_cannot_be_trained_are_refused_before_any_trial(storage: Stora
         (1, {"code": OutOfMemory.code, "message": "no"}, "", True),
         (-9, None, "", True),
         (-6, None, "memory allocation of 99 bytes failed", True),
+        (1, {"code": "internal_error", "message": "x"}, "ImportError: failed to map segment", True),
         (1, {"code": "loss_diverged", "message": "The loss rose."}, "", False),
         (1, None, "ValueError: x", False),
     ],

@@ -6,8 +6,10 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 from luthier.testing import toy_spec
-from luthier.training.program import execute, main
+from luthier.training.program import execute, main, next_attempt
 
 
 def test_exit_codes_tell_how_it_ended(storage, tmp_path):
@@ -19,6 +21,27 @@ def test_exit_codes_tell_how_it_ended(storage, tmp_path):
     assert main(["specs/bad", "--storage", storage.url]) == 1
     storage.write(f"{spec.run_key}/attempts/0009", b"{}")
     assert execute(spec, storage, 2) == 3
+
+
+def test_an_attempt_without_a_number_comes_after_the_newest(storage, tmp_path, told):
+    spec = toy_spec(storage)
+    path = tmp_path / "spec.json"
+    path.write_text(spec.model_dump_json())
+    assert execute(spec, storage, 4) == 0  # leaves events and checkpoints, and claims nothing
+    assert main([str(path), "--storage", storage.url]) == 0
+    assert told(spec, 5)[0].type == "started"
+    assert storage.exists(f"{spec.run_key}/attempts/0005")
+    assert next_attempt(storage, spec) == 6
+
+
+def test_processes_that_torchrun_starts_must_be_told_the_number_of_a_second_attempt(storage, monkeypatch, capsys):
+    spec = toy_spec(storage, processes=2)
+    storage.write("specs/two", spec.model_dump_json().encode())
+    storage.write(f"{spec.run_key}/events/0001/000000000.jsonl", b"")
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(SystemExit):
+        main(["specs/two", "--storage", storage.url])
+    assert "attempt 1 at ftjob-toy is stored already; tell every process --attempt 2" in capsys.readouterr().err
 
 
 def test_the_callback_gets_every_event_and_signals_are_given_back(storage, told):

@@ -108,6 +108,11 @@ def test_an_attempt_that_was_overtaken_writes_nothing_more(storage, told):
         ({"weights_sha256": "0" * 64}, "invalid_request", "not the ones this was made for"),
         ({"renderer_sha256": "0" * 64}, "invalid_request", "written otherwise"),
         ({"weights": "models/none"}, "object_not_found", "models/none"),
+        (
+            {"max_length": 481, "method": PluginChoice(name="ptuning_v2")},
+            "invalid_parameter",
+            "context of 512 tokens of which ptuning_v2 takes 32, got 481",
+        ),
         ({"method": PluginChoice(name="lorra")}, "invalid_parameter", "Did you mean 'lora'?"),
         ({"method": PluginChoice(name="lora", options={"rank": 0})}, "invalid_parameter", "method.options.rank"),
     ],

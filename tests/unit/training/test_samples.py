@@ -97,12 +97,3 @@ def test_what_is_asked_is_all_before_the_last_answer_or_half_of_a_text(storage, 
     pair = trl.pairs()[0]
     assert sample.expected == pair["chosen"]["content"]
     assert pair["messages"][0]["content"] in sample.prompt
-
-
-def test_a_prompt_that_leaves_no_room_for_an_answer_has_none(storage, told):
-    long = [{"messages": [{"role": "user", "content": "x" * 470}, {"role": "assistant", "content": "yes"}]}]
-    spec = toy_spec(
-        storage, method=PluginChoice(name="ptuning_v2"), validation=long + VALIDATION[:1], samples=2, max_length=512
-    )
-    assert run(spec, storage).type == "succeeded"
-    assert {sample.row for event in told(spec) if event.type == "sampled" for sample in event.samples} == {2}
