@@ -1,5 +1,6 @@
 """Whole runs of a toy: they learn, repeat themselves, stop, give way and fail as they promise."""
 
+import errno
 import math
 import threading
 
@@ -131,6 +132,7 @@ def test_a_run_that_cannot_begin_says_why(storage, told, changes, code, words):
         (torch.OutOfMemoryError("no"), "out_of_memory"),
         (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"), "out_of_memory"),
         (StorageUnavailable("away"), "storage_unavailable"),
+        (OSError(errno.ENOSPC, "no space"), "storage_unavailable"),
         (ZeroDivisionError("secret detail"), "internal_error"),
     ],
 )
