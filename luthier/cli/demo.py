@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 BASE = "smollm2-135m-instruct"
 SEED = 17
-RATE = 0.5  # of the automatic learning rate: what the figures in the README were measured with
 SHORT_ROWS, SHORT_QUESTIONS = 80, 3
 SHOWN = (
     "My sound post fell over. Can you help?",
@@ -197,7 +196,7 @@ def _upload(client: OpenAI, name: str, rows: int | None = None) -> str:
 
 
 def _tune(client: OpenAI, training: str, validation: str, *, epochs: int | Literal["auto"]) -> FineTuningJob:
-    chosen: SupervisedHyperparameters = {"learning_rate_multiplier": RATE, "n_epochs": epochs}
+    chosen: SupervisedHyperparameters = {"n_epochs": epochs}
     job = client.fine_tuning.jobs.create(
         model=BASE,
         training_file=training,
