@@ -115,7 +115,7 @@ class Tokenizer:
         """The letters with which special tokens begin and end."""
         return frozenset(letter for name in self._specials for letter in (name[0], name[-1]))
 
-    def decode(self, tokens: list[int], *, special: bool = False) -> str:
+    def decode(self, tokens: Sequence[int], *, special: bool = False) -> str:
         """The text of token ids, without special tokens unless `special`."""
         return self._fast.decode(tokens, skip_special_tokens=not special)
 

@@ -182,11 +182,3 @@ def read_events(storage: Storage, run_key: str, attempt: int, after: int) -> lis
 def attempts_key(run_key: str) -> str:
     """The folder of attempt markers, `<attempt:04d>` each, written by whoever starts an attempt, before it starts."""
     return f"{run_key}/attempts"
-
-
-def claim_attempt(storage: Storage, run_key: str) -> int:
-    """A number for an attempt that nobody has or had; older attempts that still live stop when they see its marker."""
-    folder = attempts_key(run_key)
-    last = max((int(key.rsplit("/", 1)[1]) for key in storage.list(folder)), default=0)
-    storage.create(f"{folder}/{last + 1:04d}", b"{}\n")
-    return last + 1

@@ -57,7 +57,7 @@ class Samples:
         return found
 
     def _answered(self, row: Encoded) -> Sample:
-        tokens = row.sequences[0].tokens
+        tokens = list(row.sequences[0].tokens)
         start = _learned_from(row)
         stops = self._renderer.stops
         said = list(decode(self._model, tokens[:start], Sampler(), stops=stops, max_tokens=self._spec.sample_tokens))

@@ -20,8 +20,9 @@ from unittest.mock import patch
 
 from luthier.storage import Storage
 from luthier.testing import toy_rows, toy_spec
-from luthier.training.events import Evaluated, Progress, claim_attempt, read_events
+from luthier.training.events import Evaluated, Progress, read_events
 from luthier.training.methods.base import methods
+from luthier.training.program import next_attempt
 from luthier.training.run import run
 from luthier.training.spec import PluginChoice, TrainingSpec
 from tests.reference import trl
@@ -82,7 +83,7 @@ def _killed(storage: Storage, spec: TrainingSpec, dice: random.Random, seconds: 
     """The same in processes of their own, killed after a random time."""
     storage.write(f"specs/{spec.job}.json", spec.model_dump_json().encode())
     while True:
-        attempt = claim_attempt(storage, spec.run_key)
+        attempt = next_attempt(storage, spec)
         command = [sys.executable, "-m", "luthier.training.program", f"specs/{spec.job}.json"]
         command += ["--storage", storage.url, "--attempt", str(attempt), "--log-level", "error"]
         with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:

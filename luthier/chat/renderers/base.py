@@ -21,8 +21,8 @@ from luthier.core.registry import Registry
 class Rendered:
     """A training example: `tokens[i]` is learned with weight `weights[i]`, 1 for what the assistant says, else 0."""
 
-    tokens: list[int]
-    weights: list[float]
+    tokens: Sequence[int]
+    weights: Sequence[float]
 
     @property
     def trained(self) -> int:
@@ -83,7 +83,7 @@ class Renderer(ABC):
 
     def prompt(self, conversation: Conversation) -> list[int]:
         """The tokens after which the model says the next assistant turn."""
-        return self._encoded([self._pieces(conversation, answering=True)])[0].tokens
+        return list(self._encoded([self._pieces(conversation, answering=True)])[0].tokens)
 
     def example(self, conversation: Conversation) -> Rendered:
         """The whole conversation, assistant turns weighted 1 together with the token that ends them."""
@@ -122,7 +122,7 @@ class Renderer(ABC):
     def _written(self, probe: Conversation) -> list[list[int] | list[float]] | None:
         try:
             example = self.example(probe)
-            return [self.prompt(probe), example.tokens, example.weights]
+            return [self.prompt(probe), list(example.tokens), list(example.weights)]
         except InvalidRequest:
             return None  # to refuse is a way of writing too
 

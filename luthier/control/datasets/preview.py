@@ -199,7 +199,7 @@ def _sequence(name: str, one: Rendered, tokenizer: Tokenizer, first: int) -> Pre
     )
 
 
-def token_texts(tokens: list[int], tokenizer: Tokenizer) -> list[str]:
+def token_texts(tokens: Sequence[int], tokenizer: Tokenizer) -> list[str]:
     """The text of each token; where a character is spread over several, the last of them has it all.
 
     A token's text is what it adds to that of those before it: alone, many tokenizers would drop the blank it begins with.
