@@ -31,6 +31,20 @@ class ProcessLost(RunFailed):
 
     code = "process_lost"
 
+    def __init__(self) -> None:
+        super().__init__(
+            "One of the processes that train together has ended.", hint="Its log says why; the job can go on."
+        )
+
+
+def is_of_a_lost_process(fault: BaseException) -> bool:
+    """Whether an exception of torch's says so, such as one from sums of a sharded model, which are its own."""
+    from torch import distributed
+
+    return isinstance(fault, distributed.DistError) or (
+        isinstance(fault, RuntimeError) and "gloo/transport" in str(fault)
+    )
+
 
 class Processes:
     """One of `count` processes, counted from 0 by `rank`; the first one tells and saves. Alone, everything here is idle.
@@ -129,9 +143,7 @@ def _told() -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as gone:
-        raise ProcessLost(
-            "One of the processes that train together has ended.", hint="Its log says why; the job can go on."
-        ) from gone
+        raise ProcessLost from gone
 
 
 @contextmanager

@@ -37,7 +37,7 @@ from luthier.training.memory import is_out_of_memory
 from luthier.training.methods.base import Method, methods
 from luthier.training.objectives.base import objectives
 from luthier.training.optim import Optimizer
-from luthier.training.processes import Processes, joined, sharded
+from luthier.training.processes import Processes, ProcessLost, is_of_a_lost_process, joined, sharded
 from luthier.training.reference import with_reference
 from luthier.training.samples import Samples
 from luthier.training.spec import Start, TrainingSpec
@@ -258,6 +258,8 @@ def _told(fault: Exception) -> LuthierError:
     """What ended a run, as the error tree says it."""
     if isinstance(fault, LuthierError):
         return fault
+    if is_of_a_lost_process(fault):
+        return ProcessLost()
     if is_out_of_memory(fault):
         return OutOfMemory(
             "The memory did not suffice.",

@@ -132,6 +132,8 @@ def test_a_run_that_cannot_begin_says_why(storage, told, changes, code, words):
         (torch.OutOfMemoryError("no"), "out_of_memory"),
         (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"), "out_of_memory"),
         (StorageUnavailable("away"), "storage_unavailable"),
+        (RuntimeError("[gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer"), "process_lost"),
+        (torch.distributed.DistNetworkError("reset"), "process_lost"),
         (OSError(errno.ENOSPC, "no space"), "storage_unavailable"),
         (ZeroDivisionError("secret detail"), "internal_error"),
     ],
