@@ -21,7 +21,7 @@ from luthier.training import defaults
 from luthier.training.faults import UNKNOWN, Fault, InvalidJob, faults_in
 from luthier.training.methods.base import methods
 from luthier.training.objectives.base import objectives
-from luthier.training.spec import DataFile, PluginChoice, Start, TrainingSpec, Value
+from luthier.training.spec import SHARED_AMONG_ONE, DataFile, PluginChoice, Start, TrainingSpec, Value
 
 AUTO = "auto"
 """What may be written for every field that may be left out: as if its line were not there."""
@@ -201,6 +201,9 @@ def read_draft(written: dict[str, Any]) -> tuple[Draft, list[Fault]]:
     faults = [_pointed(fault, draft) if fault.text == UNKNOWN else fault for fault in faults]
     if draft.validation is None and not any(fault.field == "validation" for fault in faults):
         faults += _void(draft)
+    free = draft.given()
+    if free.get("sharding") == "full" and free.get("processes", 1) == 1:
+        faults.append(Fault("sharding", SHARED_AMONG_ONE, "Set processes, or drop the line."))
     return draft, faults
 
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from luthier.chat.examples import Overlength
 from luthier.training.precision import Precision
+
+SHARED_AMONG_ONE = "full needs several processes, among which weights are shared"
 
 
 class Value(BaseModel):
@@ -131,6 +133,13 @@ class TrainingSpec(Value):
     stall_after_seconds: float = Field(
         default=1800, gt=0, description="A run that gets no further for so long is ended."
     )
+
+    @field_validator("sharding")
+    @classmethod
+    def _shares_something(cls, value: str, others: ValidationInfo) -> str:
+        if value == "full" and others.data.get("processes") == 1:
+            raise ValueError(SHARED_AMONG_ONE)
+        return value
 
     @property
     def run_key(self) -> str:

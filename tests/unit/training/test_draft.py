@@ -117,6 +117,12 @@ def test_a_field_at_the_wrong_place_is_told_where_it_stands() -> None:
     }
 
 
+@pytest.mark.parametrize(("processes", "is_fault"), [({}, True), ({"processes": 1}, True), ({"processes": 2}, False)])
+def test_weights_are_shared_among_several_processes_only(processes: dict[str, int], is_fault: bool) -> None:
+    faults = read_draft(LEAST | {"sharding": "full"} | processes)[1]
+    assert [fault.field for fault in faults] == ["sharding"] * is_fault
+
+
 def test_what_needs_validation_rows_is_a_fault_without_them() -> None:
     words = "needs validation rows, and there are none"
     assert faults_of(patience=2, samples=3) == {"patience": words, "samples": words}

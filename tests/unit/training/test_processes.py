@@ -26,8 +26,15 @@ from luthier.training.spec import PluginChoice, TrainingSpec
 from tests.reference import trl
 from tests.unit.training.together import play
 
-pytestmark = pytest.mark.timeout(300)  # what sets it up plays nine runs
-PAIRS = [("lora", "none"), ("full", "none"), ("lora", "full"), ("full", "full"), ("ptuning_v2", "full")]
+pytestmark = pytest.mark.timeout(300)  # what sets it up plays ten runs
+PAIRS = [
+    ("lora", "none"),
+    ("full", "none"),
+    ("qlora", "none"),
+    ("lora", "full"),
+    ("full", "full"),
+    ("ptuning_v2", "full"),
+]
 
 
 def spec_of(storage: Storage, method: str, sharding: str, processes: int) -> TrainingSpec:
