@@ -298,8 +298,8 @@ def _print_forecast(found: Forecast, job: Job, path: Path, asked: int | None) ->
         (
             (
                 "peak memory",
-                f"{_size(written.peak_bytes)}{together or each} while {written.peak_while}; there are {room} "
-                f"({found.device}), {spare} of which are to stay free",
+                f"{_size(written.peak_bytes)}{together or each} while {written.peak_while}; of {room} "
+                f"({found.device}) {spare} stay free",
             ),
             (
                 "a step",

@@ -435,7 +435,7 @@ def test_a_plan_that_does_not_fit_says_so_and_what_would(here: Path, monkeypatch
     asked = planned(monkeypatch, FORECAST.model_copy(update={"chosen": written.model_copy(update=smaller)}))
     code, out, err = luthier(here, "job.toml", "--plan", "--memory", "2GiB")
     assert (code, asked[0]["memory_bytes"], asked[0]["choose"]) == (1, 2 * 1024**3, True)
-    assert "3.00 GiB while training; there are 2.00 GiB (cpu), 102 MiB of which are to stay free" in out
+    assert "3.00 GiB while training; of 2.00 GiB (cpu) 102 MiB stay free" in out
     assert "3.2 s, 1.5 micro-batches of at most 1,024 tokens" in out
     assert "4:31" in out and "4,884,480 parameters" in out
     assert "micro_batch_tokens = 256 fits: 1.00 GiB, 3.2 s a step" in out
