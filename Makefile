@@ -72,6 +72,6 @@ constraints: install ## Pin again what pyproject.toml asks for; ARGS=--upgrade t
 	echo 'torch==2.13.0' | env -u UV_FIND_LINKS -u PIP_FIND_LINKS $(BIN)/uv pip compile pyproject.toml -c - -o constraints.txt \
 	  --quiet --all-extras --group dev --universal --python-version 3.11 --no-header --no-annotate $(ARGS)
 
-clean: ## Remove the environment and the caches; the demo's data in .luthier stays
-	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage
+clean: ## Remove the environments and the caches; the demo's data in .luthier stays
+	rm -rf $(VENV) .clients dist build .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

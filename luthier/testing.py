@@ -94,6 +94,26 @@ def toy_rows(count: int = 12, *, seed: int = 0) -> list[dict[str, Any]]:
     return rows
 
 
+def toy_pairs(count: int = 12, *, seed: int = 0) -> list[dict[str, Any]]:
+    """Rows of the preferred_output format: to say the word back twice is better than once."""
+    dice = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        word = "".join(dice.choice("abcd") for _ in range(dice.randint(1, 6)))
+        answers = {
+            name: [{"role": "assistant", "content": content}]
+            for name, content in {"preferred_output": f"{word} {word}", "non_preferred_output": word}.items()
+        }
+        rows.append({"input": {"messages": [{"role": "user", "content": word}]}, **answers})
+    return rows
+
+
+def toy_texts(count: int = 12, *, seed: int = 0) -> list[dict[str, Any]]:
+    """Rows of the text format."""
+    dice = random.Random(seed)
+    return [{"text": " ".join(["".join(dice.choice("abcd") for _ in range(4))] * 3)} for _ in range(count)]
+
+
 def jsonl(rows: list[dict[str, Any]]) -> bytes:
     """Rows as the bytes of a file, one a line."""
     return b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)

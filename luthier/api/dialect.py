@@ -12,16 +12,17 @@ from luthier.core.registry import Registry
 
 
 class Dialect(ABC):
-    prefixes: tuple[str, ...]
-    """Everything below these paths is answered in this dialect, unknown paths and faults of ours included."""
-
     @abstractmethod
-    def routes(self) -> APIRouter:
-        """Its routes, without the prefix."""
+    def mounts(self) -> dict[str, APIRouter]:
+        """Its routes, by the path below which they hang.
+
+        Everything at and below such a path is answered in this dialect, unknown paths and faults of ours included, but for
+        what lies below a longer path of another one.
+        """
 
     @abstractmethod
     def render_error(self, error: LuthierError, request_id: str) -> Response:
         """An error as this family's clients expect it."""
 
 
-dialects: Registry[Dialect] = Registry("luthier.api", Dialect, kind="dialect", folders=True)
+dialects: Registry[Dialect] = Registry("luthier.api", Dialect, kind="dialect", folders=True, besides={"shapes"})

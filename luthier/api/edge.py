@@ -117,14 +117,17 @@ class SizeLimit:
 
 def install(app: FastAPI, dialects: list[Dialect], *, upload_limit_bytes: int) -> None:
     """Put the routes of the dialects into the app, and the rest of this file around them."""
-    for dialect in dialects:
-        for prefix in dialect.prefixes:
-            app.include_router(dialect.routes(), prefix=prefix, dependencies=[Depends(_findable)])
+    mounts = [(path, dialect, router) for dialect in dialects for path, router in dialect.mounts().items()]
+    mounts.sort(
+        key=lambda mount: len(mount[0]), reverse=True
+    )  # of two that lie within each other the inner one is asked
+    for path, _, router in mounts:
+        app.include_router(router, prefix=path, dependencies=[Depends(_findable)])
 
     def told(request: Request, error: LuthierError) -> Response:
         request_id = request.scope.get("state", {}).get("request_id", "")
-        for dialect in dialects:
-            if any(request.url.path.startswith(f"{prefix}/") for prefix in dialect.prefixes):
+        for path, dialect, _ in mounts:
+            if request.url.path == path or request.url.path.startswith(f"{path}/"):
                 return dialect.render_error(error, request_id)
         status = 404 if isinstance(error, NotFound) else 500 if isinstance(error, InternalError) else 400
         return JSONResponse({"code": error.code, "message": error.text, "request_id": request_id}, status)
@@ -144,7 +147,7 @@ def install(app: FastAPI, dialects: list[Dialect], *, upload_limit_bytes: int) -
     app.add_exception_handler(LuthierError, known)
     app.add_exception_handler(RequestValidationError, malformed)
     app.add_exception_handler(HTTPException, framework)
-    prefixes = tuple(f"{prefix}/" for dialect in dialects for prefix in dialect.prefixes)
+    prefixes = tuple(f"{path}/" for path, _, _ in mounts)
     app.add_middleware(SizeLimit, upload_limit_bytes=upload_limit_bytes, refuse=told)
     app.add_middleware(Gate, prefixes=prefixes, refuse=told)
     app.add_middleware(Faults, tell=told)

@@ -10,8 +10,9 @@ LuthierError
 │   └── ContextTooLong        the prompt does not fit the model
 ├── Unauthenticated
 ├── PermissionDenied
-├── NotFound                  FileNotFound · JobNotFound · ModelNotFound
+├── NotFound                  FileNotFound · JobNotFound · ModelNotFound · ModelNotDeployed
 ├── Conflict                  InvalidTransition · AlreadyExists
+├── QuotaExceeded             RateLimited
 ├── Unavailable               NoCapacity · ReplicaUnavailable · StorageUnavailable
 ├── RunFailed                 what ends a run: OutOfMemory · LossDiverged · CheckpointUnreadable · RunLost
 └── InternalError             a fault of ours
@@ -108,6 +109,12 @@ class ModelNotFound(NotFound):
     code = "model_not_found"
 
 
+class ModelNotDeployed(NotFound):
+    """A model that no shared replica can answer for: it must be deployed first."""
+
+    code = "model_not_deployed"
+
+
 class Conflict(LuthierError):
     code = "conflict"
 
@@ -118,6 +125,16 @@ class InvalidTransition(Conflict):
 
 class AlreadyExists(Conflict):
     code = "already_exists"
+
+
+class QuotaExceeded(LuthierError):
+    code = "quota_exceeded"
+
+
+class RateLimited(QuotaExceeded):
+    """Too many requests for now; `retry_after` says when to come again."""
+
+    code = "rate_limit_exceeded"
 
 
 class Unavailable(LuthierError):

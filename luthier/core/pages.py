@@ -1,4 +1,4 @@
-"""Cursors and pages, once for all lists."""
+"""Cursors and pages, once for all lists; numbered pages for the one family of clients that counts them."""
 
 from __future__ import annotations
 
@@ -20,3 +20,13 @@ class PageRequest:
 class Page(Generic[T]):
     items: list[T]
     has_more: bool
+
+
+@dataclass(frozen=True)
+class NumberedPage(Generic[T]):
+    """The page of that number, from 1, of so many items a page; `total` counts the items of all pages."""
+
+    items: list[T]
+    number: int
+    size: int
+    total: int

@@ -10,6 +10,7 @@ import difflib
 import importlib
 import inspect
 import pkgutil
+from collections.abc import Collection
 from importlib.metadata import entry_points
 from types import ModuleType
 from typing import Generic, TypeVar
@@ -27,10 +28,19 @@ class Registry(Generic[T]):
     """The plugins of one kind. `contract` is the base class that each fulfils; `kind` is the word for one in messages."""
 
     def __init__(
-        self, package: str, contract: type[T], *, kind: str, extra: str = "engine", folders: bool = False
+        self,
+        package: str,
+        contract: type[T],
+        *,
+        kind: str,
+        extra: str = "engine",
+        folders: bool = False,
+        besides: Collection[str] = (),
     ) -> None:
-        """`extra` is the extra that brings what the plugins need; with `folders` only sub-packages are plugins."""
+        """`extra` is the extra that brings what the plugins need; with `folders` only sub-packages are plugins, but for those
+        in `besides`."""
         self.folders = folders
+        self.besides = besides
         self.package = package
         self.contract = contract
         self.kind = kind
@@ -59,6 +69,7 @@ class Registry(Generic[T]):
             module.name
             for module in pkgutil.iter_modules(package.__path__)
             if module.name != "base" and not module.name.startswith("_") and (module.ispkg or not self.folders)
+            if module.name not in self.besides
         ]
 
     def _entry_points(self):

@@ -6,7 +6,7 @@ Closing the connection cancels the call.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
@@ -29,9 +29,27 @@ class AdapterRef(Wire):
     renderer_sha256: str | None = None
 
 
+class CalledTool(Wire):
+    """A function that an assistant's turn calls. `arguments` is JSON as it was written."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+class OfferedTool(Wire):
+    """A function that may be called; `parameters` is the JSON schema of its arguments."""
+
+    name: str
+    description: str = ""
+    parameters: dict[str, Any] | None = None
+
+
 class Turn(Wire):
-    role: Literal["system", "user", "assistant"]
+    role: Literal["system", "user", "assistant", "tool"]
     content: str
+    tool_calls: list[CalledTool] = Field(default_factory=list, description="An assistant's.")
+    tool_call_id: str | None = Field(default=None, description="Which call a tool's turn answers.")
 
 
 class Sampling(Wire):
@@ -39,17 +57,37 @@ class Sampling(Wire):
 
     temperature: float = Field(default=1.0, ge=0, le=2)
     top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=1, description="None: all tokens.")
     seed: int | None = None
     max_tokens: int | None = Field(default=None, ge=1, description="None: as many as the model's context holds.")
     stop: list[str] = Field(default_factory=list)
+    stop_tokens: list[int] = Field(default_factory=list, description="Token ids that end the answer and are not shown.")
     frequency_penalty: float = Field(default=0.0, ge=-2, le=2)
     presence_penalty: float = Field(default=0.0, ge=-2, le=2)
+    repetition_penalty: float = Field(
+        default=1.0, gt=0, le=10, description="Divides the positive logits of tokens seen in prompt or answer (CTRL)."
+    )
+    logit_bias: dict[int, float] = Field(default_factory=dict, description="Added to the logits of these token ids.")
+    logprobs: int | None = Field(
+        default=None, ge=0, le=20, description="Tell every token's log-probability, and those of so many likeliest."
+    )
 
 
 class GenerateRequest(Wire):
     op: Literal["generate"] = "generate"
     adapter: AdapterRef | None = Field(default=None, description="None: the base model itself.")
-    messages: list[Turn]
+    messages: list[Turn] = Field(default_factory=list)
+    prompt: str | list[int] | None = Field(
+        default=None, description="A plain text, or its tokens, that the answer continues, in place of messages."
+    )
+    tools: list[OfferedTool] = Field(default_factory=list)
+    must_call: list[str] | None = Field(
+        default=None, description="The answer must call one of these tools; None: it may call any, or none."
+    )
+    parallel_tool_calls: bool = True
+    json_schema: dict[str, Any] | None = Field(
+        default=None, description="The answer is JSON of this schema; {} is any JSON object."
+    )
     sampling: Sampling = Sampling()
 
 
@@ -57,16 +95,35 @@ class HealthRequest(Wire):
     op: Literal["health"] = "health"
 
 
+class Likelihood(Wire):
+    """A token, its natural log-probability before temperature, and its bytes (half a character, perhaps)."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLikelihood(Likelihood):
+    """Of a token that was chosen; `likeliest` are those that could have been, the likeliest first."""
+
+    likeliest: list[Likelihood] = Field(default_factory=list)
+
+
 class TokenChunk(Wire):
-    """More text of the answer; never half a character, never a part of a stop string."""
+    """More of the answer: text, never half a character or a part of a stop string; or whole tool calls."""
 
     type: Literal["chunk"] = "chunk"
-    text: str
+    text: str = ""
+    tool_calls: list[CalledTool] = Field(default_factory=list)
+    logprobs: list[TokenLikelihood] = Field(
+        default_factory=list,
+        description="Where they were asked for: of the tokens that became certain with this chunk.",
+    )
 
 
 class Finish(Wire):
     type: Literal["finish"] = "finish"
-    reason: Literal["stop", "length"]
+    reason: Literal["stop", "length", "tool_calls"]
     prompt_tokens: int
     completion_tokens: int
 

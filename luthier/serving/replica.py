@@ -161,6 +161,7 @@ class Replica:
         await send(finish)
 
     async def _stream(self, request: GenerateRequest, send: Send) -> Finish:
+        _refuse_what_is_not_made(request)
         stops = self._renderer.stops
         prompt = self._renderer.prompt(Conversation(tuple(Message(t.role, t.content) for t in request.messages)))
         text = AnswerText(self._renderer.tokenizer, request.sampling.stop)
@@ -205,6 +206,12 @@ class Replica:
 
     async def _unload(self, adapter: str) -> None:
         await self._engine.call(lambda: self._backend.unload_adapter(adapter))
+
+
+def _refuse_what_is_not_made(request: GenerateRequest) -> None:
+    plain = GenerateRequest(messages=request.messages, sampling=request.sampling, adapter=request.adapter)
+    if request != plain or request.sampling.logprobs is not None or request.sampling.logit_bias:
+        raise InvalidRequest("Tools, schemas, prompts, log-probabilities and biases are not offered by this version.")
 
 
 def _socket(path: str) -> Path:

@@ -11,13 +11,11 @@ from luthier.core.errors import LuthierError
 
 
 class Platform(Dialect):
-    prefixes = ("/api/platform",)
-
-    def routes(self) -> APIRouter:
+    def mounts(self) -> dict[str, APIRouter]:
         router = APIRouter()
         for part in (files, formats, tokens):
             router.include_router(part.router)
-        return router
+        return {"/api/platform": router}
 
     def render_error(self, error: LuthierError, request_id: str) -> Response:
         return JSONResponse(*errors.told(error, request_id))

@@ -15,6 +15,7 @@ _STATUSES: dict[type[errors.LuthierError], int] = {
     errors.PermissionDenied: 403,
     errors.NotFound: 404,
     errors.Conflict: 400,
+    errors.QuotaExceeded: 429,
     errors.Unavailable: 503,
     errors.LuthierError: 500,
 }

@@ -18,17 +18,21 @@ from luthier.control.tenancy import Principal
 from luthier.core import ids
 from luthier.core.clock import Clock
 from luthier.core.errors import InvalidRequest, MethodNotAllowed, ModelNotFound
+from luthier.core.pages import NumberedPage
 from luthier.serving.protocol import AdapterRef
 from luthier.storage import Storage
 
 
 @dataclass(frozen=True)
 class NamedModel:
-    """A model as it is listed."""
+    """A model as it is listed. `kind` is base, fine_tuned or checkpoint; `base_model` and `job` are where it comes from."""
 
     name: str
     owned_by: str
     created_at: datetime
+    kind: str
+    base_model: str
+    job: str | None = None
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,12 @@ class Catalog:
         base = await asyncio.to_thread(cards.all_installed, self.storage)
         async with self.db.read() as session:
             tuned = await ModelQueries(session, who).fine_tuned()
-        return [_of_card(card) for card in base] + [NamedModel(m.name, m.project_id, m.created_at) for m in tuned]
+        return [_of_card(card) for card in base] + [_of_row(row) for row in tuned]
+
+    async def numbered(self, who: Principal, number: int, size: int) -> NumberedPage[NamedModel]:
+        """What `list` lists; `number` counts pages from 1."""
+        found = await self.list(who)
+        return NumberedPage(found[(number - 1) * size : number * size], number, size, len(found))
 
     async def get(self, who: Principal, name: str) -> NamedModel:
         card = await asyncio.to_thread(cards.installed, self.storage, name)
@@ -94,7 +103,7 @@ class Catalog:
             row = await ModelQueries(session, who).named(name)
         if row is None:
             raise await self._unknown(name)
-        return NamedModel(row.name, row.project_id, row.created_at)
+        return _of_row(row)
 
     async def delete(self, who: Principal, name: str) -> None:
         """End a fine-tuned model or a checkpoint: the next call by its name fails. Raises InvalidRequest for a base model."""
@@ -163,4 +172,8 @@ def artifact_id() -> str:
 
 
 def _of_card(card: ModelCard) -> NamedModel:
-    return NamedModel(card.name, card.owned_by, card.installed_at)
+    return NamedModel(card.name, card.owned_by, card.installed_at, "base", card.name)
+
+
+def _of_row(row: ModelRow) -> NamedModel:
+    return NamedModel(row.name, row.project_id, row.created_at, row.kind, row.base_model, row.job_id)

@@ -34,9 +34,10 @@ from luthier.core.errors import (
     FileNotFound,
     InvalidParameter,
     InvalidRequest,
+    NotOffered,
     Unavailable,
 )
-from luthier.core.pages import Page, PageRequest
+from luthier.core.pages import NumberedPage, Page, PageRequest
 from luthier.formats.base import formats
 from luthier.records.problems import MEANINGS
 from luthier.storage import Storage, StoredObject
@@ -160,6 +161,10 @@ class Datasets:
         async with self.db.read() as session:
             rows = await FileQueries(session, who).page(page, purpose=purpose, newest_first=newest_first)
         return Page([_file(row) for row in rows.items], rows.has_more)
+
+    async def numbered(self, who: Principal, number: int, size: int) -> NumberedPage[File]:
+        """Newest first; `number` counts pages from 1."""
+        raise NotOffered("Files have no numbered pages in this version.")
 
     async def content(self, who: Principal, file_id: str) -> AsyncIterator[bytes]:
         """The file's bytes, streamed. Raises FileNotFound before the first of them."""

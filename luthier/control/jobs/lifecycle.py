@@ -12,6 +12,7 @@ class Status(StrEnum):
     QUEUED = "queued"  # waits for cores
     STARTING = "starting"  # a process was started and has not told anything yet
     RUNNING = "running"  # steps are being taken
+    PAUSED = "paused"  # stopped on request; it goes on from its last checkpoint when it is resumed
     CANCELLING = "cancelling"  # somebody asked to stop it; its process is ending
     SUCCEEDED = "succeeded"  # the model can be called
     FAILED = "failed"  # `error` says why

@@ -48,7 +48,7 @@ def plan(
         rows=max(training.counted.chosen.trained_rows, 1),  # where there is none, what follows refuses the job
         cores=cores,
         method=request.method.name,
-        objective=request.objective.name,
+        objective=_objective(request).name,
         epochs=request.epochs,
         batch_size=request.batch_size,
         learning_rate_multiplier=request.learning_rate_multiplier,
@@ -83,7 +83,7 @@ def choices(request: JobRequest) -> dict[str, PluginChoice]:
     """Method and objective with every option written out. Raises InvalidParameter for a name or an option that there is not."""
     return {
         "method": _options(methods.load(request.method.name), request.method),
-        "objective": _options(objectives.load(request.objective.name), request.objective),
+        "objective": _options(objectives.load(_objective(request).name), _objective(request)),
     }
 
 
@@ -154,6 +154,11 @@ def _nothing_left(filename: str, chosen: Selection, max_length: int) -> str:
 def _options(plugin: Any, choice: PluginChoice) -> PluginChoice:
     """The choice with every option of the plugin written out."""
     return PluginChoice(name=choice.name, options=_checked(plugin.Options, **choice.options).model_dump())
+
+
+def _objective(request: JobRequest) -> PluginChoice:
+    assert request.objective is not None
+    return request.objective
 
 
 def _checked(kind: type[BaseModel], **fields: Any) -> Any:

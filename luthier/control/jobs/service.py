@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import AsyncGenerator
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -20,8 +21,15 @@ from luthier.control.jobs.values import Checkpoint, Error, Job, JobEvent, JobReq
 from luthier.control.tenancy import SYSTEM, Principal
 from luthier.core import ids
 from luthier.core.clock import Clock
-from luthier.core.errors import FileNotChecked, InvalidParameter, InvalidTransition, JobNotFound, LuthierError
-from luthier.core.pages import Page, PageRequest
+from luthier.core.errors import (
+    FileNotChecked,
+    InvalidParameter,
+    InvalidTransition,
+    JobNotFound,
+    LuthierError,
+    NotOffered,
+)
+from luthier.core.pages import NumberedPage, Page, PageRequest
 from luthier.training.objectives.base import objectives
 from luthier.training.spec import DataFile, TrainingSpec
 
@@ -78,7 +86,17 @@ class Jobs:
         async with self.db.read() as session:
             return _job(_found(await JobQueries(session, who).get(job_id), job_id))
 
-    async def list(self, who: Principal, page: PageRequest) -> Page[Job]:
+    async def list(
+        self,
+        who: Principal,
+        page: PageRequest,
+        *,
+        metadata: dict[str, str] | None = None,
+        without_metadata: bool = False,
+    ) -> Page[Job]:
+        """Newest first; `metadata` are pairs that a job must have, `without_metadata` wants jobs that have none."""
+        if metadata or without_metadata:
+            raise NotOffered("Listing jobs by metadata is not offered by this version.", param="metadata")
         async with self.db.read() as session:
             rows = await JobQueries(session, who).page(page)
         return Page([_job(row) for row in rows.items], rows.has_more)
@@ -113,6 +131,41 @@ class Jobs:
             self.history.move(session, row, Status.CANCELLING if row.status in ACTIVE else Status.CANCELLED)
             return _job(row)
 
+    async def pause(self, who: Principal, job_id: str) -> Job:
+        """Stop a job for a while. A running one saves a checkpoint first, from which `resume` goes on.
+
+        Until its process has ended it is still running. Raises InvalidTransition for a job that has ended.
+        """
+        raise NotOffered("Jobs cannot be paused by this version.")
+
+    async def resume(self, who: Principal, job_id: str) -> Job:
+        """Let a paused job go on. Raises InvalidTransition for one that is not paused."""
+        raise NotOffered("Jobs cannot be resumed by this version.")
+
+    async def delete(self, who: Principal, job_id: str) -> Job:
+        """Forget a job that has no process; what it made stays. Gives it as it was.
+
+        Raises InvalidTransition for one that has a process: it must be cancelled first.
+        """
+        raise NotOffered("Jobs cannot be deleted by this version.")
+
+    async def numbered(
+        self, who: Principal, number: int, size: int, *, base_model: str | None = None
+    ) -> NumberedPage[Job]:
+        """Newest first; `number` counts pages from 1."""
+        raise NotOffered("Jobs have no numbered pages in this version.")
+
+    async def log(self, who: Principal, job_id: str, *, offset: int, lines: int) -> list[str]:
+        """Lines of a job's log, oldest first, after leaving out `offset`. Line 0 is a header; a line never changes its place."""
+        raise NotOffered("Jobs have no log in this version.")
+
+    async def follow(self, who: Principal, job_id: str) -> AsyncGenerator[JobEvent | None, None]:
+        """A job's events, oldest first, as they happen, until it has ended or is paused; None when nothing happened for a while.
+
+        What can be refused is raised before this returns.
+        """
+        raise NotOffered("The events of a job cannot be followed in this version.")
+
     # What the scheduler does, under its lease, in its transaction
 
     async def prepare(self, job: Job) -> TrainingSpec | None:
@@ -136,10 +189,11 @@ class Jobs:
     ) -> TrainingSpec | None:
         """Everything computed that was left to us; None while the tokens of a file are being counted."""
         card = await self.catalog.trainable(request.base_model, request.method.name)
+        assert request.objective is not None
         wants = objectives.load(request.objective.name).wants
-        files = [("training_file", request.training_file, request.least_rows)]
-        if request.validation_file is not None:
-            files.append(("validation_file", request.validation_file, 1))
+        files = [("training_file", request.training_files[0], request.least_rows)]
+        if request.validation_files:
+            files.append(("validation_file", request.validation_files[0], 1))
         ready = [
             await self.datasets.ready(
                 who, file, param=param, wants=wants, at_least=least, patience_seconds=patience_seconds

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -20,17 +20,35 @@ class JobRequest(Value):
     """A job as a dialect asks for it, with that dialect's defaults filled in. None means "auto": computed, then written down."""
 
     base_model: str
-    training_file: str
-    validation_file: str | None = None
+    training_files: list[str] = Field(min_length=1, description="Rows of several files are trained as one file's.")
+    validation_files: list[str] = Field(default_factory=list)
+    validation_share: float | None = Field(
+        default=None, gt=0, lt=1, description="Of the training rows, kept for validation where no such file is named."
+    )
+    validation_rows_at_most: int | None = Field(default=None, ge=1, description="That such a share may have.")
     suffix: str | None = None
     seed: int | None = None
     method: PluginChoice = PluginChoice(name="lora")
-    objective: PluginChoice = PluginChoice(name="sft")
+    objective: PluginChoice | None = Field(
+        default=PluginChoice(name="sft"), description="None: the one that the rows of the training file are for."
+    )
     epochs: int | None = None
     batch_size: int | None = None
+    learning_rate: float | None = Field(default=None, description="Absolute; the multiplier multiplies it too.")
     learning_rate_multiplier: float | None = None
-    max_length: int | None = Field(default=None, description="Tokens that a row may have.")
+    schedule: str | None = None
+    warmup_ratio: float | None = None
+    weight_decay: float | None = None
+    evaluate_every_steps: int | None = None
+    save_every_steps: int | None = None
+    max_length: int | None = Field(default=None, description="Tokens that a row may have, as asked for.")
+    usual_max_length: int = Field(
+        default=2048, description="What it is where nobody asked; less where the model reads less."
+    )
     overlength: Overlength = Field(default="drop", description="What becomes of a longer row.")
+    turn_weights: Literal["honoured", "ignored"] = Field(
+        default="honoured", description="Whether a turn of weight 0 is left untrained, or trained as every other."
+    )
     least_rows: int = Field(default=1, description="Fewer rows than this are refused.")
     metadata: dict[str, str] | None = None
     shown: dict[str, Any] = Field(

@@ -60,7 +60,9 @@ class Builtin(Backend):
     ) -> Iterator[int]:
         from luthier.nets.generate import Sampler, decode
 
-        sampler = Sampler(**sampling.model_dump(exclude={"max_tokens", "stop"}))
+        sampler = Sampler(
+            **sampling.model_dump(include={"temperature", "top_p", "seed", "frequency_penalty", "presence_penalty"})
+        )
         steps = decode(self._model, prompt, sampler, stops=stops, max_tokens=sampling.max_tokens)
         while True:
             self._activate(adapter)  # before every step: another answer may have had the last one

@@ -137,8 +137,8 @@ class House:
 
     async def submit(self, who: Principal = ADA, **asked: object) -> Job:
         """A job on a file of its own."""
-        if "training_file" not in asked:
-            asked["training_file"] = (await self.upload(who)).id
+        if "training_files" not in asked:
+            asked["training_files"] = [(await self.upload(who)).id]
         return await self.jobs.submit(who, JobRequest.model_validate({"base_model": "toy"} | asked))
 
 

@@ -46,13 +46,13 @@ async def test_a_job_on_a_file_that_was_not_read_is_refused(house: House) -> Non
     house.jobs.patience_seconds = 0.0
     file = await add(house.parts, ADA, b"{\n")
     with pytest.raises(FileNotChecked, match="is still being checked") as refused:
-        await house.submit(training_file=file.id)
+        await house.submit(training_files=[file.id])
     assert refused.value.param == "training_file"
 
 
 async def test_a_job_waits_a_little_for_a_file_that_was_uploaded_just_now(house: House) -> None:
     file = await add(house.parts, ADA, jsonl(toy_rows(12)))
-    asked = asyncio.create_task(house.submit(training_file=file.id))
+    asked = asyncio.create_task(house.submit(training_files=[file.id]))
     await asyncio.sleep(0.05)
     await house.parts.inspector.once()
     assert (await asked).status is Status.QUEUED
@@ -83,14 +83,14 @@ REFUSALS: dict[str, tuple[dict[str, object], type[LuthierError], str, str]] = {
     "an option out of bounds": ({"method": {"name": "lora", "options": {"rank": 0}}}, InvalidParameter, "rank", "512, got 0"),
     "an unknown option": ({"method": {"name": "lora", "options": {"rnak": 4}}}, InvalidParameter, "rnak", "Did you mean 'rank'?"),
     "an unknown objective": ({"objective": {"name": "stf"}}, InvalidParameter, "objective", "known: cpt, dpo, sft"),
-    "too few rows": ({"training_file": "three rows", "least_rows": 10}, DatasetInvalid, "training_file", "at least 10"),
-    "a broken file": ({"training_file": "broken"}, DatasetInvalid, "training_file", "line 1"),
-    "a broken validation file": ({"validation_file": "broken"}, DatasetInvalid, "validation_file", "line 1"),
-    "another project's file": ({"training_file": "bob's"}, FileNotFound, "training_file", "Upload it first"),
-    "another project's validation file": ({"validation_file": "bob's"}, FileNotFound, "validation_file", "no file"),
-    "a deleted file": ({"training_file": "deleted"}, FileNotFound, "training_file", "no file"),
+    "too few rows": ({"training_files": "three rows", "least_rows": 10}, DatasetInvalid, "training_file", "at least 10"),
+    "a broken file": ({"training_files": "broken"}, DatasetInvalid, "training_file", "line 1"),
+    "a broken validation file": ({"validation_files": "broken"}, DatasetInvalid, "validation_file", "line 1"),
+    "another project's file": ({"training_files": "bob's"}, FileNotFound, "training_file", "Upload it first"),
+    "another project's validation file": ({"validation_files": "bob's"}, FileNotFound, "validation_file", "no file"),
+    "a deleted file": ({"training_files": "deleted"}, FileNotFound, "training_file", "no file"),
     "wrong options while the file is unread": (
-        {"training_file": "unread", "method": {"name": "lora", "options": {"rank": 0}}}, InvalidParameter, "rank", "rank",
+        {"training_files": "unread", "method": {"name": "lora", "options": {"rank": 0}}}, InvalidParameter, "rank", "rank",
     ),
 }  # fmt: skip
 
@@ -98,8 +98,8 @@ REFUSALS: dict[str, tuple[dict[str, object], type[LuthierError], str, str]] = {
 async def test_what_cannot_be_trained_is_refused_at_once_and_leaves_no_job(house: House) -> None:
     made = await files(house)
     for case, (asked, error, param, said) in REFUSALS.items():
-        named = {k: made[v].id if k.endswith("_file") else v for k, v in asked.items()}  # type: ignore[index]
-        request = JobRequest.model_validate({"base_model": "toy", "training_file": made["good"].id} | named)
+        named = {k: [made[v].id] if k.endswith("_files") else v for k, v in asked.items()}  # type: ignore[index]
+        request = JobRequest.model_validate({"base_model": "toy", "training_files": [made["good"].id]} | named)
         with pytest.raises(error) as refused:
             await house.jobs.submit(ADA, request)
         assert refused.value.param == param, case

@@ -24,7 +24,7 @@ ROWS = [row(8), row(90), row(8), row(200), row(18)]  # 30, 112, 30, 222 and 40 t
 
 
 async def submit(house: House, rows: list[dict[str, Any]] = ROWS, **asked: Any):
-    return await house.submit(training_file=(await house.upload(content=jsonl(rows))).id, **asked)
+    return await house.submit(training_files=[(await house.upload(content=jsonl(rows))).id], **asked)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ async def test_a_job_that_could_train_nothing_is_refused_with_the_lengths(
 async def test_a_validation_file_of_which_nothing_is_left_is_named(house: House) -> None:
     long = await house.upload(content=jsonl([row(90)]))
     with pytest.raises(DatasetInvalid, match="1 are longer than 50") as refused:
-        await submit(house, max_length=50, validation_file=long.id)
+        await submit(house, max_length=50, validation_files=[long.id])
     assert refused.value.param == "validation_file"
 
 

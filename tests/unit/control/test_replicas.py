@@ -42,8 +42,8 @@ async def running(parts: Parts) -> AsyncIterator[None]:
 async def say(parts: Parts, text: str) -> str:
     request = CompletionRequest("toy", [Turn(role="user", content=text)], Sampling.model_validate({}))
     deltas = [delta async for delta in await parts.services.inference.complete(ADA, request)]
-    assert isinstance(deltas[-1], Finish)
-    return "".join(delta.text for delta in deltas if isinstance(delta, TokenChunk))
+    assert isinstance(deltas[-1].part, Finish)
+    return "".join(delta.part.text for delta in deltas if isinstance(delta.part, TokenChunk))
 
 
 async def rows(parts: Parts) -> list[ReplicaRow]:

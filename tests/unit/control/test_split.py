@@ -143,7 +143,7 @@ async def test_validation_rows_are_not_among_the_rows_that_train(house: House) -
     file = await house.upload(content=jsonl(rows(50)))
     training, validation, _ = await house.parts.services.datasets.split(ADA, file.id, {"ratio": 0.2, "seed": 3})
     await house.parts.inspector.once()
-    job = await house.submit(training_file=training.id, validation_file=validation.id)
+    job = await house.submit(training_files=[training.id], validation_files=[validation.id])
     assert (job.status, job.spec is not None) == (Status.QUEUED, True)
     assert job.spec is not None and job.spec.validation is not None
     assert (job.spec.training.rows, job.spec.validation.rows) == (40, 10)

@@ -47,7 +47,7 @@ async def test_a_job_goes_from_an_unread_file_to_a_model_that_can_be_called(hous
     content = b"".join([chunk async for chunk in await parts.services.datasets.content(ADA, (await house.upload()).id)])
     file = await add(parts, ADA, content)
     await parts.inspector.once()
-    job = await house.submit(training_file=file.id)
+    job = await house.submit(training_files=[file.id])
     assert job.status is Status.QUEUED
     for expected in (Status.STARTING,):
         await rounds(parts, ADA, job, expected)

@@ -20,6 +20,7 @@ _TABLE: dict[type[errors.LuthierError], tuple[int, str]] = {
     errors.PermissionDenied: (403, "invalid_request_error"),
     errors.NotFound: (404, "invalid_request_error"),
     errors.Conflict: (400, "invalid_request_error"),
+    errors.QuotaExceeded: (429, "rate_limit_error"),
     errors.Unavailable: (503, "server_error"),
     errors.LuthierError: (500, "server_error"),
 }

@@ -5,8 +5,8 @@ from __future__ import annotations
 from fastapi import APIRouter, UploadFile
 
 from luthier.api.auth import Asked, Caller
-from luthier.api.openai.files import chunks
-from luthier.api.openai.wire import CompleteUpload, CreateUpload, UploadObject, UploadPart
+from luthier.api.shapes.files import chunks
+from luthier.api.shapes.wire import CompleteUpload, CreateUpload, UploadObject, UploadPart
 
 router = APIRouter()
 

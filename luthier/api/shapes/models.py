@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter
 
 from luthier.api.auth import Asked, Caller
-from luthier.api.openai.wire import Model
+from luthier.api.shapes.wire import Model
 
 router = APIRouter(prefix="/models")
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 
 from luthier.api.auth import Asked, Caller
-from luthier.api.openai.wire import CreateJob, FineTuningCheckpoint, FineTuningEvent, FineTuningJob, page
+from luthier.api.shapes.wire import CreateJob, FineTuningCheckpoint, FineTuningEvent, FineTuningJob, page
 from luthier.core.errors import NotOffered
 from luthier.core.pages import PageRequest
 

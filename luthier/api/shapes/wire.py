@@ -1,4 +1,4 @@
-"""OpenAI's request and answer models, and what of them we mean."""
+"""The request and answer models that OpenAI's and Zhipu's clients share, and what of them we mean."""
 
 from __future__ import annotations
 
@@ -204,8 +204,8 @@ class CreateJob(Received):
         asked = (method.supervised and method.supervised.hyperparameters) or self.hyperparameters or Hyperparameters()
         return JobRequest(
             base_model=self.model,
-            training_file=self.training_file,
-            validation_file=self.validation_file,
+            training_files=[self.training_file],
+            validation_files=[self.validation_file] if self.validation_file else [],
             suffix=self.suffix,
             seed=self.seed,
             epochs=asked.n_epochs,
@@ -228,6 +228,7 @@ _STATUS = {
     Status.QUEUED: "queued",
     Status.STARTING: "running",
     Status.RUNNING: "running",
+    Status.PAUSED: "paused",
     Status.CANCELLING: "running",
     Status.SUCCEEDED: "succeeded",
     Status.FAILED: "failed",
@@ -269,8 +270,8 @@ class FineTuningJob(Sent):
             created_at=int(job.created_at.timestamp()),
             model=asked.base_model,
             status=_STATUS[job.status],
-            training_file=asked.training_file,
-            validation_file=asked.validation_file,
+            training_file=asked.training_files[0],
+            validation_file=next(iter(asked.validation_files), None),
             hyperparameters=used,
             method={"type": "supervised", "supervised": {"hyperparameters": used}},
             organization_id=job.project,

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Form, Query, UploadFile
 from starlette.responses import StreamingResponse
 
 from luthier.api.auth import Asked, Caller
-from luthier.api.openai.wire import FileObject, page
+from luthier.api.shapes.wire import FileObject, page
 from luthier.core.errors import NotOffered
 from luthier.core.pages import PageRequest
 

@@ -11,8 +11,8 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from luthier.api.auth import Asked, Caller
-from luthier.api.openai import errors
-from luthier.api.openai.wire import ChatRequest, chunk, completion, usage
+from luthier.api.shapes import errors
+from luthier.api.shapes.wire import ChatRequest, chunk, completion, usage
 from luthier.api.streaming import server_sent_events
 from luthier.control.inference.service import Delta
 from luthier.core import ids
@@ -35,9 +35,9 @@ async def _whole(answer: AsyncGenerator[Delta, None], model: str, request: Reque
     text: list[str] = []
     async with aclosing(answer):
         async for delta in answer:
-            if isinstance(delta, Finish):
-                return JSONResponse(completion(ids.new("chatcmpl"), model, "".join(text), delta))
-            text.append(delta.text)
+            if isinstance(delta.part, Finish):
+                return JSONResponse(completion(ids.new("chatcmpl"), model, "".join(text), delta.part))
+            text.append(delta.part.text)
             if await request.is_disconnected():
                 break
     return Response(status_code=499)
@@ -51,9 +51,9 @@ async def _chunks(
     async with aclosing(answer):
         yield chunk(completion_id, model, created, {"role": "assistant", "content": ""}, **more)
         async for delta in answer:
-            if isinstance(delta, Finish):
-                yield chunk(completion_id, model, created, {}, delta.reason, **more)
+            if isinstance(delta.part, Finish):
+                yield chunk(completion_id, model, created, {}, delta.part.reason, **more)
                 if with_usage:
-                    yield chunk(completion_id, model, created, None, usage=usage(delta))
+                    yield chunk(completion_id, model, created, None, usage=usage(delta.part))
             else:
-                yield chunk(completion_id, model, created, {"content": delta.text}, **more)
+                yield chunk(completion_id, model, created, {"content": delta.part.text}, **more)

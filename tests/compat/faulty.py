@@ -1,0 +1,65 @@
+"""A server whose answers fail as its model's name says: `python -m tests.compat.faulty --port N --data FOLDER`.
+
+The dialects, the key and the wire are the real ones; only the service behind them is replaced, since most of these errors
+cannot be had at will. `fail-NAME` fails at once, `fail-NAME-late` after the first word of a stream.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from luthier.app import assemble, build
+from luthier.control.inference.service import CompletionRequest, Delta, Inference
+from luthier.control.tenancy import Principal
+from luthier.core import errors
+from luthier.core.settings import Settings
+from luthier.serving.protocol import TokenChunk
+
+FAILURES: dict[str, Exception] = {
+    "invalid": errors.InvalidParameter("temperature", "must be at most 2"),
+    "too-long": errors.ContextTooLong("The messages are longer than the model's context."),
+    "denied": errors.PermissionDenied("This key may not do that."),
+    "absent": errors.ModelNotFound("There is no such model.", param="model"),
+    "undeployed": errors.ModelNotDeployed("The model must be deployed first.", param="model"),
+    "conflict": errors.InvalidTransition("The job has ended already."),
+    "limited": errors.RateLimited("Too many requests.", retry_after=1),
+    "fault": errors.InternalError("A fault of ours."),
+    "crash": RuntimeError("what nobody expected"),
+    "unavailable": errors.ReplicaUnavailable("The model is being loaded.", retry_after=1),
+}
+
+
+class Faulty(Inference):
+    async def complete(self, who: Principal, request: CompletionRequest) -> AsyncGenerator[Delta, None]:
+        name = request.model.removeprefix("fail-")
+        if not name.endswith("-late"):
+            raise FAILURES[name]
+
+        async def begun() -> AsyncGenerator[Delta, None]:
+            yield Delta(0, TokenChunk(text="Hello"))
+            raise FAILURES[name.removesuffix("-late")]
+
+        return begun()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    asked = parser.parse_args()
+    told: dict[str, Any] = {"server": {"data": asked.data}, "models": {"embedded": False}}
+    settings = Settings(**told)
+    parts = assemble(settings)
+    faulty = Faulty(parts.services.catalog, parts.services.inference.routing)
+    parts = dataclasses.replace(parts, services=dataclasses.replace(parts.services, inference=faulty))
+    uvicorn.run(build(settings, parts=parts), host="127.0.0.1", port=asked.port, log_level="warning")
+
+
+if __name__ == "__main__":
+    main()
