@@ -40,7 +40,7 @@ async def running(parts: Parts) -> AsyncIterator[None]:
 
 
 async def say(parts: Parts, text: str) -> str:
-    request = CompletionRequest("toy", [Turn(role="user", content=text)], Sampling.model_validate({}))
+    request = CompletionRequest("toy", [Turn(role="user", content=text)], sampling=Sampling.model_validate({}))
     deltas = [delta async for delta in await parts.services.inference.complete(ADA, request)]
     assert isinstance(deltas[-1].part, Finish)
     return "".join(delta.part.text for delta in deltas if isinstance(delta.part, TokenChunk))
@@ -106,7 +106,7 @@ async def test_ten_requests_at_once_want_one_replica(house: House) -> None:
 
 
 async def test_a_model_that_is_not_there_wants_no_replica(house: House) -> None:
-    request = CompletionRequest("nothing", [Turn(role="user", content="Hi")], Sampling.model_validate({}))
+    request = CompletionRequest("nothing", [Turn(role="user", content="Hi")], sampling=Sampling.model_validate({}))
     with pytest.raises(ModelNotFound):
         await house.parts.services.inference.complete(ADA, request)
     assert await rows(house.parts) == []
