@@ -121,7 +121,7 @@ class HeadedReader(AnswerReader):
     ) -> None:
         """`arguments` reads what stands below a name; `begin` says whether it may come to be arguments, by how it begins.
 
-        `blank` is what the tokenizer puts before the text of a part.
+        `blank` is what the tokenizer puts before the text below the first line.
         """
         super().__init__()
         self._arguments = arguments
@@ -130,9 +130,11 @@ class HeadedReader(AnswerReader):
         self._blank = blank
         self._texts = 0  # parts that are text
         self._is_text = False  # this part is, for certain
+        self._has_line = False  # the first line of this part has its line feed
+        self._may_be_blank = False  # and nothing else yet
 
     def add(self, text: str) -> list[Said]:
-        self.held += text
+        self.held += self._without_blank(text)
         if self._is_text:
             return self._released(self.held)
         head, line_feed, below = self.held.partition("\n")
@@ -140,24 +142,30 @@ class HeadedReader(AnswerReader):
             return []  # until the part is whole
         if not line_feed and not head.strip():
             return []
-        if not head and self._blank and not below:
-            return []  # the tokenizer's blank may follow
         return self._as_text()
 
     def divide(self) -> list[Said]:
         said = self._part()
-        self._is_text = False
+        self._is_text = self._has_line = self._may_be_blank = False
         return said
 
     def rest(self) -> list[Said]:
         return self._part()
+
+    def _without_blank(self, text: str) -> str:
+        if not self._blank or not text or (self._has_line and not self._may_be_blank):
+            return text
+        head, line_feed, below = ("", "", text) if self._has_line else text.partition("\n")
+        self._has_line = self._has_line or bool(line_feed)
+        self._may_be_blank = self._has_line and not below
+        return head + line_feed + (below.removeprefix(self._blank) if self._has_line else below)
 
     def _part(self) -> list[Said]:
         if self._is_text:
             return []
         head, _, below = self.held.partition("\n")
         if self._reads_calls and NAME.fullmatch(name := head.strip()):
-            arguments = self._arguments(below.removeprefix(self._blank))
+            arguments = self._arguments(below)
             if arguments is not None:
                 self.held = ""
                 return [ToolCall("", name, arguments)]
@@ -165,9 +173,7 @@ class HeadedReader(AnswerReader):
 
     def _as_text(self) -> list[Said]:
         self._is_text = True
-        text = self.held
-        if text.startswith("\n"):
-            text = text[1:].removeprefix(self._blank)
+        text = self.held.removeprefix("\n")
         self._texts += 1
         return self._released(text if self._texts == 1 else "\n" + text)
 
