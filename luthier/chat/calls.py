@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from luthier.chat.messages import Message, Tool, ToolCall
@@ -40,11 +41,13 @@ def listed(tools: Sequence[Tool]) -> str:
 
 def write(content: str, calls: Sequence[ToolCall]) -> str:
     """The text of an answer with its calls behind it."""
-    blocks = [
-        f'{OPEN}\n{{"name": {as_json(call.name)}, "arguments": {as_json(arguments_of(call))}}}\n{CLOSE}'
-        for call in calls
-    ]
+    blocks = [as_json(arguments_of(call)).join(around(call.name)) for call in calls]
     return "\n".join([content, *blocks] if content or not blocks else blocks)
+
+
+def around(name: str) -> tuple[str, str]:
+    """What stands before and behind the arguments of a call."""
+    return f'{OPEN}\n{{"name": {as_json(name)}, "arguments": ', f"}}\n{CLOSE}"
 
 
 def read(text: str) -> Message:
@@ -56,12 +59,12 @@ def read(text: str) -> Message:
     said: list[str] = []
     done, tag = 0, text.find(OPEN)
     while tag >= 0:
-        found = _call(text, tag + len(OPEN))
+        found = call_at(text, tag + len(OPEN))
         if found is None:
             tag = text.find(OPEN, tag + len(OPEN))
             continue
-        name, arguments, end = found
-        calls.append(ToolCall(f"call_{len(calls)}", name, arguments))
+        call, end = found
+        calls.append(replace(call, id=f"call_{len(calls)}"))
         said.append(text[done:tag].removesuffix("\n"))
         done, tag = end, text.find(OPEN, end)
     if not calls:
@@ -70,9 +73,11 @@ def read(text: str) -> Message:
     return Message("assistant", "".join([*said, rest if rest.strip() else ""]), tool_calls=tuple(calls))
 
 
-def _call(text: str, start: int) -> tuple[str, str, int] | None:
-    """Name, arguments as written, and where the block ends; None where no whole call begins."""
-    start = _skip(text, start)
+def call_at(text: str, start: int) -> tuple[ToolCall, int] | None:
+    """The call, without an id, whose block was opened right before `start`, and where the block ends; None where no whole
+    one begins.
+    """
+    start = skip_blanks(text, start)
     try:
         value, end = _scan(text, start)
         if not isinstance(value, dict) or value.keys() != {"name", "arguments"}:
@@ -82,27 +87,28 @@ def _call(text: str, start: int) -> tuple[str, str, int] | None:
         name.encode()  # half a surrogate pair is no name
     except (ValueError, RecursionError):
         return None
-    closing = _skip(text, end)
+    closing = skip_blanks(text, end)
     if not text.startswith(CLOSE, closing):
         return None
-    return name, _arguments_as_written(text, start), closing + len(CLOSE)
+    return ToolCall("", name, _arguments_as_written(text, start)), closing + len(CLOSE)
 
 
 def _arguments_as_written(text: str, start: int) -> str:
     place, written = start + 1, ""
     while text[place] != "}":
-        key, end = _scan(text, _skip(text, place))
-        value = _skip(text, _skip(text, end) + 1)  # behind the colon
+        key, end = _scan(text, skip_blanks(text, place))
+        value = skip_blanks(text, skip_blanks(text, end) + 1)  # behind the colon
         _, end = _scan(text, value)
         if key == "arguments":
             written = text[value:end]
-        place = _skip(text, end)
+        place = skip_blanks(text, end)
         if text[place] == ",":
-            place = _skip(text, place + 1)
+            place = skip_blanks(text, place + 1)
     return written
 
 
-def _skip(text: str, place: int) -> int:
+def skip_blanks(text: str, place: int) -> int:
+    """The first place from this one on that is no blank of JSON's."""
     while place < len(text) and text[place] in _BLANKS:
         place += 1
     return place

@@ -74,6 +74,11 @@ class Tokenizer:
         """What `encode_plain` gives for each of many texts, on all cores."""
         return [found.ids for found in self._plain.encode_batch_fast(list(texts), add_special_tokens=False)]
 
+    def encode_document(self, text: str) -> list[int]:
+        """What `encode_plain` gives, behind the token that begins a document where the model wants one."""
+        tokens = self._plain.encode(text, add_special_tokens=True).ids
+        return tokens[:-1] if tokens and tokens[-1] in self.ends else tokens  # some would end it, too
+
     def parts(self, text: str) -> list[tuple[int, int, int | None]]:
         """A text as `encode` cuts it: where each part begins and ends, and its id if it is a special token."""
         parts: list[tuple[int, int, int | None]] = []
@@ -129,6 +134,25 @@ class Tokenizer:
     def special_id(self, token: str) -> int | None:
         """The id of a special token; None also where the tokenizer takes it for a word, which a text could forge."""
         return self._specials[token][0] if token in self._specials else None
+
+    def knows(self, number: int) -> bool:
+        """Whether a number is the id of a token."""
+        return 0 <= number < 2**32 and self._fast.id_to_token(number) is not None
+
+    @cached_property
+    def words(self) -> dict[str, int]:
+        """Markers that are single tokens and yet plain text, such as `<tool_call>` of some families."""
+        known = self._fast.get_added_tokens_decoder().items()
+        return {token.content: number for number, token in known if token.content and not token.special}
+
+    @cached_property
+    def is_byte_level(self) -> bool:
+        """Whether its vocabulary writes bytes as letters."""
+        return b'"ByteLevel"' in self._fast.decoder.__getstate__()
+
+    def as_json(self) -> str:
+        """All of it as a `tokenizer.json`."""
+        return self._fast.to_str()
 
     @property
     def size(self) -> int:

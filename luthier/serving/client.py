@@ -16,6 +16,7 @@ from luthier.core.errors import (
     InvalidRequest,
     LuthierError,
     NoCapacity,
+    NotOffered,
     ReplicaUnavailable,
     StorageUnavailable,
 )
@@ -34,7 +35,15 @@ from luthier.serving.protocol import (
 
 _BY_CODE: dict[str, type[LuthierError]] = {
     error.code: error
-    for error in (AdapterUnreadable, ContextTooLong, InvalidParameter, InvalidRequest, NoCapacity, StorageUnavailable)
+    for error in (
+        AdapterUnreadable,
+        ContextTooLong,
+        InvalidParameter,
+        InvalidRequest,
+        NoCapacity,
+        NotOffered,
+        StorageUnavailable,
+    )
 }
 
 

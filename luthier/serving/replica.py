@@ -12,13 +12,17 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from luthier.chat.messages import Conversation, Message
+from luthier.chat.messages import Conversation, Message, Tool, ToolCall
 from luthier.chat.renderers.base import Renderer, renderer_for
 from luthier.chat.tokenizer import Tokenizer
 from luthier.core import logs
 from luthier.core.errors import InvalidParameter, InvalidRequest, LuthierError, NotFound
+from luthier.nets.tokens import Guide
+from luthier.serving.answer import Answer
 from luthier.serving.backends.base import AdapterUnreadable, Backend, backends
+from luthier.serving.checks import check
 from luthier.serving.engine import Engine
+from luthier.serving.guides import Guides
 from luthier.serving.protocol import (
     LONGEST_LINE,
     AdapterRef,
@@ -27,12 +31,11 @@ from luthier.serving.protocol import (
     GenerateRequest,
     Health,
     Sampling,
-    TokenChunk,
+    Turn,
     calls,
 )
 from luthier.serving.residency import Residency
 from luthier.serving.spec import ReplicaSpec
-from luthier.serving.text import AnswerText
 from luthier.storage import Storage
 
 LONGEST_PATH = 100  # bytes; systems allow 104 to 108 in the address of a Unix socket
@@ -79,6 +82,7 @@ class Replica:
         self._engine = engine
         self._backend = backend
         self._renderer = renderer
+        self._guides = Guides(renderer)
         self._fingerprint = renderer.fingerprint()
         self._residency = Residency(spec.adapters, self._load, self._unload)
         self._connections: set[asyncio.Task[None]] = set()
@@ -161,28 +165,52 @@ class Replica:
         await send(finish)
 
     async def _stream(self, request: GenerateRequest, send: Send) -> Finish:
-        _refuse_what_is_not_made(request)
-        stops = self._renderer.stops
-        prompt = self._renderer.prompt(Conversation(tuple(Message(t.role, t.content) for t in request.messages)))
-        text = AnswerText(self._renderer.tokenizer, request.sampling.stop)
-        reason, count = "length", 0
+        prompt, guide = await self._prepared(request)
+        answer = Answer(self._renderer, request, prompt)
+        stops = self._renderer.stops.union(request.sampling.stop_tokens)
+        is_stopped, count = False, 0
         async with self._residency.hold(request.adapter) as adapter:
-            steps = self._backend.generate(prompt, adapter=adapter, sampling=request.sampling, stops=stops)
+            steps = self._backend.generate(prompt, adapter=adapter, sampling=request.sampling, stops=stops, guide=guide)
             async with aclosing(self._engine.stream(steps)) as tokens:
                 async for token in tokens:
                     count += 1
-                    if token in stops:
-                        reason = "stop"
+                    if is_stopped := token.id in stops:
                         break
-                    if piece := text.add(token):
-                        await send(TokenChunk(text=piece))
-                    if text.is_stopped:
+                    for chunk in answer.add(token):
+                        await send(chunk)
+                    if is_stopped := answer.is_stopped:
                         break
-        if rest := text.rest():
-            await send(TokenChunk(text=rest))
-        if text.is_stopped:
-            reason = "stop"
+        for chunk in answer.rest():
+            await send(chunk)
+        reason = "tool_calls" if answer.has_calls else "stop" if is_stopped or answer.is_stopped else "length"
         return Finish(reason=reason, prompt_tokens=len(prompt), completion_tokens=count)
+
+    async def _prepared(self, request: GenerateRequest) -> tuple[list[int], Guide | None]:
+        """The tokens to go on from, and what the answer must look like."""
+        if request.tools:
+            await asyncio.to_thread(check, request, self._renderer.tokenizer)
+        else:
+            check(request, self._renderer.tokenizer)
+        prompt = self._prompt(request)
+        if request.must_call is None and request.json_schema is None:
+            return prompt, None
+        return prompt, await asyncio.to_thread(self._guides.guide, request)
+
+    def _prompt(self, request: GenerateRequest) -> list[int]:
+        if isinstance(request.prompt, str):
+            tokens = self._renderer.tokenizer.encode_document(request.prompt)
+        elif request.prompt is not None:
+            tokens = request.prompt
+        else:
+            tools = tuple(Tool(tool.name, tool.description, tool.parameters) for tool in request.tools)
+            try:
+                return self._renderer.prompt(Conversation(tuple(map(_message, request.messages)), tools))
+            except InvalidRequest as refused:
+                refused.param = refused.param or ("tools" if tools else "messages")
+                raise
+        if not tokens:
+            raise InvalidParameter("prompt", "is empty, and this model has no token that begins a document")
+        return tokens
 
     def _health(self) -> Health:
         return Health(
@@ -208,10 +236,9 @@ class Replica:
         await self._engine.call(lambda: self._backend.unload_adapter(adapter))
 
 
-def _refuse_what_is_not_made(request: GenerateRequest) -> None:
-    plain = GenerateRequest(messages=request.messages, sampling=request.sampling, adapter=request.adapter)
-    if request != plain or request.sampling.logprobs is not None or request.sampling.logit_bias:
-        raise InvalidRequest("Tools, schemas, prompts, log-probabilities and biases are not offered by this version.")
+def _message(turn: Turn) -> Message:
+    calls = tuple(ToolCall(call.id, call.name, call.arguments) for call in turn.tool_calls)
+    return Message(turn.role, turn.content, tool_calls=calls, tool_call_id=turn.tool_call_id)
 
 
 def _socket(path: str) -> Path:

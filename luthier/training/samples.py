@@ -60,7 +60,8 @@ class Samples:
         tokens = list(row.sequences[0].tokens)
         start = _learned_from(row)
         stops = self._renderer.stops
-        said = list(decode(self._model, tokens[:start], Sampler(), stops=stops, max_tokens=self._spec.sample_tokens))
+        made = decode(self._model, tokens[:start], Sampler(), stops=stops, max_tokens=self._spec.sample_tokens)
+        said = [token.id for token in made]
         is_cut = said[-1] not in stops
         return Sample(
             row=row.row,

@@ -12,6 +12,7 @@ from itertools import takewhile
 
 from luthier.chat import calls
 from luthier.chat.messages import Conversation, Message, PlainText, PreferencePair, ToolCall
+from luthier.chat.reading import AnswerReader, PlainReader
 from luthier.chat.tokenizer import Tokenizer
 from luthier.core.errors import InvalidRequest
 from luthier.core.registry import Registry
@@ -112,6 +113,28 @@ class Renderer(ABC):
     def message(self, tokens: list[int]) -> Message:
         """The message that the tokens of one answer say, without a stop. A call that is not whole stays text."""
         return Message("assistant", self.tokenizer.decode(tokens))
+
+    @property
+    def divider(self) -> int | None:
+        """The token between the parts of one answer, where a family has one."""
+        return None
+
+    def reader(self, *, calls: bool) -> AnswerReader:
+        """Reads an answer's text as it comes, part by part where there is a divider; without `calls` all of it is text."""
+        return PlainReader()
+
+    def before_text(self) -> str:
+        """What stands before an answer that is text."""
+        return ""
+
+    def around_call(self, name: str) -> tuple[str, str] | None:
+        """What stands before and behind the JSON of a call's arguments; None where they are not written as JSON."""
+        return None
+
+    @property
+    def between_calls(self) -> str | int:
+        """What stands between two calls of one answer: a text, or the divider."""
+        return "\n"
 
     def fingerprint(self) -> str:
         """sha256 of the token ids of a fixed set of conversations: equal exactly where two renderers write alike."""

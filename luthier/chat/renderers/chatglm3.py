@@ -25,6 +25,7 @@ class ChatGlm3(Glm4):
 
     START: ClassVar[tuple[str, ...]] = ("[gMASK]", "sop")
     END: ClassVar[str] = "</s>"
+    BLANK: ClassVar[str] = " "
     PREAMBLE: ClassVar[str] = (
         "You can call functions. A call is the function's name alone in the first line of the answer, and below it a "
         "fence of Python that calls tool_call with the arguments as keywords. The functions, one a line:\n"
@@ -61,6 +62,12 @@ class ChatGlm3(Glm4):
             return json.dumps(found, ensure_ascii=False)
         except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             return None
+
+    def may_begin_arguments(self, content: str) -> bool:
+        return True  # Python says the same in many ways
+
+    def around_call(self, name: str) -> tuple[str, str] | None:
+        return None  # Python, not JSON
 
     def _split(self, tokens: list[int]) -> tuple[str, str]:
         for place, token in enumerate(tokens, start=1):

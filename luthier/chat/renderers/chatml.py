@@ -9,6 +9,7 @@ from functools import cached_property
 from luthier.chat import calls
 from luthier.chat.guard import Guard
 from luthier.chat.messages import Conversation, Message, ToolCall
+from luthier.chat.reading import AnswerReader, BlockReader, PlainReader
 from luthier.chat.renderers.base import PROBES, Piece, Renderer
 from luthier.chat.tokenizer import Tokenizer
 from luthier.core.errors import InvalidRequest
@@ -104,6 +105,12 @@ class ChatML(Renderer):
     def message(self, tokens: list[int]) -> Message:
         text = self.tokenizer.decode(tokens)
         return calls.read(text) if self.offers_tools else Message("assistant", text)
+
+    def reader(self, *, calls: bool) -> AnswerReader:
+        return BlockReader() if calls and self.offers_tools else PlainReader()
+
+    def around_call(self, name: str) -> tuple[str, str] | None:
+        return calls.around(name) if self.offers_tools else None
 
     def _writes_as_template(self, asked: Conversation) -> bool:
         template = self.tokenizer.template(asked.messages, tools=asked.tools, generation_prompt=True)

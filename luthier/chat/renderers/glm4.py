@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from typing import ClassVar
 
 from luthier.chat import calls
 from luthier.chat.guard import Guard
 from luthier.chat.messages import Conversation, Message, ToolCall
+from luthier.chat.reading import NAME, AnswerReader, HeadedReader
 from luthier.chat.renderers.base import PROBES, Piece, Renderer
 from luthier.chat.tokenizer import Tokenizer
 from luthier.core.errors import InvalidRequest
-
-_NAME = re.compile(r"[A-Za-z0-9_.\-]+")
 
 
 class Glm4(Renderer):
@@ -30,6 +28,8 @@ class Glm4(Renderer):
 
     START: ClassVar[tuple[str, ...]] = ("[gMASK]", "<sop>")
     END: ClassVar[str] = "<|endoftext|>"
+    BLANK: ClassVar[str] = ""
+    """What the tokenizer puts before every text."""
     MARKERS: ClassVar[dict[str, str]] = {
         "system": "<|system|>",
         "user": "<|user|>",
@@ -97,11 +97,28 @@ class Glm4(Renderer):
         for part in _parts(tokens, self._marker["assistant"]):
             metadata, content = self._split(part)
             name, arguments = metadata.strip(), self.arguments(content)
-            if arguments is not None and _NAME.fullmatch(name):
+            if arguments is not None and NAME.fullmatch(name):
                 found.append(ToolCall(f"call_{len(found)}", name, arguments))
             else:
                 said.append(f"{metadata}\n{content}" if metadata else content)
         return Message("assistant", "\n".join(said), tool_calls=tuple(found))
+
+    @property
+    def divider(self) -> int | None:
+        return self._marker["assistant"]
+
+    def reader(self, *, calls: bool) -> AnswerReader:
+        return HeadedReader(self.arguments, begin=self.may_begin_arguments, reads_calls=calls, blank=self.BLANK)
+
+    def before_text(self) -> str:
+        return "\n"
+
+    def around_call(self, name: str) -> tuple[str, str] | None:
+        return (f"{name}\n", "") if NAME.fullmatch(name) else None
+
+    @property
+    def between_calls(self) -> str | int:
+        return self._marker["assistant"]
 
     def turn(self, metadata: str, content: str) -> list[str]:
         """The texts of a turn behind its marker; each is encoded apart."""
@@ -119,6 +136,10 @@ class Glm4(Renderer):
             return None
         return content
 
+    def may_begin_arguments(self, content: str) -> bool:
+        """Whether what begins so may come to be arguments."""
+        return content.lstrip()[:1] in ("", "{")
+
     def _split(self, tokens: list[int]) -> tuple[str, str]:
         """Metadata and text of an answer's part; what has no line feed is all text."""
         metadata, line_feed, content = self.tokenizer.decode(tokens).partition("\n")
@@ -128,7 +149,7 @@ class Glm4(Renderer):
         if not message.tool_calls:
             return [Piece(text, _teaches(message)) for text in self.turn("", message.text)]
         for call in message.tool_calls:
-            if not _NAME.fullmatch(call.name):
+            if not NAME.fullmatch(call.name):
                 raise InvalidRequest(f"{call.name!r} is no name of a function: letters, digits, _, - and . are.")
         parts = [("", message.text)] if message.text else []
         parts += [(call.name, self.call(call)) for call in message.tool_calls]

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
-from luthier.control.catalog.service import Catalog
+from luthier.control.catalog.service import Catalog, Servable
 from luthier.control.deployments.routing import Routing
 from luthier.control.tenancy import Principal
-from luthier.core.errors import NotOffered, ReplicaUnavailable
-from luthier.serving.protocol import Finish, GenerateRequest, OfferedTool, Sampling, TokenChunk, Turn
+from luthier.core.errors import InvalidParameter, ReplicaUnavailable
+from luthier.serving.protocol import AdapterRef, Finish, GenerateRequest, OfferedTool, Sampling, TokenChunk, Turn
+
+MOST_ANSWERS = 128
+MOST_TO_READ = 4_000_000
+"""Characters, or tokens, of the prompt times the answers: each answer reads it anew."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +31,8 @@ class Delta:
 class CompletionRequest:
     """What is asked of a model, every default of the dialect filled in. Either `messages` or `prompt` is given.
 
-    `must_call`, `json_schema` and `parallel_tool_calls` mean what they mean in a GenerateRequest. `n` answers are made; with a
-    seed the first of them is the one that would have been made alone.
+    `must_call`, `json_schema` and `parallel_tool_calls` mean what they mean in a GenerateRequest. `n` answers are made, from 1 to
+    MOST_ANSWERS; with a seed they are those that would have been made alone with the seeds from this one on.
     """
 
     model: str
@@ -46,45 +52,117 @@ class Inference:
         self.routing = routing
 
     async def complete(self, who: Principal, request: CompletionRequest) -> AsyncGenerator[Delta, None]:
-        """The answers as they are made; what can be refused is raised before this returns.
+        """The answers as they are made, side by side; what can be refused is raised before this returns.
+
+        Every answer's Finish counts the prompt's tokens, which are the same for all: add them up once.
 
         A replica that is lost before its first token is asked for once more on another; after it, ReplicaUnavailable ends
-        the stream. Closing the generator ends the work.
+        the stream. Where one answer fails, all end. Closing the generator ends the work.
         """
-        if request.n > 1:
-            raise NotOffered("n above 1 is not offered by this version.", param="n")
+        _check_count(request)
         model = await self.catalog.resolve(who, request.model)
+        if request.n == 1:
+            return (await self._begun(model, request, 0)).deltas()
+        answers = [asyncio.create_task(self._begun(model, request, choice)) for choice in range(request.n)]
+        try:
+            await asyncio.gather(*answers)
+        except BaseException:  # the caller went away, or the request was refused
+            for answer in answers:
+                answer.cancel()
+            for begun in await asyncio.gather(*answers, return_exceptions=True):
+                if isinstance(begun, _Begun):
+                    await begun.rest.aclose()
+            raise
+        return _merged([answer.result() for answer in answers])
+
+    async def _begun(self, model: Servable, request: CompletionRequest, choice: int) -> _Begun:
         for last_try in (False, True):
             route = await self.routing.choose(model)
-            asked = GenerateRequest(
-                adapter=route.adapter,
-                messages=request.messages,
-                prompt=request.prompt,
-                tools=request.tools,
-                must_call=request.must_call,
-                parallel_tool_calls=request.parallel_tool_calls,
-                json_schema=request.json_schema,
-                sampling=request.sampling,
-            )
-            answer = route.replica.generate(asked)
+            answer = route.replica.generate(_asked(request, route.adapter, choice))
             try:
-                return _going_on(await anext(answer), answer)
+                return _Begun(choice, await anext(answer), answer)
             except ReplicaUnavailable:
                 await self.routing.lost(model)
                 if last_try:
                     raise
-            except BaseException:  # the caller went away, or the request was refused
+            except BaseException:
                 await answer.aclose()
                 raise
         raise AssertionError("unreachable")
 
 
-async def _going_on(
-    first: TokenChunk | Finish, rest: AsyncGenerator[TokenChunk | Finish, None]
-) -> AsyncGenerator[Delta, None]:
+@dataclass(frozen=True)
+class _Begun:
+    """An answer whose first part has come."""
+
+    choice: int
+    first: TokenChunk | Finish
+    rest: AsyncGenerator[TokenChunk | Finish, None]
+
+    async def deltas(self) -> AsyncGenerator[Delta, None]:
+        try:
+            yield Delta(self.choice, self.first)
+            async for part in self.rest:
+                yield Delta(self.choice, part)
+        finally:
+            await self.rest.aclose()
+
+
+async def _merged(answers: list[_Begun]) -> AsyncGenerator[Delta, None]:
+    """What comes from all of them, in the order in which it comes."""
+    come: asyncio.Queue[Delta | BaseException | None] = asyncio.Queue(maxsize=len(answers))
+
+    async def pass_on(answer: _Begun) -> None:
+        try:
+            async with aclosing(answer.deltas()) as deltas:
+                async for delta in deltas:
+                    await come.put(delta)
+            await come.put(None)
+        except Exception as error:
+            await come.put(error)
+
+    passing = [asyncio.create_task(pass_on(answer)) for answer in answers]
     try:
-        yield Delta(0, first)
-        async for part in rest:
-            yield Delta(0, part)
+        left = len(answers)
+        while left:
+            one = await come.get()
+            if isinstance(one, BaseException):
+                raise one
+            if one is None:
+                left -= 1
+            else:
+                yield one
     finally:
-        await rest.aclose()
+        for task in passing:
+            task.cancel()
+        await asyncio.gather(*passing, return_exceptions=True)
+        for answer in answers:  # whose task had not begun yet
+            await answer.rest.aclose()
+
+
+def _asked(request: CompletionRequest, adapter: AdapterRef | None, choice: int) -> GenerateRequest:
+    sampling = request.sampling
+    if choice and sampling.seed is not None:
+        sampling = sampling.model_copy(update={"seed": sampling.seed + choice})
+    return GenerateRequest(
+        adapter=adapter,
+        messages=request.messages,
+        prompt=request.prompt,
+        tools=request.tools,
+        must_call=request.must_call,
+        parallel_tool_calls=request.parallel_tool_calls,
+        json_schema=request.json_schema,
+        sampling=sampling,
+    )
+
+
+def _check_count(request: CompletionRequest) -> None:
+    if not 1 <= request.n <= MOST_ANSWERS:
+        raise InvalidParameter("n", f"must be from 1 to {MOST_ANSWERS}, got {request.n}")
+    if request.n == 1:
+        return
+    given = sum(len(turn.content) for turn in request.messages) + len(request.prompt or "")
+    if request.n * given > MOST_TO_READ:
+        raise InvalidParameter(
+            "n", f"{request.n} answers to {given:,} characters or tokens are more than {MOST_TO_READ:,} to read"
+        )

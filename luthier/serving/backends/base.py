@@ -5,12 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from luthier.core.errors import InternalError, NotFound
 from luthier.core.registry import Registry
 from luthier.serving.protocol import AdapterRef, Sampling
 from luthier.serving.spec import ReplicaSpec
 from luthier.storage import Storage, digest
+
+if TYPE_CHECKING:
+    from luthier.nets.tokens import Guide, Token
 
 
 class AdapterUnreadable(InternalError):
@@ -37,13 +41,23 @@ class Backend(ABC):
 
     @abstractmethod
     def generate(
-        self, prompt: list[int], *, adapter: str | None, sampling: Sampling, stops: Collection[int]
-    ) -> Iterator[int]:
+        self,
+        prompt: list[int],
+        *,
+        adapter: str | None,
+        sampling: Sampling,
+        stops: Collection[int],
+        guide: Guide | None = None,
+    ) -> Iterator[Token]:
         """Yield the answer's tokens, each made when it is asked for; steps of several answers may alternate.
 
         `adapter` is the id of a loaded one, None the base model itself. A token of `stops` ends the answer and is
-        yielded; an answer that ends without one has reached `max_tokens` or the end of the context. `sampling.stop` is
-        not looked at here. Raises ContextTooLong at the first step when the prompt leaves no room.
+        yielded; an answer that ends without one has reached `max_tokens` or the end of the context. `sampling.stop` and
+        `sampling.stop_tokens` are not looked at here. Tokens tell their log-probabilities where `sampling.logprobs` asks
+        for them. Nothing comes that the guide, which is this answer's own, does not allow.
+
+        Raises ContextTooLong at the first step when the prompt leaves no room, and NotOffered for a guide where the
+        backend cannot follow one.
         """
 
 

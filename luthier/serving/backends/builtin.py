@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from luthier.core.errors import InternalError
+from luthier.nets.tokens import Guide, Token
 from luthier.serving.backends.base import AdapterUnreadable, Backend, adapter_folder
 from luthier.serving.protocol import AdapterRef, Sampling
 from luthier.serving.spec import ReplicaSpec
@@ -56,12 +57,18 @@ class Builtin(Backend):
         self._remove(adapter)
 
     def generate(
-        self, prompt: list[int], *, adapter: str | None, sampling: Sampling, stops: Collection[int]
-    ) -> Iterator[int]:
+        self,
+        prompt: list[int],
+        *,
+        adapter: str | None,
+        sampling: Sampling,
+        stops: Collection[int],
+        guide: Guide | None = None,
+    ) -> Iterator[Token]:
         from luthier.nets.generate import Sampler, decode
 
         sampler = Sampler(
-            **sampling.model_dump(include={"temperature", "top_p", "seed", "frequency_penalty", "presence_penalty"})
+            **sampling.model_dump(exclude={"max_tokens", "stop", "stop_tokens"}), prompt=prompt, guide=guide
         )
         steps = decode(self._model, prompt, sampler, stops=stops, max_tokens=sampling.max_tokens)
         while True:

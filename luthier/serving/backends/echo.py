@@ -8,7 +8,8 @@ from itertools import takewhile
 from luthier.chat.messages import Conversation, Message
 from luthier.chat.renderers.base import Renderer, renderer_for
 from luthier.chat.tokenizer import Tokenizer
-from luthier.core.errors import InternalError
+from luthier.core.errors import InternalError, NotOffered
+from luthier.nets.tokens import Guide, Token
 from luthier.serving.backends.base import Backend, adapter_folder
 from luthier.serving.protocol import AdapterRef, Sampling
 from luthier.serving.spec import ReplicaSpec
@@ -36,15 +37,25 @@ class Echo(Backend):
         self._adapters.remove(adapter)
 
     def generate(
-        self, prompt: list[int], *, adapter: str | None, sampling: Sampling, stops: Collection[int]
-    ) -> Iterator[int]:
-        said = prompt[: len(prompt) - len(self._after)]
-        width = len(self._before)
-        start = next(n for n in range(len(said), width - 1, -1) if said[n - width : n] == self._before)
-        for token in [*said[start:], self._stop][: sampling.max_tokens]:
+        self,
+        prompt: list[int],
+        *,
+        adapter: str | None,
+        sampling: Sampling,
+        stops: Collection[int],
+        guide: Guide | None = None,
+    ) -> Iterator[Token]:
+        """A prompt that is no conversation is said back as a whole. Every token is as certain as can be."""
+        if guide is not None:
+            raise NotOffered("This replica only says back what it hears: it can follow no schema and call no tool.")
+        width, end = len(self._before), len(prompt) - len(self._after)
+        starts = (n for n in range(end, width - 1, -1) if prompt[n - width : n] == self._before)
+        start = next(starts, None) if prompt[end:] == self._after else None
+        said = prompt if start is None else prompt[start:end]
+        for token in [*said, self._stop][: sampling.max_tokens]:
             if adapter is not None and adapter not in self._adapters:
                 raise InternalError(f"Adapter {adapter} is not loaded.")
-            yield token
+            yield Token(token) if sampling.logprobs is None else Token(token, 0.0, ((token, 0.0),)[: sampling.logprobs])
             if token in stops:
                 return
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -16,49 +18,54 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(toy_model(tmp_path_factory.mktemp("toy"))).eval()
 
 
+def made(*asked: Any, **settings: Any) -> list[int]:
+    """The ids of what `decode` yields."""
+    return [token.id for token in decode(*asked, **settings)]
+
+
 PROMPT = [72, 101, 108, 108, 111]
 
 
 def test_greedy_is_the_librarys_own_generation(model: PreTrainedModel) -> None:
     theirs = model.generate(torch.tensor([PROMPT]), max_new_tokens=30, do_sample=False, eos_token_id=None)
-    assert list(decode(model, PROMPT, Sampler(), stops=(), max_tokens=30)) == theirs[0, len(PROMPT) :].tolist()
+    assert made(model, PROMPT, Sampler(), stops=(), max_tokens=30) == theirs[0, len(PROMPT) :].tolist()
 
 
 def test_greedy_takes_the_likeliest_without_a_cache(model: PreTrainedModel) -> None:
     tokens = list(PROMPT)
-    for token in decode(model, PROMPT, Sampler(), stops=(), max_tokens=10):
+    for token in made(model, PROMPT, Sampler(), stops=(), max_tokens=10):
         assert token == int(model(input_ids=torch.tensor([tokens])).logits[0, -1].argmax())
         tokens.append(token)
 
 
 def test_a_stop_is_yielded_and_ends(model: PreTrainedModel) -> None:
-    free = list(decode(model, PROMPT, Sampler(temperature=1, seed=1), stops=(), max_tokens=20))
+    free = made(model, PROMPT, Sampler(temperature=1, seed=1), stops=(), max_tokens=20)
     stop = free[5]
-    assert list(decode(model, PROMPT, Sampler(temperature=1, seed=1), stops={stop})) == free[: free.index(stop) + 1]
+    assert made(model, PROMPT, Sampler(temperature=1, seed=1), stops={stop}) == free[: free.index(stop) + 1]
 
 
 def test_without_a_limit_the_context_is_filled(model: PreTrainedModel) -> None:
     context = model.config.max_position_embeddings
     long = [65] * (context - 3)
-    assert len(list(decode(model, long, Sampler(), stops=()))) == 3
-    assert len(list(decode(model, long, Sampler(), stops=(), max_tokens=9))) == 3
+    assert len(made(model, long, Sampler(), stops=())) == 3
+    assert len(made(model, long, Sampler(), stops=(), max_tokens=9)) == 3
     with pytest.raises(ContextTooLong, match=str(context)):
         next(decode(model, [65] * context, Sampler(), stops=()))
 
 
 @pytest.mark.parametrize("seed", [7, -1, 2**70])
 def test_a_seed_repeats_whatever_else_is_drawn(model: PreTrainedModel, seed: int) -> None:
-    alone = list(decode(model, PROMPT, Sampler(temperature=1.2, top_p=0.9, seed=seed), stops=(), max_tokens=20))
+    alone = made(model, PROMPT, Sampler(temperature=1.2, top_p=0.9, seed=seed), stops=(), max_tokens=20)
     again = decode(model, PROMPT, Sampler(temperature=1.2, top_p=0.9, seed=seed), stops=(), max_tokens=20)
     other = decode(model, PROMPT, Sampler(temperature=1.2), stops=(), max_tokens=20)
-    assert [one for one, _ in zip(again, other, strict=True)] == alone
+    assert [one.id for one, _ in zip(again, other, strict=True)] == alone
 
 
 def drawn(count: int = 4000, **settings: float) -> torch.Tensor:
     """Shares of three tokens whose chances at temperature 1 are 0.6, 0.3 and 0.1."""
     logits = torch.tensor([0.6, 0.3, 0.1]).log()
     sampler = Sampler(**{"temperature": 1.0, "seed": 0} | settings)
-    return torch.tensor([sampler.choose(logits) for _ in range(count)]).bincount(minlength=3) / count
+    return torch.tensor([sampler.choose(logits).id for _ in range(count)]).bincount(minlength=3) / count
 
 
 @pytest.mark.parametrize(
@@ -79,7 +86,7 @@ def test_penalties_follow_what_was_generated() -> None:
     logits = torch.tensor([2.0, 1.5, 0.0])
 
     def chosen(sampler: Sampler) -> list[int]:
-        return [sampler.choose(logits) for _ in range(5)]
+        return [sampler.choose(logits).id for _ in range(5)]
 
     assert chosen(Sampler(frequency_penalty=0.4)) == [0, 0, 1, 0, 1]  # 2, 1.6, then 1.2 < 1.5, 1.2 > 1.1, 0.8 < 1.1
     assert chosen(Sampler(presence_penalty=0.4)) == [0, 0, 0, 0, 0]

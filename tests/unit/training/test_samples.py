@@ -56,7 +56,7 @@ def test_the_answers_at_each_checkpoint_are_what_its_artifact_says(storage, told
         model.eval()
         for sample in event.samples:
             prompt = renderer.tokenizer.encode(sample.prompt)
-            answer = list(decode(model, prompt, Sampler(), stops=renderer.stops, max_tokens=9))
+            answer = [token.id for token in decode(model, prompt, Sampler(), stops=renderer.stops, max_tokens=9)]
             assert sample.is_cut == (answer[-1] not in renderer.stops)
             assert renderer.tokenizer.decode([t for t in answer if t not in renderer.stops]) == sample.answer
     assert sampled[0].samples != sampled[-1].samples

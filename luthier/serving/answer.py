@@ -1,0 +1,91 @@
+"""One answer, from tokens to chunks: characters are put together, stop strings and tool calls found."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import string
+from collections.abc import Iterator, Sequence
+
+from luthier.chat.reading import PlainReader, Said
+from luthier.chat.renderers.base import Renderer
+from luthier.nets.tokens import Token
+from luthier.serving.likelihoods import Likelihoods
+from luthier.serving.protocol import CalledTool, GenerateRequest, TokenChunk
+from luthier.serving.text import AnswerText
+
+
+class Answer:
+    """What `add` and `rest` give, joined, is the answer. Calls are read only where the request offers tools."""
+
+    def __init__(self, renderer: Renderer, request: GenerateRequest, prompt: Sequence[int]) -> None:
+        self._tokenizer = renderer.tokenizer
+        self._stops = request.sampling.stop
+        self._one_call = not request.parallel_tool_calls
+        is_chat = request.prompt is None
+        self._reader = renderer.reader(calls=bool(request.tools)) if is_chat else PlainReader()
+        self._divider = renderer.divider if is_chat else None
+        self._ids = _call_ids(request.sampling.seed, prompt)
+        self._text = AnswerText(self._tokenizer, self._stops)
+        self._likelihoods: Likelihoods | None = None
+        if request.sampling.logprobs is not None:
+            self._likelihoods = Likelihoods(self._tokenizer, renderer.before_text() if is_chat else "")
+        self._read = 0  # bytes of the text that the reader was given
+        self.is_stopped = False  # a stop string was met, or the one call was made: no token may follow
+        self.has_calls = False
+
+    def add(self, token: Token) -> list[TokenChunk]:
+        """What has become certain with a token that does not end the answer."""
+        if token.id == self._divider:
+            said = [*self._given(self._text.rest()), *self._reader.divide()]
+            is_cut, self._text = self._text.is_stopped, AnswerText(self._tokenizer, self._stops)
+        else:
+            if self._likelihoods is not None:
+                self._likelihoods.add(token)
+            said, is_cut = self._given(self._text.add(token.id)), self._text.is_stopped
+        self.is_stopped = self.is_stopped or is_cut
+        chunks = self._chunks(said)
+        if self._likelihoods is None or not chunks or self.is_stopped:
+            return chunks
+        told = self._likelihoods.up_to(self._read - len(self._reader.held.encode()))
+        return [*chunks[:-1], chunks[-1].model_copy(update={"logprobs": told})]
+
+    def rest(self) -> list[TokenChunk]:
+        """What was held back, once no token follows."""
+        has_ended = self._one_call and self.has_calls  # what was made behind the call is not said
+        chunks = [] if has_ended else self._chunks([*self._given(self._text.rest()), *self._reader.rest()])
+        if self._likelihoods is None:
+            return chunks
+        told = self._likelihoods.rest(self._read if self.is_stopped else None)
+        return [*chunks, TokenChunk(logprobs=told)] if told else chunks
+
+    def _given(self, text: str) -> list[Said]:
+        if not text:
+            return []
+        if self._likelihoods is not None:
+            self._read += len(text.encode())
+        return self._reader.add(text)
+
+    def _chunks(self, said: list[Said]) -> list[TokenChunk]:
+        chunks: list[TokenChunk] = []
+        for one in said:
+            if isinstance(one, str):
+                chunks.append(TokenChunk(text=one))
+                continue
+            self.has_calls = True
+            call = CalledTool(id=next(self._ids), name=one.name, arguments=one.arguments)
+            chunks.append(TokenChunk(tool_calls=[call]))
+            if self._one_call:
+                self.is_stopped = True
+                break
+        return chunks
+
+
+def _call_ids(seed: int | None, prompt: Sequence[int]) -> Iterator[str]:
+    """Ids that no other call has; with a seed the same prompt gets the same ones."""
+    dice = random.SystemRandom()
+    if seed is not None:
+        digest = hashlib.sha256(f"{seed}:{','.join(map(str, prompt))}".encode())
+        dice = random.Random(digest.digest())  # noqa: S311 (an id is no secret)
+    while True:
+        yield "call_" + "".join(dice.choices(string.ascii_letters + string.digits, k=24))

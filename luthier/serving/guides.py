@@ -1,0 +1,143 @@
+"""What an answer must look like, held to by llguidance: JSON of a schema, or calls of certain tools."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+from luthier.chat.renderers.base import Renderer
+from luthier.core.errors import InvalidParameter, NotOffered
+from luthier.serving.protocol import GenerateRequest, OfferedTool
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+
+LONGEST_SCHEMAS = 100_000
+"""Characters of JSON of all schemas that one answer must follow."""
+
+LIMITS = {"max_items_in_row": 10_000, "max_lexer_states": 50_000, "max_grammar_size": 200_000, "verbose_errors": False}
+"""What one answer may cost: some milliseconds a token, some dozen megabytes."""
+
+_REMEMBERED = 32  # grammars, as several answers to one request have the same
+_BLANKS = "[ \\n\\t]{0,40}"  # where JSON allows any number of them; a model could go on with them for ever
+
+
+class Guides:
+    """Makes the guides of one model's answers. Its methods may be called from any thread."""
+
+    def __init__(self, renderer: Renderer) -> None:
+        self._renderer = renderer
+        self._known: LLTokenizer | None = None
+        self._begun: OrderedDict[str, LLMatcher] = OrderedDict()
+        self._lock = Lock()  # one is compiled at a time: a schema may take a whole core for a while
+
+    def guide(self, request: GenerateRequest) -> AnswerGuide | None:
+        """A guide of the answer's own; None where nothing is prescribed. It takes up to a second.
+
+        Raises InvalidParameter where the schema of the answer (`response_format`) or of a tool (`tools`) cannot be held to,
+        and NotOffered where the model's family writes calls in a way that cannot.
+        """
+        param = "tools" if request.must_call is not None else "response_format"
+        if request.must_call is not None:
+            wanted = [tool for tool in request.tools if tool.name in request.must_call]
+            start, rules = "calls", self._calls(wanted, several=request.parallel_tool_calls)
+        elif request.json_schema is not None:
+            text = _literals(self._renderer.before_text(), {})
+            start, rules = "text", [f"text: {text} schema", _json("schema", request.json_schema or {"type": "object"})]
+            if request.tools:
+                start = "text | calls"
+                rules += self._calls(request.tools, several=request.parallel_tool_calls)
+        else:
+            return None
+        grammar = "\n".join([f"start: {start}", *rules])
+        if len(grammar) > LONGEST_SCHEMAS:
+            raise InvalidParameter(param, f"the schemas may be {LONGEST_SCHEMAS:,} characters of JSON, got more")
+        with self._lock:
+            return AnswerGuide(self._matcher(grammar, param).deep_copy(), param)
+
+    def _calls(self, tools: Sequence[OfferedTool], *, several: bool) -> list[str]:
+        between = self._renderer.between_calls
+        between = f"<[{between}]>" if isinstance(between, int) else _literals(between, {})
+        rules = [f"calls: call ({between} call)*" if several else "calls: call"]
+        rules.append("call: " + " | ".join(f"call_{place}" for place in range(len(tools))))
+        for place, tool in enumerate(tools):
+            around = self._renderer.around_call(tool.name)
+            if around is None:
+                raise NotOffered(
+                    f"A call of {tool.name!r} cannot be demanded: of this model's way of writing calls only reading is offered.",
+                    param="tool_choice",
+                    hint="Let the model choose (auto).",
+                )
+            before, behind = (_literals(text, self._renderer.tokenizer.words) for text in around)
+            rules.append(f"call_{place}: {before} arguments_{place} {behind}")
+            rules.append(_json(f"arguments_{place}", {"type": "object"} | (tool.parameters or {})))
+        return rules
+
+    def _matcher(self, grammar: str, param: str) -> LLMatcher:
+        from llguidance import LLMatcher, LLParserLimits
+
+        if (found := self._begun.get(grammar)) is not None:
+            self._begun.move_to_end(grammar)
+            return found
+        matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=LLParserLimits(**LIMITS))
+        tried = matcher.deep_copy()
+        if not tried.is_error():
+            tried.compute_bitmask()  # some limits are met only now
+        if tried.is_error() or tried.is_stopped():
+            raise InvalidParameter(param, f"cannot be held to: {_reason(tried)}", hint="Simplify the schema.")
+        self._begun[grammar] = matcher
+        if len(self._begun) > _REMEMBERED:
+            self._begun.popitem(last=False)
+        return matcher
+
+    @property
+    def _tokenizer(self) -> LLTokenizer:
+        from llguidance import LLTokenizer
+
+        if self._known is None:
+            self._known = LLTokenizer(self._renderer.tokenizer.as_json(), eos_token=sorted(self._renderer.stops))
+        return self._known
+
+
+class AnswerGuide:
+    """Where one answer stands in its grammar. Special tokens are never text, and a stop comes only where all is said."""
+
+    def __init__(self, matcher: LLMatcher, param: str) -> None:
+        self._matcher = matcher
+        self._param = param
+
+    def allowed(self) -> bytes:
+        """Raises InvalidParameter where the grammar has become too much to follow."""
+        mask = self._matcher.compute_bitmask()
+        if self._matcher.is_error() or not any(mask):
+            raise InvalidParameter(
+                self._param, f"cannot be held to any further: {_reason(self._matcher)}", hint="Simplify the schema."
+            )
+        return mask
+
+    def take(self, token: int) -> None:
+        self._matcher.consume_token(token)
+
+
+def _json(name: str, schema: Mapping[str, Any]) -> str:
+    try:
+        return f"{name}: %json " + json.dumps({**schema, "x-guidance": {"whitespace_pattern": _BLANKS}})
+    except RecursionError as deep:
+        raise InvalidParameter("response_format", "the schema is nested too deeply") from deep
+
+
+def _literals(text: str, words: Mapping[str, int]) -> str:
+    """A text as a grammar says it. Markers that are single tokens are said by that token, as the model has learned."""
+    longest_first = sorted(words, key=len, reverse=True)
+    parts = re.split("(" + "|".join(map(re.escape, longest_first)) + ")", text) if words else [text]
+    return " ".join(f"<[{words[part]}]>" if part in words else json.dumps(part) for part in parts if part)
+
+
+def _reason(matcher: LLMatcher) -> str:
+    """What the library says, without the grammar that it quotes."""
+    said = matcher.get_error().partition("\n")[0]
+    return re.sub(r"^at \d+\(\d+\): ", "", said)[:300] or "no answer can satisfy it"
