@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from sqlalchemy import Select, select
+from sqlalchemy import ColumnElement, Select, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from luthier.control.db import Owned
+from luthier.core.pages import NumberedPage
 
 T = TypeVar("T")
 
@@ -48,3 +49,14 @@ class Queries:
             if not self.who.sees_all:
                 statement = statement.where(one.project_id == self.who.project)
         return statement.with_for_update(of=table) if self.session.info.get("is_write") else statement
+
+    async def count(self, table: type, *where: ColumnElement[bool]) -> int:
+        """How many rows of a table there are, of those that the principal may see."""
+        rows = self.visible(table).where(*where).subquery()
+        return await self.session.scalar(select(func.count()).select_from(rows)) or 0
+
+    async def newest(self, table: type[T], number: int, size: int, *where: ColumnElement[bool]) -> NumberedPage[T]:
+        """The page of that number, from 1, with the newest first; ids sort by time."""
+        newest = self.visible(table).where(*where).order_by(table.id.desc())  # type: ignore[attr-defined]
+        found = list(await self.session.scalars(newest.limit(size).offset((number - 1) * size)))
+        return NumberedPage(found, number, size, await self.count(table, *where))

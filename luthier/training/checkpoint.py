@@ -53,6 +53,8 @@ class State(Value):
 
     version: int = 1
     step: int
+    is_settled: bool = True
+    """Whether what follows a step was done: its evaluation, and the checkpoint that is due then. Not where a pause came first."""
     trained_tokens: int
     metrics: Metrics
     standing: Standing = Standing()
@@ -108,6 +110,7 @@ class Checkpoints:
         trained_tokens: int,
         metrics: Metrics,
         standing: Standing,
+        is_settled: bool = True,
     ) -> Checkpoint:
         """Write a checkpoint; it exists when this returns, and not before.
 
@@ -116,6 +119,7 @@ class Checkpoints:
         key = f"{self._spec.run_key}/checkpoints/{self._attempt:04d}-{step:08d}"
         state = State(
             step=step,
+            is_settled=is_settled,
             trained_tokens=trained_tokens,
             metrics=metrics,
             standing=standing,

@@ -182,3 +182,8 @@ def read_events(storage: Storage, run_key: str, attempt: int, after: int) -> lis
 def attempts_key(run_key: str) -> str:
     """The folder of attempt markers, `<attempt:04d>` each, written by whoever starts an attempt, before it starts."""
     return f"{run_key}/attempts"
+
+
+def pause_key(run_key: str, attempt: int) -> str:
+    """The object that tells an attempt that is asked to stop to save a checkpoint first, written before it is asked."""
+    return f"{run_key}/pauses/{attempt:04d}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -40,7 +40,9 @@ class Loop:
         samples: Samples,
         emitter: Emitter,
         stop: threading.Event,
+        is_pausing: Callable[[], bool] = lambda: False,
     ) -> None:
+        """`is_pausing` is asked once the run is to stop: whether it is to go on later from where it is."""
         self._spec = spec
         self._plan = plan
         self._training = training
@@ -55,6 +57,12 @@ class Loop:
         self._samples = samples
         self._emitter = emitter
         self._stop = stop
+        self._is_pausing = is_pausing
+        self._done = 0
+        self._metrics: Metrics | None = None
+        """Of the step that was done last."""
+        self._is_settled = True
+        self._saved: list[Checkpoint] = []
         self._trained_tokens = 0
         self._watch = Watch(spec.patience)
 
@@ -62,34 +70,58 @@ class Loop:
         """Take every step after the checkpoint, or all of them, and return the last one's checkpoint.
 
         With a patience training may end before, and there is a checkpoint of every step whose validation loss was the
-        best so far. Raises Stopped, LossDiverged, and what the emitter raises.
+        best so far. Raises Stopped, LossDiverged, and what the emitter raises. A run that pauses saves the last step that
+        it took before it raises Stopped.
         """
-        spec, total = self._spec, self._plan.total_steps
-        saved = [one for one in self._checkpoints.all() if one.state.step < resumed.state.step] if resumed else []
-        saved += [resumed] if resumed else []
-        done = resumed.state.step if resumed else 0
-        self._trained_tokens = resumed.state.trained_tokens if resumed else 0
-        self._watch = Watch(spec.patience, resumed.state.standing if resumed else None)
-        pace = Pace()
+        if resumed:
+            self._go_on_from(resumed)
+        try:
+            self._play(resumed)
+        except Stopped:
+            if self._metrics is not None and self._processes.any(self._is_pausing()):
+                self._save()
+            raise
+        return self._saved[-1]  # a plan has at least one step, and the last one is saved
+
+    def _go_on_from(self, resumed: Checkpoint) -> None:
+        state = resumed.state
+        self._done, self._trained_tokens, self._is_settled = state.step, state.trained_tokens, state.is_settled
+        self._saved = [one for one in self._checkpoints.all() if one.state.step < state.step] + [resumed]
+        self._watch = Watch(self._spec.patience, state.standing)
+
+    def _play(self, resumed: Checkpoint | None) -> None:
+        total = self._plan.total_steps
         if not resumed:
             self._evaluate(step=0)
             self._answer(step=0, always=True)
-        elif done == total or self._watch.is_over:  # it died between its last checkpoint and its end
-            self._drop(saved)
-            self._answer(done, always=True)
-        for step in range(done + 1, total + 1):
-            if self._watch.is_over:
-                break
-            trained = self._take(step, pace)
-            is_end = step == total
-            valid = self._evaluate(step) if is_end or step % spec.evaluate_every_steps == 0 else None
-            is_best = valid is not None and self._watch.judge(step, valid.loss)
-            is_end = is_end or self._watch.is_over
-            if is_end or step % spec.save_every_steps == 0 or (is_best and spec.patience is not None):
-                saved.append(self._save(step, trained, valid))
-                self._drop(saved)
-                self._answer(step, always=is_end)
-        return saved[-1]  # a plan has at least one step, and the last one is saved
+        elif not self._is_settled:
+            self._settle(resumed.state.metrics)
+        elif self._done == total or self._watch.is_over:  # it died between its last checkpoint and its end
+            self._drop()
+            self._answer(self._done, always=True)
+        pace = Pace()
+        while self._done < total and not self._watch.is_over:
+            mean = self._take(self._done + 1, pace)
+            self._done += 1
+            self._is_settled = False
+            self._settle(Metrics(train_loss=mean.loss, train_token_accuracy=mean.token_accuracy))
+
+    def _settle(self, metrics: Metrics) -> None:
+        """What follows a step: the evaluation and the checkpoint that are due after it."""
+        spec, step = self._spec, self._done
+        self._metrics = metrics
+        is_end = step == self._plan.total_steps
+        valid = self._evaluate(step) if is_end or step % spec.evaluate_every_steps == 0 else None
+        is_best = valid is not None and self._watch.judge(step, valid.loss)
+        is_end = is_end or self._watch.is_over
+        if valid is not None:
+            measured = {"valid_loss": valid.loss, "valid_token_accuracy": valid.token_accuracy}
+            self._metrics = metrics.model_copy(update=measured)
+        self._is_settled = True
+        if is_end or step % spec.save_every_steps == 0 or (is_best and spec.patience is not None):
+            self._save()
+            self._drop()
+            self._answer(step, always=is_end)
 
     def _take(self, step: int, pace: Pace) -> Mean:
         """One optimizer step, whose gradient is that of the mean over all units of the step, however they are batched."""
@@ -148,32 +180,30 @@ class Loop:
         )
         return mean
 
-    def _save(self, step: int, trained: Mean, valid: Mean | None) -> Checkpoint:
+    def _save(self) -> None:
+        """Save the last step that was taken; nothing of a step under way is in it."""
+        assert self._metrics is not None
         self._emitter.flush()  # what led to a checkpoint is stored before it: a resumed run does not tell it again
-        metrics = Metrics(
-            train_loss=trained.loss,
-            train_token_accuracy=trained.token_accuracy,
-            valid_loss=valid.loss if valid else None,
-            valid_token_accuracy=valid.token_accuracy if valid else None,
-        )
         saved = self._checkpoints.save(
             self._model,
             self._optimizer,
-            step=step,
+            step=self._done,
             trained_tokens=self._trained_tokens,
-            metrics=metrics,
+            metrics=self._metrics,
             standing=self._watch.standing,
+            is_settled=self._is_settled,
         )
         tell_saved(self._emitter, saved)
-        return saved
+        self._saved.append(saved)
+        self._metrics = None
 
-    def _drop(self, saved: list[Checkpoint]) -> None:
-        """Of `saved` those that need not stay; it has the others afterwards."""
-        gone = self._checkpoints.surplus(saved)
+    def _drop(self) -> None:
+        """Of the checkpoints those that need not stay."""
+        gone = self._checkpoints.surplus(self._saved)
         if gone:  # told first: who reads of a checkpoint that is not there any more has read that it went
-            self._emitter.emit(CheckpointsDropped, step=saved[-1].state.step, keys=[one.key for one in gone])
+            self._emitter.emit(CheckpointsDropped, step=self._saved[-1].state.step, keys=[one.key for one in gone])
             self._checkpoints.delete(gone)
-            saved[:] = [one for one in saved if one not in gone]
+            self._saved = [one for one in self._saved if one not in gone]
 
     def _answer(self, step: int, *, always: bool) -> None:
         """Tell what the model says to the sample prompts; the first process alone does, the others wait for it."""

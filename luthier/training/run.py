@@ -30,7 +30,17 @@ from luthier.storage import Storage, digest
 from luthier.training.checkpoint import Checkpoint, Checkpoints
 from luthier.training.data import BatchPlan, Rows, RowsLost, read_rows
 from luthier.training.emitter import Emitter, Silent, Superseded
-from luthier.training.events import Cancelled, CheckpointSaved, Failed, Noted, RunEvent, Started, Succeeded, read_events
+from luthier.training.events import (
+    Cancelled,
+    CheckpointSaved,
+    Failed,
+    Noted,
+    RunEvent,
+    Started,
+    Succeeded,
+    pause_key,
+    read_events,
+)
 from luthier.training.forward import Forward, computed
 from luthier.training.loop import Loop, Stopped, check_on, tell_saved
 from luthier.training.memory import is_out_of_memory
@@ -62,8 +72,9 @@ def run(
     """Train what the spec says, from the job's newest checkpoint where there is one, and return the last event.
 
     Events go to the storage and to `emit`. Once `stop` is set the run ends with `cancelled` after the micro-batch under
-    way. What ends it otherwise becomes a `failed` event; only Superseded is raised: a newer attempt exists, and this
-    one has stopped writing. An attempt is run once: its number is not used again after a crash. Where the spec asks for
+    way; where the object of `pause_key` was there before, it first saves the last step that it took, and the next attempt
+    goes on from there. What ends it otherwise becomes a `failed` event; only Superseded is raised: a newer attempt exists,
+    and this one has stopped writing. An attempt is run once: its number is not used again after a crash. Where the spec asks for
     several processes each of them calls this, and all but the first only compute. `on_stall` is called by another thread
     when the run gets no further, after its `failed` event is stored.
     """
@@ -159,7 +170,8 @@ def _play(
         tell_saved(emitter, resumed)
 
     samples = Samples(spec, None if processes.is_sharded else validation, renderer, model)
-    loop = Loop(spec, plan, training, validation, forward, optimizer, checkpoints, samples, emitter, stop)
+    is_pausing = partial(_is_pausing, storage, pause_key(spec.run_key, attempt))
+    loop = Loop(spec, plan, training, validation, forward, optimizer, checkpoints, samples, emitter, stop, is_pausing)
     last = loop.play(resumed)
     promised = training.tokens * spec.epochs
     if last.state.step == plan.total_steps and last.state.trained_tokens != promised:  # over all attempts
@@ -176,6 +188,14 @@ def _play(
         artifact_sha256=best.artifact_sha256,
         trained_tokens=last.state.trained_tokens,
     )
+
+
+def _is_pausing(storage: Storage, key: str) -> bool:
+    try:
+        return storage.exists(key)
+    except LuthierError as unreadable:  # where it cannot be read, nothing can be saved
+        _log.warning("not known whether the run is to pause", why=unreadable.message)
+        return False
 
 
 def _result(spec: TrainingSpec, checkpoints: Checkpoints, last: Checkpoint, emitter: Emitter) -> Checkpoint:

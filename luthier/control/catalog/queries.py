@@ -12,6 +12,13 @@ class ModelQueries(Queries):
             self.visible(ModelRow).where(ModelRow.name == name, ModelRow.deleted_at.is_(None))
         )
 
-    async def fine_tuned(self) -> list[ModelRow]:
-        rows = self.visible(ModelRow).where(ModelRow.kind == "fine_tuned", ModelRow.deleted_at.is_(None))
-        return list(await self.session.scalars(rows.order_by(ModelRow.id)))
+    async def fine_tuned(self, *, limit: int | None = None, offset: int = 0) -> list[ModelRow]:
+        """Oldest first."""
+        rows = self.visible(ModelRow).where(*_TUNED).order_by(ModelRow.id)
+        return list(await self.session.scalars(rows.limit(limit).offset(offset)))
+
+    async def count_fine_tuned(self) -> int:
+        return await self.count(ModelRow, *_TUNED)
+
+
+_TUNED = (ModelRow.kind == "fine_tuned", ModelRow.deleted_at.is_(None))

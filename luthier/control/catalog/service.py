@@ -92,8 +92,14 @@ class Catalog:
 
     async def numbered(self, who: Principal, number: int, size: int) -> NumberedPage[NamedModel]:
         """What `list` lists; `number` counts pages from 1."""
-        found = await self.list(who)
-        return NumberedPage(found[(number - 1) * size : number * size], number, size, len(found))
+        base = await asyncio.to_thread(cards.all_installed, self.storage)
+        first = (number - 1) * size
+        shown = [_of_card(card) for card in base[first : first + size]]
+        async with self.db.read() as session:
+            queries = ModelQueries(session, who)
+            tuned = await queries.fine_tuned(limit=size - len(shown), offset=max(first - len(base), 0))
+            total = len(base) + await queries.count_fine_tuned()
+        return NumberedPage([*shown, *map(_of_row, tuned)], number, size, total)
 
     async def get(self, who: Principal, name: str) -> NamedModel:
         card = await asyncio.to_thread(cards.installed, self.storage, name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from luthier.control.datasets.tables import FileRow, LengthsRow, UploadPartRow, UploadRow
 from luthier.control.tenancy import Queries
-from luthier.core.pages import Page, PageRequest
+from luthier.core.pages import NumberedPage, Page, PageRequest
 
 
 class FileQueries(Queries):
@@ -23,6 +23,10 @@ class FileQueries(Queries):
         rows = rows.order_by(FileRow.id.desc() if newest_first else FileRow.id).limit(page.limit + 1)
         found = list(await self.session.scalars(rows))
         return Page(found[: page.limit], has_more=len(found) > page.limit)
+
+    async def numbered(self, number: int, size: int) -> NumberedPage[FileRow]:
+        """Newest first."""
+        return await self.newest(FileRow, number, size, FileRow.deleted_at.is_(None))
 
     async def children(self, file_id: str) -> list[FileRow]:
         """Files that were made from this one, oldest first."""

@@ -34,7 +34,6 @@ from luthier.core.errors import (
     FileNotFound,
     InvalidParameter,
     InvalidRequest,
-    NotOffered,
     Unavailable,
 )
 from luthier.core.pages import NumberedPage, Page, PageRequest
@@ -164,7 +163,9 @@ class Datasets:
 
     async def numbered(self, who: Principal, number: int, size: int) -> NumberedPage[File]:
         """Newest first; `number` counts pages from 1."""
-        raise NotOffered("Files have no numbered pages in this version.")
+        async with self.db.read() as session:
+            rows = await FileQueries(session, who).numbered(number, size)
+        return NumberedPage([_file(row) for row in rows.items], number, size, rows.total)
 
     async def content(self, who: Principal, file_id: str) -> AsyncIterator[bytes]:
         """The file's bytes, streamed. Raises FileNotFound before the first of them."""

@@ -24,6 +24,8 @@ class History:
         """Change the status of a job and append the event that says so. The only place where a status changes."""
         check(row.id, Status(row.status), status)
         row.status = status
+        if status in TERMINAL or status is Status.PAUSED:
+            row.wish = None
         if status in TERMINAL:
             row.finished_at = self.clock.now()
         if status is not Status.RUNNING:
@@ -46,12 +48,14 @@ class History:
         run: RunRow | None = None,
         event: events.RunEvent | None = None,
     ) -> None:
-        """Append an event, of a run's where one is given."""
+        """Append an event, of a run's where one is given. The row is locked, so that numbers follow each other."""
+        row.told = (row.told or 0) + 1
         session.add(
             EventRow(
                 id=ids.new("ftevent"),
                 project_id=row.project_id,
                 job_id=row.id,
+                number=row.told,
                 level=level,
                 kind=kind,
                 message=message,
@@ -65,9 +69,11 @@ class History:
 
 
 _SENTENCES = {
+    Status.CHECKING: "The files of the job are being read.",
     Status.QUEUED: "The job is queued.",
     Status.STARTING: "The trainer is being started.",
     Status.RUNNING: "Training has started.",
+    Status.PAUSED: "The job is paused.",
     Status.CANCELLING: "The job is being cancelled.",
     Status.SUCCEEDED: "The job has successfully completed.",
     Status.FAILED: "The job failed.",

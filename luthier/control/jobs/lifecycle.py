@@ -23,11 +23,21 @@ TERMINAL = frozenset({Status.SUCCEEDED, Status.FAILED, Status.CANCELLED})
 ACTIVE = frozenset({Status.STARTING, Status.RUNNING, Status.CANCELLING})
 """A process may exist."""
 
+
+class Wish(StrEnum):
+    """What somebody asked of a job that its process has not heard yet, beside its status."""
+
+    PAUSE = "pause"
+
+
 _ALLOWED: dict[Status, frozenset[Status]] = {
-    Status.CHECKING: frozenset({Status.QUEUED, Status.FAILED, Status.CANCELLED}),
-    Status.QUEUED: frozenset({Status.STARTING, Status.FAILED, Status.CANCELLED}),
-    Status.STARTING: frozenset({Status.RUNNING, Status.QUEUED, Status.CANCELLING, Status.SUCCEEDED, Status.FAILED}),
-    Status.RUNNING: frozenset({Status.QUEUED, Status.CANCELLING, Status.SUCCEEDED, Status.FAILED}),
+    Status.CHECKING: frozenset({Status.QUEUED, Status.PAUSED, Status.FAILED, Status.CANCELLED}),
+    Status.QUEUED: frozenset({Status.STARTING, Status.PAUSED, Status.FAILED, Status.CANCELLED}),
+    Status.STARTING: frozenset(
+        {Status.RUNNING, Status.QUEUED, Status.PAUSED, Status.CANCELLING, Status.SUCCEEDED, Status.FAILED}
+    ),
+    Status.RUNNING: frozenset({Status.QUEUED, Status.PAUSED, Status.CANCELLING, Status.SUCCEEDED, Status.FAILED}),
+    Status.PAUSED: frozenset({Status.CHECKING, Status.QUEUED, Status.CANCELLED}),
     Status.CANCELLING: frozenset({Status.CANCELLED, Status.SUCCEEDED, Status.FAILED}),
 }
 

@@ -4,28 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from sqlalchemy import update
+from sqlalchemy import ColumnElement, func, or_, select, type_coerce, update
+from sqlalchemy.dialects.postgresql import JSONB
 
 from luthier.control.jobs.tables import CheckpointRow, EventRow, JobRow, RunRow
 from luthier.control.tenancy import Queries
-from luthier.core.pages import Page, PageRequest
+from luthier.core.pages import NumberedPage, Page, PageRequest
 
 
 class JobQueries(Queries):
     async def get(self, job_id: str) -> JobRow | None:
-        return await self.session.scalar(self.visible(JobRow).where(JobRow.id == job_id))
+        return await self.session.scalar(self.visible(JobRow).where(JobRow.id == job_id, _IS_THERE))
 
     async def is_named(self, model: str) -> bool:
-        """Whether a job has that name for its model."""
+        """Whether a job, be it deleted, has that name for its model."""
         return await self.session.scalar(self.visible(JobRow).where(JobRow.model_name == model).limit(1)) is not None
 
-    async def page(self, page: PageRequest) -> Page[JobRow]:
+    async def page(
+        self, page: PageRequest, *, metadata: dict[str, str] | None = None, without_metadata: bool = False
+    ) -> Page[JobRow]:
         """Newest first; ids sort by time, so the cursor is an id."""
-        return await self._page(JobRow, page)
+        where = [self._has_pair(key, value) for key, value in (metadata or {}).items()]
+        if without_metadata:
+            asked = JobRow.request["metadata"].as_string()
+            where.append(or_(asked.is_(None), asked == "{}"))
+        return await self._page(JobRow, page, _IS_THERE, *where)
+
+    async def numbered(self, number: int, size: int, *, base_model: str | None) -> NumberedPage[JobRow]:
+        """Newest first."""
+        where = [] if base_model is None else [JobRow.base_model == base_model]
+        return await self.newest(JobRow, number, size, _IS_THERE, *where)
 
     async def events(self, job_id: str, page: PageRequest) -> Page[EventRow]:
         """Newest first, without what was superseded."""
         return await self._page(EventRow, page, EventRow.job_id == job_id, EventRow.superseded.is_(False))
+
+    async def events_from(self, job_id: str, number: int, most: int) -> list[EventRow]:
+        """Events from that number on, in order, with what was superseded."""
+        rows = self.visible(EventRow).where(
+            EventRow.job_id == job_id, EventRow.number >= number, EventRow.number < number + most
+        )
+        return list(await self.session.scalars(rows.order_by(EventRow.number)))
 
     async def checkpoints(self, job_id: str, page: PageRequest) -> Page[CheckpointRow]:
         return await self._page(
@@ -50,9 +69,19 @@ class JobQueries(Queries):
             marked = update(table).where(table.id.in_(rows.with_only_columns(table.id))).values(superseded=True)
             await self.session.execute(marked, execution_options={"synchronize_session": False})
 
+    def _has_pair(self, key: str, value: str) -> ColumnElement[bool]:
+        """Whether a job's metadata has that pair; a key may be any text, so it is not written into a path."""
+        if self.session.get_bind().dialect.name == "postgresql":
+            return type_coerce(JobRow.request, JSONB).contains({"metadata": {key: value}})
+        pairs = func.json_each(JobRow.request, "$.metadata").table_valued("key", "atom")
+        return select(pairs.c.key).where(pairs.c.key == key, pairs.c.atom == value).exists()
+
     async def _page(self, table, page: PageRequest, *where) -> Page:
         rows = self.visible(table).where(*where)
         if page.after is not None:
             rows = rows.where(table.id < page.after)
         found = list(await self.session.scalars(rows.order_by(table.id.desc()).limit(page.limit + 1)))
         return Page(found[: page.limit], has_more=len(found) > page.limit)
+
+
+_IS_THERE = JobRow.deleted_at.is_(None)

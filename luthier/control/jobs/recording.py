@@ -31,7 +31,7 @@ class Recorder:
         """Take over what a run told. The caller goes through a run's events in order, each once."""
         if row.status in TERMINAL:
             return
-        if row.status == Status.STARTING and not isinstance(event, events.Failed):
+        if row.status == Status.STARTING and not isinstance(event, events.Failed | events.Cancelled):
             row.started_at = row.started_at or self.clock.now()
             self.history.move(
                 session, row, Status.RUNNING, "Training has started." if run.attempt == 1 else "Training goes on."
@@ -82,7 +82,9 @@ class Recorder:
             case events.Failed():
                 self.history.fail(session, row, Error(code=event.code, message=event.message))
             case events.Cancelled():
-                if row.status == Status.CANCELLING:  # else somebody else stopped the process: a lost run, which goes on
+                if (
+                    row.status == Status.CANCELLING
+                ):  # else it pauses, or somebody else stopped it: a lost run, which goes on
                     self.history.move(session, row, Status.CANCELLED)
 
     async def _started(self, session: AsyncSession, row: JobRow, run: RunRow, event: events.Started) -> None:
@@ -95,7 +97,7 @@ class Recorder:
                 if event.step
                 else "It begins again: there is no checkpoint that it could go on from."
             )
-            self.history.tell(session, row, told, level="warn")
+            self.history.tell(session, row, told, level="warn" if row.lost_runs else "info")
         if event.step:
             return
         self.history.tell(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import AsyncGenerator
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -12,7 +13,8 @@ from luthier.control.catalog.service import Catalog
 from luthier.control.datasets.service import Datasets
 from luthier.control.db import Database
 from luthier.control.jobs.history import History
-from luthier.control.jobs.lifecycle import ACTIVE, TERMINAL, Status
+from luthier.control.jobs.lifecycle import ACTIVE, TERMINAL, Status, Wish
+from luthier.control.jobs.log import HEADER, line_of
 from luthier.control.jobs.planning import Data, choices, limit_of, plan
 from luthier.control.jobs.queries import JobQueries
 from luthier.control.jobs.recording import Recorder
@@ -27,13 +29,20 @@ from luthier.core.errors import (
     InvalidTransition,
     JobNotFound,
     LuthierError,
-    NotOffered,
 )
 from luthier.core.pages import NumberedPage, Page, PageRequest
 from luthier.training.objectives.base import objectives
 from luthier.training.spec import DataFile, TrainingSpec
 
+_FOLLOWED_AT_ONCE = 500  # events
+_LOOK_AGAIN_SECONDS = 1.0  # at a job that is followed, where nobody nudges
+_QUIET_SECONDS = 10.0  # after which a follower is told that nothing happened
+
 _SUFFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+EVENTS = "job-events"
+"""What is nudged when something may have been told of a job."""
 
 
 class Jobs:
@@ -68,9 +77,12 @@ class Jobs:
             spec=None,
             base_model=card.name,
             model_name="",
+            told=0,
+            lost_runs=0,
+            created_by=who.id,
             created_at=self.clock.now(),
         )
-        async with self.db.write("jobs") as session:
+        async with self.db.write("jobs", EVENTS) as session:
             row.model_name = await self._unused_name(session, card.name, request.suffix)
             session.add(row)
             await session.flush()
@@ -95,10 +107,8 @@ class Jobs:
         without_metadata: bool = False,
     ) -> Page[Job]:
         """Newest first; `metadata` are pairs that a job must have, `without_metadata` wants jobs that have none."""
-        if metadata or without_metadata:
-            raise NotOffered("Listing jobs by metadata is not offered by this version.", param="metadata")
         async with self.db.read() as session:
-            rows = await JobQueries(session, who).page(page)
+            rows = await JobQueries(session, who).page(page, metadata=metadata, without_metadata=without_metadata)
         return Page([_job(row) for row in rows.items], rows.has_more)
 
     async def events(self, who: Principal, job_id: str, page: PageRequest) -> Page[JobEvent]:
@@ -121,50 +131,116 @@ class Jobs:
 
         Raises InvalidTransition for a job that has ended otherwise.
         """
-        async with self.db.write("jobs") as session:
+        async with self.db.write("jobs", EVENTS) as session:
             row = _found(await JobQueries(session, who).get(job_id), job_id)
             if row.status in (Status.CANCELLING, Status.CANCELLED):
                 return _job(row)
             if row.status in TERMINAL:
                 raise InvalidTransition(f"The job {job_id} has {row.status} already; there is nothing to cancel.")
             audit.note(session, who, "job.cancelled", job_id, self.clock)
+            row.wish = None
             self.history.move(session, row, Status.CANCELLING if row.status in ACTIVE else Status.CANCELLED)
             return _job(row)
 
     async def pause(self, who: Principal, job_id: str) -> Job:
         """Stop a job for a while. A running one saves a checkpoint first, from which `resume` goes on.
 
-        Until its process has ended it is still running. Raises InvalidTransition for a job that has ended.
+        Until its process has ended it is still running, and it may succeed or fail before. Again changes nothing. Raises
+        InvalidTransition for a job that has ended, or is being cancelled.
         """
-        raise NotOffered("Jobs cannot be paused by this version.")
+        async with self.db.write("jobs", EVENTS) as session:
+            row = _found(await JobQueries(session, who).get(job_id), job_id)
+            if row.status == Status.PAUSED or row.wish == Wish.PAUSE:
+                return _job(row)
+            if row.status in TERMINAL or row.status == Status.CANCELLING:
+                raise InvalidTransition(f"The job {job_id} {_STATE[Status(row.status)]}; it cannot be paused.")
+            audit.note(session, who, "job.paused", job_id, self.clock)
+            if row.status in ACTIVE:
+                row.wish = Wish.PAUSE
+                self.history.tell(session, row, "The job will pause as soon as it has saved a checkpoint.")
+            else:
+                self.history.move(session, row, Status.PAUSED)
+            return _job(row)
 
     async def resume(self, who: Principal, job_id: str) -> Job:
-        """Let a paused job go on. Raises InvalidTransition for one that is not paused."""
-        raise NotOffered("Jobs cannot be resumed by this version.")
+        """Let a paused job go on; one that is about to pause goes on without a pause, or after a short one.
+
+        Raises InvalidTransition for every other.
+        """
+        async with self.db.write("jobs", EVENTS) as session:
+            row = _found(await JobQueries(session, who).get(job_id), job_id)
+            if row.status != Status.PAUSED and row.wish != Wish.PAUSE:
+                raise InvalidTransition(f"The job {job_id} {_STATE[Status(row.status)]}; only a paused job can go on.")
+            audit.note(session, who, "job.resumed", job_id, self.clock)
+            if row.status == Status.PAUSED:
+                self.history.move(session, row, Status.CHECKING if row.spec is None else Status.QUEUED, _GOES_ON)
+            else:
+                row.wish = None
+                self.history.tell(session, row, "The job will not pause.")
+            return _job(row)
 
     async def delete(self, who: Principal, job_id: str) -> Job:
-        """Forget a job that has no process; what it made stays. Gives it as it was.
+        """Forget a job that has no process; what it made stays. Gives it as it was at the end: one that waited is cancelled.
 
-        Raises InvalidTransition for one that has a process: it must be cancelled first.
+        Raises InvalidTransition for one that may have a process: it must be cancelled first.
         """
-        raise NotOffered("Jobs cannot be deleted by this version.")
+        async with self.db.write("jobs", EVENTS) as session:
+            row = _found(await JobQueries(session, who).get(job_id), job_id)
+            if row.status in ACTIVE:
+                raise InvalidTransition(
+                    f"The job {job_id} {_STATE[Status(row.status)]}; it cannot be deleted.",
+                    hint="Cancel it and wait until it has ended.",
+                )
+            if row.status not in TERMINAL:
+                self.history.move(session, row, Status.CANCELLED)
+            row.deleted_at = self.clock.now()
+            audit.note(session, who, "job.deleted", job_id, self.clock)
+            return _job(row)
 
     async def numbered(
         self, who: Principal, number: int, size: int, *, base_model: str | None = None
     ) -> NumberedPage[Job]:
         """Newest first; `number` counts pages from 1."""
-        raise NotOffered("Jobs have no numbered pages in this version.")
+        async with self.db.read() as session:
+            rows = await JobQueries(session, who).numbered(number, size, base_model=base_model)
+        return NumberedPage([_job(row) for row in rows.items], number, size, rows.total)
 
     async def log(self, who: Principal, job_id: str, *, offset: int, lines: int) -> list[str]:
         """Lines of a job's log, oldest first, after leaving out `offset`. Line 0 is a header; a line never changes its place."""
-        raise NotOffered("Jobs have no log in this version.")
+        async with self.db.read() as session:
+            queries = JobQueries(session, who)
+            _found(await queries.get(job_id), job_id)
+            rows = await queries.events_from(job_id, max(offset, 1), lines - (offset == 0))
+        return [HEADER] * (offset == 0 and lines > 0) + [line_of(_event(row)) for row in rows]
 
     async def follow(self, who: Principal, job_id: str) -> AsyncGenerator[JobEvent | None, None]:
         """A job's events, oldest first, as they happen, until it has ended or is paused; None when nothing happened for a while.
 
-        What can be refused is raised before this returns.
+        Nothing is left out: steps that were taken again after a crash come twice. What can be refused is raised before this
+        returns.
         """
-        raise NotOffered("The events of a job cannot be followed in this version.")
+        await self.get(who, job_id)
+        return self._followed(who, job_id)
+
+    async def _followed(self, who: Principal, job_id: str) -> AsyncGenerator[JobEvent | None, None]:
+        given, heard_at = 0, time.monotonic()
+        while True:
+            async with self.db.read() as session:
+                queries = JobQueries(session, who)
+                row = await queries.get(job_id)  # before its events: where it has ended, there are all of them
+                rows = await queries.events_from(job_id, given + 1, _FOLLOWED_AT_ONCE)
+            for one in rows:
+                yield _event(one)
+            if rows:
+                given, heard_at = rows[-1].number, time.monotonic()
+            if len(rows) == _FOLLOWED_AT_ONCE:
+                continue
+            if row is None or row.status in TERMINAL or row.status == Status.PAUSED:
+                return
+            if time.monotonic() - heard_at >= _QUIET_SECONDS:
+                yield None
+                heard_at = time.monotonic()
+            await self.db.nudged(EVENTS, within_seconds=min(_LOOK_AGAIN_SECONDS, _QUIET_SECONDS))
 
     # What the scheduler does, under its lease, in its transaction
 
@@ -219,6 +295,21 @@ class Jobs:
                 return name
 
 
+_GOES_ON = "The job goes on."
+
+_STATE = {
+    Status.CHECKING: "is being checked",
+    Status.QUEUED: "is queued",
+    Status.STARTING: "is being started",
+    Status.RUNNING: "is running",
+    Status.PAUSED: "is paused",
+    Status.CANCELLING: "is being cancelled",
+    Status.SUCCEEDED: "has succeeded already",
+    Status.FAILED: "has failed already",
+    Status.CANCELLED: "was cancelled already",
+}
+
+
 def _check_request(request: JobRequest) -> None:
     if request.suffix is not None and not _SUFFIX.fullmatch(request.suffix):
         raise InvalidParameter(
@@ -265,6 +356,8 @@ def _job(row: JobRow) -> Job:
         created_at=row.created_at,
         started_at=row.started_at,
         finished_at=row.finished_at,
+        wish=Wish(row.wish) if row.wish else None,
+        created_by=row.created_by,
     )
 
 
@@ -272,6 +365,7 @@ def _event(row: EventRow) -> JobEvent:
     return JobEvent(
         id=row.id,
         job=row.job_id,
+        number=row.number,
         level=row.level,
         kind=row.kind,
         message=row.message,

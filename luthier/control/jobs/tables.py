@@ -5,19 +5,25 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, ForeignKey, Index, String, Text
+from sqlalchemy import BigInteger, ForeignKey, Index, String, Text, false
 from sqlalchemy.orm import Mapped, mapped_column
 
 from luthier.control.db import Leased, Owned, Table
 
 
 class JobRow(Owned, Leased, Table):
-    """`request` is what the customer asked for; `spec` what will be trained, once the files were read."""
+    """`request` is what the customer asked for; `spec` what will be trained, once the files were read.
+
+    `inputs` are the files that it is trained on, where they had to be made from those that were asked for. `told` counts its
+    events, so that each gets a number while the row is locked; `lost_runs` its processes that ended without being asked.
+    """
 
     __tablename__ = "jobs"
 
     status: Mapped[str] = mapped_column(String(16), index=True)
+    wish: Mapped[str | None] = mapped_column(String(16))
     request: Mapped[dict[str, Any]]
+    inputs: Mapped[dict[str, Any] | None]
     spec: Mapped[dict[str, Any] | None]
     base_model: Mapped[str] = mapped_column(String(64))
     model_name: Mapped[str] = mapped_column(String(160))
@@ -26,13 +32,20 @@ class JobRow(Owned, Leased, Table):
     error_code: Mapped[str | None] = mapped_column(String(64))
     error_message: Mapped[str | None] = mapped_column(Text)
     error_param: Mapped[str | None] = mapped_column(String(64))
+    told: Mapped[int] = mapped_column(server_default="0")
+    lost_runs: Mapped[int] = mapped_column(server_default="0")
+    created_by: Mapped[str | None] = mapped_column(String(64))  # a key; unknown of jobs from before this was kept
     created_at: Mapped[datetime]
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
+    deleted_at: Mapped[datetime | None]
 
 
 class RunRow(Owned, Table):
-    """One attempt to carry out a job. `last_event` is the number of the last event taken over, -1 before the first."""
+    """One attempt to carry out a job. `last_event` is the number of the last event taken over, -1 before the first.
+
+    `is_pausing` says that its process was asked to stop so that a later attempt goes on.
+    """
 
     __tablename__ = "runs"
     __table_args__ = (Index("ix_runs_job_attempt", "job_id", "attempt", unique=True),)
@@ -41,17 +54,24 @@ class RunRow(Owned, Table):
     attempt: Mapped[int]
     handle: Mapped[dict[str, Any]]
     last_event: Mapped[int]
+    is_pausing: Mapped[bool] = mapped_column(server_default=false())
     started_at: Mapped[datetime]
     ended_at: Mapped[datetime | None]
 
 
 class EventRow(Owned, Table):
-    """What happened to a job, in order. `superseded` marks steps that a later attempt took again after its checkpoint."""
+    """What happened to a job, in order: `number` counts from 1 and is never changed. `superseded` marks steps that a later
+    attempt took again after its checkpoint.
+    """
 
     __tablename__ = "job_events"
-    __table_args__ = (Index("ix_job_events_job_id_id", "job_id", "id"),)
+    __table_args__ = (
+        Index("ix_job_events_job_id_id", "job_id", "id"),
+        Index("ix_job_events_job_id_number", "job_id", "number", unique=True),
+    )
 
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    number: Mapped[int]
     level: Mapped[str] = mapped_column(String(8))
     kind: Mapped[str] = mapped_column(String(16))
     message: Mapped[str] = mapped_column(Text)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from luthier.chat.examples import Overlength
-from luthier.control.jobs.lifecycle import Status
+from luthier.control.jobs.lifecycle import Status, Wish
 from luthier.training.spec import PluginChoice, TrainingSpec
 
 
@@ -63,6 +63,8 @@ class Error(Value):
 
 
 class Job(Value):
+    """`wish` is what was asked of it and is still under way; `created_by` the key of who asked for it, where that is known."""
+
     id: str
     project: str
     status: Status
@@ -75,13 +77,16 @@ class Job(Value):
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+    wish: Wish | None = None
+    created_by: str | None = None
 
 
 class JobEvent(Value):
-    """`kind` is message or metrics; `level` info, warn or error."""
+    """`kind` is message or metrics; `level` info, warn or error; `number` counts a job's events from 1."""
 
     id: str
     job: str
+    number: int
     level: str
     kind: str
     message: str

@@ -10,9 +10,9 @@ from pathlib import Path
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from luthier.control.db import Database
-from luthier.control.jobs.lifecycle import ACTIVE, TERMINAL, Status
+from luthier.control.jobs.lifecycle import ACTIVE, TERMINAL, Status, Wish
 from luthier.control.jobs.queries import JobQueries
-from luthier.control.jobs.service import Jobs, described
+from luthier.control.jobs.service import EVENTS, Jobs, described
 from luthier.control.jobs.tables import JobRow, RunRow
 from luthier.control.jobs.values import Error, Job
 from luthier.control.scheduling.leases import Lease, apply, release
@@ -24,11 +24,14 @@ from luthier.core.clock import Clock
 from luthier.core.errors import AlreadyExists, LuthierError, RunLost, Unavailable
 from luthier.executors.base import Executor, Handle, Launch, State
 from luthier.storage import Storage
-from luthier.training.events import attempts_key, read_events
+from luthier.training.events import attempts_key, pause_key, read_events
 from luthier.training.spec import TrainingSpec
 
 GRACE_SECONDS = 6.0
 """How long a trainer that was asked to stop may take; then it is killed. A cancelled job ends within ten seconds."""
+
+PAUSE_GRACE_SECONDS = 60.0
+"""How long one may take that saves a checkpoint before; one that is killed goes on from the checkpoint before that."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class TrainingReconciler(Reconciler[JobRow]):
         return JobRow
 
     def due(self) -> list:
-        return [JobRow.status.not_in(TERMINAL)]
+        return [JobRow.status.not_in(TERMINAL | {Status.PAUSED})]
 
     async def work(self, lease: Lease[JobRow]) -> None:
         job = await self.jobs.get(SYSTEM, lease.id)
@@ -76,14 +79,14 @@ class TrainingReconciler(Reconciler[JobRow]):
         try:
             spec = await self.jobs.prepare(job)
         except LuthierError as refused:
-            async with apply(self.db, lease) as (session, row):
+            async with apply(self.db, lease, EVENTS) as (session, row):
                 if row.status == Status.CHECKING:
                     self.jobs.history.fail(session, row, described(refused))
             return
         if spec is None:
             await release(self.db, lease)
             return
-        async with apply(self.db, lease, "jobs") as (session, row):
+        async with apply(self.db, lease, "jobs", EVENTS) as (session, row):
             if row.status == Status.CHECKING:
                 self.jobs.queue(session, row, spec)
 
@@ -97,7 +100,7 @@ class TrainingReconciler(Reconciler[JobRow]):
         if oldest != job.id or not fits(job.spec.threads, self.executor.cores, active):
             await release(self.db, lease)
             return
-        async with apply(self.db, lease, "jobs") as (session, row):
+        async with apply(self.db, lease, "jobs", EVENTS) as (session, row):
             if row.status != Status.QUEUED:
                 return
             last = await JobQueries(session, SYSTEM).last_run(job.id)
@@ -109,6 +112,7 @@ class TrainingReconciler(Reconciler[JobRow]):
                     attempt=last.attempt + 1 if last else 1,
                     handle={},
                     last_event=-1,
+                    is_pausing=False,
                     started_at=self.clock.now(),
                     ended_at=None,
                 )
@@ -125,24 +129,29 @@ class TrainingReconciler(Reconciler[JobRow]):
             raise  # no device or no storage now says nothing about the trainer: it is tried again
         except (LuthierError, OSError) as fault:
             self.log.exception("a trainer could not be started")
-            async with apply(self.db, lease) as (session, row):
+            async with apply(self.db, lease, EVENTS) as (session, row):
                 await self._lost(session, row, f"could not be started: {type(fault).__name__}")
             return
         seen = await asyncio.to_thread(
             self.executor.observe, handle
         )  # first: what a process told before it ended is there then
         told = await asyncio.to_thread(read_events, self.storage, job.spec.run_key, run.attempt, run.last_event)
-        if job.status is Status.CANCELLING and seen.state is State.RUNNING:
+        is_pausing = run.is_pausing
+        if seen.state is State.RUNNING and job.status is Status.CANCELLING:
             await asyncio.to_thread(lambda: self.executor.stop(handle, grace_seconds=GRACE_SECONDS))
-        async with apply(self.db, lease) as (session, row):
+        elif seen.state is State.RUNNING and job.wish is Wish.PAUSE:
+            await asyncio.to_thread(self._pause, job.spec, run.attempt, handle)
+            is_pausing = True
+        async with apply(self.db, lease, EVENTS) as (session, row):
             run = await JobQueries(session, SYSTEM).last_run(job.id)
             assert run is not None
             run.handle = handle
+            run.is_pausing = is_pausing
             for event in told:
                 await self.jobs.recorder.record(session, row, run, event)
                 run.last_event = event.number
             if row.status not in TERMINAL and seen.state is State.ENDED:
-                await self._lost(session, row, _how(seen.exit_code))
+                await self._ended(session, row, run, _how(seen.exit_code))
             if row.status in TERMINAL:
                 run.ended_at = self.clock.now()
 
@@ -164,23 +173,39 @@ class TrainingReconciler(Reconciler[JobRow]):
             )
         )
 
+    def _pause(self, spec: TrainingSpec, attempt: int, handle: Handle) -> None:
+        """Ask a trainer to save a checkpoint and end; again is harmless."""
+        self.storage.write(pause_key(spec.run_key, attempt), b"{}\n")  # first: it looks there once it is asked to stop
+        self.executor.stop(handle, grace_seconds=PAUSE_GRACE_SECONDS)
+
     async def _lost(self, session: AsyncSession, row: JobRow, how: str) -> None:
-        """The process is gone and its last event is not a last word."""
+        """There is no process; nothing is known of its end."""
         run = await JobQueries(session, SYSTEM).last_run(row.id)
         assert run is not None
+        await self._ended(session, row, run, how)
+
+    async def _ended(self, session: AsyncSession, row: JobRow, run: RunRow, how: str) -> None:
+        """The process is gone and its last event is not a last word of the job."""
         run.ended_at = self.clock.now()
+        history = self.jobs.history
         if row.status == Status.CANCELLING:
-            self.jobs.history.move(session, row, Status.CANCELLED)
-        elif run.attempt < self.trainers.attempts:
-            self.jobs.history.move(
-                session, row, Status.QUEUED, f"The trainer {how}; the job goes on from its last checkpoint."
-            )
+            history.move(session, row, Status.CANCELLED)
+            return
+        if row.wish == Wish.PAUSE:
+            history.move(session, row, Status.PAUSED)
+            return
+        if run.is_pausing:
+            history.move(session, row, Status.QUEUED, "The job had stopped for its pause already; it goes on.")
+            return
+        row.lost_runs += 1
+        if row.lost_runs < self.trainers.attempts:
+            history.move(session, row, Status.QUEUED, f"The trainer {how}; the job goes on from its last checkpoint.")
         else:
             told = (
-                f"The trainer {how}, in the last of {run.attempt} attempts. Where memory may have been short, ask for shorter "
+                f"The trainer {how}, in the last of {row.lost_runs} attempts. Where memory may have been short, ask for shorter "
                 "rows or a smaller batch; the operator finds the trainer's log beside the server's."
             )
-            self.jobs.history.fail(session, row, Error(code=RunLost.code, message=told))
+            history.fail(session, row, Error(code=RunLost.code, message=told))
 
 
 def _how(exit_code: int | None) -> str:

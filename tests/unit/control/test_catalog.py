@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from luthier.control.catalog.cards import EMBEDDED, bundled, installed
+from luthier.control.catalog.cards import EMBEDDED, ModelCard, bundled, installed
 from luthier.control.catalog.installing import Installer
 from luthier.control.catalog.service import Trained, artifact_id
 from luthier.core.clock import FakeClock
@@ -141,6 +141,25 @@ async def test_a_list_shows_base_models_and_ones_own_tuned_models_but_no_checkpo
     await publish(house, "toy-bob", project=BOB.project)
     assert [model.name for model in await house.parts.services.catalog.list(ADA)] == ["toy", "toy-ada"]
     assert (await house.parts.services.catalog.resolve(ADA, "toy-ada-step-3")).adapter is not None
+
+
+async def test_numbered_pages_of_models_go_on_from_base_models_to_ones_own(house: House) -> None:
+    house.parts.installer.add("tiny", str(house.parts.storage.folder((await _card(house)).weights)))
+    tuned = [f"toy-{number}" for number in range(4)]
+    for name in tuned:
+        await publish(house, name)
+    await publish(house, "toy-bob", project=BOB.project)
+    catalog = house.parts.services.catalog
+    everything = [model.name for model in await catalog.list(ADA)]
+    assert everything == ["tiny", "toy", *tuned]
+    for size in (1, 3, 4, 10):
+        pages = [await catalog.numbered(ADA, number, size) for number in range(1, 8)]
+        assert [model.name for page in pages for model in page.items] == everything
+        assert {page.total for page in pages} == {6}
+
+
+async def _card(house: House) -> ModelCard:
+    return await house.parts.services.catalog.trainable("toy", "lora")
 
 
 async def test_another_projects_model_is_not_there(house: House) -> None:

@@ -55,6 +55,16 @@ async def _never() -> AsyncIterator[bytes]:
     yield b""
 
 
+async def test_numbered_pages_of_files_count_all_of_them(house: House) -> None:
+    datasets = house.parts.services.datasets
+    made = [(await add(house.parts, ADA, GOOD)).id for _ in range(5)]
+    await add(house.parts, BOB, GOOD)
+    await datasets.delete(ADA, made.pop(2))
+    pages = [await datasets.numbered(ADA, number, 3) for number in (1, 2, 3)]
+    assert [[file.id for file in page.items] for page in pages] == [made[:0:-1], made[:1], []]
+    assert [(page.number, page.size, page.total) for page in pages] == [(1, 3, 4), (2, 3, 4), (3, 3, 4)]
+
+
 @pytest.mark.parametrize("newest_first", [True, False])
 async def test_pages_go_through_all_files_in_either_direction(house: House, newest_first: bool) -> None:
     made = [(await add(house.parts, ADA, GOOD)).id for _ in range(5)]

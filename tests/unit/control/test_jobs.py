@@ -123,6 +123,72 @@ async def test_jobs_are_listed_newest_first_each_project_its_own(house: House) -
     assert [job.id for job in (await house.jobs.list(BOB, PageRequest())).items] == [other.id]
 
 
+PAIRS = [
+    {"k": "v"},
+    {"k": "v", "team": "x"},
+    {"k": "other"},
+    None,
+    {"a.b": "c", 'with "quotes"': "d", "谢谢": "好", "$": "'", "nested": '{"k": "v"}'},
+    {},
+    {"k": ""},
+    {"metadata": "k", "v": "k"},
+]
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [
+        ({"k": "v"}, [0, 1]),
+        ({"k": "v", "team": "x"}, [1]),
+        ({"team": "v"}, []),
+        ({"k": ""}, [6]),
+        ({"a.b": "c"}, [4]),
+        ({'with "quotes"': "d"}, [4]),
+        ({"谢谢": "好"}, [4]),
+        ({"$": "'"}, [4]),
+        ({"谢": "好"}, []),
+        ({"k": "%"}, []),
+        (None, [3, 5]),
+    ],
+    ids=str,
+)
+async def test_jobs_are_found_by_their_metadata(house: House, asked: dict[str, str] | None, found: list[int]) -> None:
+    file = await house.upload()
+    made = [(await house.submit(training_files=[file.id], metadata=pairs)).id for pairs in PAIRS]
+    await house.submit(BOB, metadata=asked)
+    pages, after = [], None
+    while True:
+        page = await house.jobs.list(ADA, PageRequest(1, after), metadata=asked, without_metadata=asked is None)
+        pages += [job.id for job in page.items]
+        if not page.has_more:
+            break
+        after = pages[-1]
+    assert pages == [made[place] for place in reversed(found)]
+
+
+async def test_numbered_pages_of_jobs_count_all_of_them(house: House) -> None:
+    file = await house.upload()
+    made = [(await house.submit(training_files=[file.id])).id for _ in range(3)]
+    await house.submit(BOB)
+
+    async def page(number: int, size: int, **asked: str) -> tuple[list[str], int]:
+        found = await house.jobs.numbered(ADA, number, size, **asked)
+        assert (found.number, found.size) == (number, size)
+        return [job.id for job in found.items], found.total
+
+    assert await page(1, 2) == (made[:0:-1], 3)
+    assert await page(2, 2) == (made[:1], 3)
+    assert await page(3, 2) == ([], 3)
+    assert await page(1, 10, base_model="toy") == (made[::-1], 3)
+    assert await page(1, 10, base_model="tiny") == ([], 0)
+    await house.jobs.delete(ADA, made[1])
+    assert await page(1, 10) == ([made[2], made[0]], 2)
+
+
+async def test_a_job_knows_whose_key_asked_for_it(house: House) -> None:
+    assert (await house.jobs.get(ADA, (await house.submit()).id)).created_by == ADA.id
+
+
 async def test_events_come_newest_first_page_by_page(house: House) -> None:
     job = await house.jobs.cancel(ADA, (await house.submit()).id)
     pages, after = [], None

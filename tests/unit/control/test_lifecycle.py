@@ -10,10 +10,11 @@ from luthier.control.jobs.lifecycle import ACTIVE, TERMINAL, Status, check
 from luthier.core.errors import InvalidTransition
 
 ALLOWED = """
-checking    queued failed cancelled
-queued      starting failed cancelled
-starting    running queued cancelling succeeded failed
-running     queued cancelling succeeded failed
+checking    queued paused failed cancelled
+queued      starting paused failed cancelled
+starting    running queued paused cancelling succeeded failed
+running     queued paused cancelling succeeded failed
+paused      checking queued cancelled
 cancelling  cancelled succeeded failed
 succeeded
 failed

@@ -25,6 +25,7 @@ from luthier.training.events import (
     Started,
     Succeeded,
     Told,
+    pause_key,
     write_segment,
 )
 from luthier.training.spec import TrainingSpec
@@ -84,6 +85,10 @@ class Trainer:
     def cancelled(self, step: int) -> int:
         self._tell(Cancelled, step)
         return 0
+
+    @property
+    def is_pausing(self) -> bool:
+        return self.storage.exists(pause_key(self.spec.run_key, self.attempt))
 
     def _tell(self, kind: type[Told], step: int, **fields: Any) -> None:
         event = kind(number=self._number, at=FakeClock().now(), step=step, **fields)
