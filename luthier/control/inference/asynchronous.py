@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel, Field, TypeAdapter
 
 from luthier.control.catalog.service import Catalog
 from luthier.control.db import Database
@@ -29,6 +28,13 @@ class Failure(BaseModel):
     code: str
     message: str
     param: str | None = None
+
+
+class Outcome(BaseModel):
+    """What came of a request: answers, or an error."""
+
+    answers: list[Answer] = Field(default_factory=list)
+    error: Failure | None = None
 
 
 @dataclass(frozen=True)
@@ -95,24 +101,23 @@ class AsyncCompletions:
         return await gathered(deltas, request.n, with_logprobs=request.sampling.logprobs is not None)
 
     def succeed(self, row: AsyncCompletionRow, answers: list[Answer]) -> None:
-        self._end(row, "succeeded", {"answers": [answer.model_dump(mode="json") for answer in answers]})
+        self._end(row, "succeeded", Outcome(answers=answers))
 
     def fail(self, row: AsyncCompletionRow, error: LuthierError) -> None:
-        told = Failure(code=error.code, message=error.text, param=error.param)
-        self._end(row, "failed", {"error": told.model_dump()})
+        self._end(row, "failed", Outcome(error=Failure(code=error.code, message=error.text, param=error.param)))
 
-    def _end(self, row: AsyncCompletionRow, status: str, result: dict[str, Any]) -> None:
-        row.status, row.result, row.ended_at = status, result, self.clock.now()
+    def _end(self, row: AsyncCompletionRow, status: str, outcome: Outcome) -> None:
+        row.status, row.result, row.ended_at = status, outcome.model_dump_json(), self.clock.now()
 
 
 def _completion(row: AsyncCompletionRow) -> AsyncCompletion:
-    result = row.result or {}
+    outcome = Outcome.model_validate_json(row.result) if row.result else Outcome()
     return AsyncCompletion(
         id=row.id,
         request_id=row.request_id,
         model=row.model,
         status=row.status,
-        answers=[Answer.model_validate(answer) for answer in result.get("answers", [])],
-        error=Failure.model_validate(result["error"]) if "error" in result else None,
+        answers=outcome.answers,
+        error=outcome.error,
         created_at=row.created_at,
     )

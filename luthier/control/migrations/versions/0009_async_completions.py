@@ -25,7 +25,7 @@ def upgrade() -> None:
         sa.Column("model", sa.String(length=256), nullable=False),
         sa.Column("status", sa.String(length=16), nullable=False),
         sa.Column("request", json, nullable=False),
-        sa.Column("result", json, nullable=True),
+        sa.Column("result", sa.Text(), nullable=True),
         sa.Column("created_at", UtcDateTime(), nullable=False),
         sa.Column("ended_at", UtcDateTime(), nullable=True),
         sa.Column("project_id", sa.String(length=64), nullable=False),
