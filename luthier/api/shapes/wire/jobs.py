@@ -12,6 +12,7 @@ from luthier.chat.examples import Overlength
 from luthier.control.jobs.lifecycle import TERMINAL, Status
 from luthier.control.jobs.values import Checkpoint, Job, JobEvent, JobRequest
 from luthier.core.errors import InvalidParameter, NotOffered
+from luthier.training.methods.base import methods
 from luthier.training.spec import PluginChoice
 
 Auto = BeforeValidator(lambda value: None if value == "auto" else value)
@@ -108,7 +109,7 @@ class CreateJob(Received):
             validation_files=[self.validation_file] if self.validation_file else [],
             suffix=self.suffix,
             seed=self.seed,
-            method=PluginChoice(name=self.tuning or "lora", options=self.tuning_options or {}),
+            method=self._tuning(),
             objective=objective,
             epochs=numbers.n_epochs,
             batch_size=numbers.batch_size,
@@ -119,6 +120,13 @@ class CreateJob(Received):
             metadata=self.metadata,
             **more,
         )
+
+    def _tuning(self) -> PluginChoice:
+        name = self.tuning or "lora"
+        if name not in methods.names():
+            raise InvalidParameter("tuning", f"must be one of {', '.join(methods.names())}, got {name!r}")
+        methods.load(name).Options.read(self.tuning_options or {}, param="tuning_options")
+        return PluginChoice(name=name, options=self.tuning_options or {})
 
     def _hyperparameters(self) -> Hyperparameters:
         """Those of the method that is asked for, else those of the older place."""
