@@ -18,7 +18,7 @@ from luthier.core.errors import LuthierError
 class OpenAI(Dialect):
     def mounts(self) -> dict[str, APIRouter]:
         """The last one is for a client of DashScope's that speaks OpenAI's form below DashScope's path."""
-        router = APIRouter(responses=DESCRIBED)
+        router = APIRouter()
         for part in (
             files.router,
             uploads.router,
@@ -30,7 +30,7 @@ class OpenAI(Dialect):
             shared.router,
             not_offered.router,
         ):
-            router.include_router(part)
+            router.include_router(part, responses=DESCRIBED)
         return {"/v1": router, "/compatible-mode/v1": router, "/api/v1/chat/completions": chat.at("")}
 
     def render_error(self, error: LuthierError, request_id: str) -> Response:

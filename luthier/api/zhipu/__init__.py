@@ -16,9 +16,9 @@ from luthier.core.errors import LuthierError
 
 class Zhipu(Dialect):
     def mounts(self) -> dict[str, APIRouter]:
-        router = APIRouter(responses=DESCRIBED)
+        router = APIRouter()
         for part in (files, uploads, fine_tuning, jobs, models, chat, async_completions, not_offered):
-            router.include_router(part.router)
+            router.include_router(part.router, responses=DESCRIBED)
         return {"/api/paas/v4": router}
 
     def render_error(self, error: LuthierError, request_id: str) -> Response:
