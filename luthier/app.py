@@ -24,9 +24,11 @@ from luthier.control.datasets.uploads import Uploads
 from luthier.control.datasets.workshop import ProcessWorkshop, Workshop
 from luthier.control.db import Database
 from luthier.control.deployments.routing import Routing
+from luthier.control.inference.asynchronous import AsyncCompletions
 from luthier.control.inference.service import Inference
 from luthier.control.jobs.service import Jobs
 from luthier.control.scheduling.background import Inspector, TokenCounter, UploadCleaner
+from luthier.control.scheduling.completions import AsyncCompleter
 from luthier.control.scheduling.reconciler import Reconciler
 from luthier.control.scheduling.replicas import Pool, ReplicaReconciler
 from luthier.control.scheduling.training import Trainers, TrainingReconciler
@@ -54,10 +56,11 @@ class Parts:
     cleaner: UploadCleaner
     training: TrainingReconciler
     replicas: ReplicaReconciler
+    completer: AsyncCompleter
 
     @property
     def reconcilers(self) -> list[Reconciler]:
-        return [self.inspector, self.counter, self.cleaner, self.training, self.replicas]
+        return [self.inspector, self.counter, self.cleaner, self.training, self.replicas, self.completer]
 
 
 def assemble(
@@ -98,6 +101,8 @@ def assemble(
     )
     jobs = Jobs(db, catalog, datasets, clock, cores=settings.cores)
     routing = Routing(db, clock, ready_within_seconds=settings.serving.ready_within_seconds)
+    inference = Inference(catalog, routing)
+    async_completions = AsyncCompletions(db, catalog, inference, clock)
     trainers = Trainers(
         python=settings.training.python or sys.executable,
         storage_url=settings.storage_url,
@@ -117,12 +122,13 @@ def assemble(
         db=db,
         storage=storage,
         installer=Installer(storage, data / "scratch", trainers.python, clock),
-        services=Services(accounts, datasets, uploads, catalog, jobs, Inference(catalog, routing)),
+        services=Services(accounts, datasets, uploads, catalog, jobs, inference, async_completions),
         inspector=Inspector(db, work, image_hosts=settings.data.image_hosts, advised_rows=settings.data.advised_rows),
         counter=TokenCounter(db, work),
         cleaner=UploadCleaner(db, storage, clock),
         training=TrainingReconciler(db, jobs, storage, executor, trainers, clock),
         replicas=ReplicaReconciler(db, executor, pool, clock),
+        completer=AsyncCompleter(db, async_completions),
     )
 
 

@@ -8,6 +8,7 @@ from luthier.control.accounts.service import Accounts
 from luthier.control.catalog.service import Catalog
 from luthier.control.datasets.service import Datasets
 from luthier.control.datasets.uploads import Uploads
+from luthier.control.inference.asynchronous import AsyncCompletions
 from luthier.control.inference.service import Inference
 from luthier.control.jobs.service import Jobs
 
@@ -20,3 +21,4 @@ class Services:
     catalog: Catalog
     jobs: Jobs
     inference: Inference
+    async_completions: AsyncCompletions

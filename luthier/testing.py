@@ -30,10 +30,10 @@ _CHATML = (
 )
 
 
-def toy_model(folder: Path, *, seed: int = 0) -> Path:
+def toy_model(folder: Path, *, seed: int = 0, context: int = 512) -> Path:
     """Write a Llama of two layers with a byte tokenizer and a ChatML template into `folder`, and return it.
 
-    27,000 parameters, 512 tokens of context, fp32 safetensors; the same seed gives the same weights.
+    27,000 parameters, `context` tokens that it reads, fp32 safetensors; the same seed gives the same weights.
     """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -46,7 +46,7 @@ def toy_model(folder: Path, *, seed: int = 0) -> Path:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=512,
+        max_position_embeddings=context,
         initializer_range=0.2,  # wide enough that its logits can come to say something
         tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,

@@ -25,7 +25,7 @@ class Gate:
         self.refuse = refuse
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"].startswith(self.prefixes):
+        if scope["type"] == "http" and f"{scope['path']}/".startswith(self.prefixes):
             request = Request(scope)
             try:
                 request.state.principal = await _caller(request)

@@ -5,9 +5,11 @@ from luthier.control.audit import AuditRow
 from luthier.control.catalog.tables import ModelRow
 from luthier.control.datasets.tables import FileRow, LengthsRow, UploadPartRow, UploadRow
 from luthier.control.deployments.tables import ReplicaRow
+from luthier.control.inference.tables import AsyncCompletionRow
 from luthier.control.jobs.tables import CheckpointRow, EventRow, JobRow, RunRow
 
 __all__ = [
+    "AsyncCompletionRow",
     "AuditRow",
     "CheckpointRow",
     "EventRow",

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from luthier.testing import jsonl, toy_pairs, toy_rows, toy_texts
+from luthier.testing import jsonl, toy_model, toy_pairs, toy_rows, toy_texts
 from tests.compat.environments import CLIENTS, HERE, Client, python_of
-from tests.servers import KEY, PATIENCE_SECONDS, RunningServer
+from tests.servers import KEY, PATIENCE_SECONDS, RunningServer, install_toy
 
 pytestmark = pytest.mark.timeout(600)  # six environments, real processes
 
@@ -42,8 +42,21 @@ def faulty_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """A server with a toy model that reads enough for the tools it is told of: a token is a byte."""
+    folder = tmp_path_factory.mktemp("clients")
+    install_toy(folder, toy_model(tmp_path_factory.mktemp("models") / "toy", context=2048))
+    server = RunningServer(folder)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="module")
 def running(
-    toy_server: RunningServer, faulty_url: str, tmp_path_factory: pytest.TempPathFactory
+    server: RunningServer, faulty_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Future[str]]]:
     """The checks of all clients, begun at once."""
     folder = tmp_path_factory.mktemp("checks")
@@ -55,7 +68,7 @@ def running(
     }.items():
         (folder / f"{name}.jsonl").write_bytes(jsonl(rows))
     told = {
-        "CHECKED_URL": toy_server.url,
+        "CHECKED_URL": server.url,
         "CHECKED_FAULTY_URL": faulty_url,
         "CHECKED_KEY": KEY,
         "CHECKED_DATA": str(folder),

@@ -6,16 +6,32 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from luthier.api.dialect import Dialect
-from luthier.api.shapes import chat, errors, files, fine_tuning, models, uploads
+from luthier.api.openai import chat, completions, fine_tuning, not_offered
+from luthier.api.openai.errors import table
+from luthier.api.shapes import files, models, uploads
+from luthier.api.shapes import fine_tuning as jobs
+from luthier.api.shapes import not_offered as shared
+from luthier.api.shapes.errors import DESCRIBED
 from luthier.core.errors import LuthierError
 
 
 class OpenAI(Dialect):
     def mounts(self) -> dict[str, APIRouter]:
+        """The last one is for a client of DashScope's that speaks OpenAI's form below DashScope's path."""
         router = APIRouter()
-        for part in (files, uploads, fine_tuning, models, chat):
-            router.include_router(part.router)
-        return {"/v1": router, "/compatible-mode/v1": router}
+        for part in (
+            files.router,
+            uploads.router,
+            fine_tuning.router,
+            jobs.router,
+            models.router,
+            chat.at("/chat/completions"),
+            completions.router,
+            shared.router,
+            not_offered.router,
+        ):
+            router.include_router(part, responses=DESCRIBED)
+        return {"/v1": router, "/compatible-mode/v1": router, "/api/v1/chat/completions": chat.at("")}
 
     def render_error(self, error: LuthierError, request_id: str) -> Response:
-        return errors.render(error)
+        return table.render(error)

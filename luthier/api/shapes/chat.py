@@ -1,59 +1,113 @@
-"""/chat/completions, whole and streamed."""
+"""/chat/completions: an answer whole or as a stream; what the families do differently is a Style."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import dataclass, field
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from starlette.responses import JSONResponse, Response
 
-from luthier.api.auth import Asked, Caller
-from luthier.api.shapes import errors
-from luthier.api.shapes.wire import ChatRequest, chunk, completion, usage
-from luthier.api.streaming import server_sent_events
+from luthier.api.shapes.gathering import gathered
+from luthier.api.shapes.wire import answers
+from luthier.api.shapes.wire.answers import ChatCompletion, chunk_choice
+from luthier.api.shapes.wire.chat import ChatRequest
+from luthier.control.inference.answers import Answer
 from luthier.control.inference.service import Delta
 from luthier.core import ids
 from luthier.serving.protocol import Finish
 
-router = APIRouter()
+DESCRIBED: dict[int | str, dict[str, Any]] = {
+    200: {
+        "model": ChatCompletion,
+        "description": "The answer; with `stream` its chunks as server-sent events, then `data: [DONE]`.",
+        "content": {
+            "text/event-stream": {
+                "schema": {"type": "string"},
+                "example": 'data: {"id":"chatcmpl-1","object":"chat.completion.chunk","choices":[...]}\n\ndata: [DONE]\n\n',
+            }
+        },
+    }
+}
 
 
-@router.post("/chat/completions")
-async def create(body: ChatRequest, who: Caller, services: Asked, request: Request) -> Response:
-    answer = await services.inference.complete(who, body.to_request())
-    if body.stream:
-        with_usage = bool(body.stream_options and body.stream_options.include_usage)
-        return server_sent_events(_chunks(answer, body.model, with_usage), errors.body)
-    return await _whole(answer, body.model, request)
+@dataclass(frozen=True)
+class Style:
+    """How a family answers this request. `more` are fields of every answer and chunk.
+
+    `usage_on_last_choice`: usage rides on the last chunk that has a choice, whether or not it was asked for.
+    """
+
+    more: dict[str, Any] = field(default_factory=dict)
+    usage_on_last_choice: bool = False
 
 
-async def _whole(answer: AsyncGenerator[Delta, None], model: str, request: Request) -> Response:
-    """Collect the answer; a caller who has gone away stops it."""
-    text: list[str] = []
-    async with aclosing(answer):
-        async for delta in answer:
-            if isinstance(delta.part, Finish):
-                return JSONResponse(completion(ids.new("chatcmpl"), model, "".join(text), delta.part))
-            text.append(delta.part.text)
-            if await request.is_disconnected():
-                break
-    return Response(status_code=499)
+async def whole(deltas: AsyncGenerator[Delta, None], body: ChatRequest, style: Style, request: Request) -> Response:
+    made = await gathered(request, deltas, body.answers, with_logprobs=bool(body.logprobs))
+    if made is None:
+        return Response(status_code=499)
+    return JSONResponse(completion(made, body, style))
 
 
-async def _chunks(
-    answer: AsyncGenerator[Delta, None], model: str, with_usage: bool
+def completion(made: list[Answer], body: ChatRequest, style: Style) -> dict[str, Any]:
+    choices = [answers.choice(index, one, calls_functions=body.calls_functions) for index, one in enumerate(made)]
+    return {
+        "id": ids.new("chatcmpl"),
+        "object": "chat.completion",
+        "created": int(time.time()),
+        "model": body.model,
+        **style.more,
+        "choices": choices,
+        "usage": answers.usage_of(made),
+    }
+
+
+async def chunks(
+    deltas: AsyncGenerator[Delta, None], body: ChatRequest, style: Style
 ) -> AsyncGenerator[dict[str, Any], None]:
-    completion_id, created = ids.new("chatcmpl"), int(time.time())
-    more: dict[str, Any] = {"usage": None} if with_usage else {}
-    async with aclosing(answer):
-        yield chunk(completion_id, model, created, {"role": "assistant", "content": ""}, **more)
-        async for delta in answer:
-            if isinstance(delta.part, Finish):
-                yield chunk(completion_id, model, created, {}, delta.part.reason, **more)
-                if with_usage:
-                    yield chunk(completion_id, model, created, None, usage=usage(delta.part))
-            else:
-                yield chunk(completion_id, model, created, {"content": delta.part.text}, **more)
+    """The frames of a stream: for every choice first its role, then what is made of it, then why it ended."""
+    made = {
+        "id": ids.new("chatcmpl"),
+        "object": "chat.completion.chunk",
+        "created": int(time.time()),
+        "model": body.model,
+        **style.more,
+    }
+    unknown = {"usage": None} if body.wants_usage else {}
+    finishes: list[Finish] = []
+    calls = [0] * body.answers
+    async with aclosing(deltas):
+        for index in range(body.answers):
+            yield {**made, "choices": [chunk_choice(index, {"role": "assistant", "content": ""})], **unknown}
+        async for delta in deltas:
+            index, part = delta.choice, delta.part
+            if isinstance(part, Finish):
+                finishes.append(part)
+                reason = answers.reason(part.reason, calls_functions=body.calls_functions)
+                is_last = style.usage_on_last_choice and len(finishes) == body.answers
+                told = {"usage": _usage(finishes)} if is_last else unknown
+                yield {**made, "choices": [chunk_choice(index, {}, reason)], **told}
+                continue
+            logprobs = answers.logprobs(part.logprobs) if body.logprobs and part.logprobs else None
+            if part.text or logprobs:
+                yield {**made, "choices": [chunk_choice(index, {"content": part.text}, None, logprobs)], **unknown}
+            for call in part.tool_calls:
+                told = _call(answers.called(call), calls[index], body)
+                calls[index] += 1
+                yield {**made, "choices": [chunk_choice(index, told)], **unknown}
+        if body.wants_usage:
+            yield {**made, "choices": [], "usage": _usage(finishes)}
+
+
+def _call(call: dict[str, Any], number: int, body: ChatRequest) -> dict[str, Any]:
+    """A call is told in one piece; without its number the clients' own helpers for streams fail."""
+    if body.calls_functions:
+        return {"function_call": call["function"]}
+    return {"tool_calls": [{"index": number, **call}]}
+
+
+def _usage(finishes: list[Finish]) -> dict[str, Any]:
+    return answers.usage(finishes[0].prompt_tokens, sum(finish.completion_tokens for finish in finishes))

@@ -1,41 +1,58 @@
-"""How OpenAI's API says an error: one table, one function.
+"""How these families say an error: one envelope; the table of statuses and code words is each dialect's own.
 
-A state conflict is answered 400: the official client retries a 409.
+A state conflict is answered 400: the official clients try a 409 again.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from starlette.responses import JSONResponse
 
 from luthier.api.edge import TooLarge, WrongMethod
+from luthier.api.shapes.wire.base import ErrorEnvelope
 from luthier.core import errors
 
-_TABLE: dict[type[errors.LuthierError], tuple[int, str]] = {
-    TooLarge: (413, "invalid_request_error"),
-    WrongMethod: (405, "invalid_request_error"),
-    errors.InvalidRequest: (400, "invalid_request_error"),
-    errors.Unauthenticated: (401, "invalid_request_error"),
-    errors.PermissionDenied: (403, "invalid_request_error"),
-    errors.NotFound: (404, "invalid_request_error"),
-    errors.Conflict: (400, "invalid_request_error"),
-    errors.QuotaExceeded: (429, "rate_limit_error"),
-    errors.Unavailable: (503, "server_error"),
-    errors.LuthierError: (500, "server_error"),
+STATUSES: dict[type[errors.LuthierError], int] = {
+    TooLarge: 413,
+    WrongMethod: 405,
+    errors.InvalidRequest: 400,
+    errors.Unauthenticated: 401,
+    errors.PermissionDenied: 403,
+    errors.NotFound: 404,
+    errors.Conflict: 400,
+    errors.QuotaExceeded: 429,
+    errors.Unavailable: 503,
+    errors.LuthierError: 500,
 }
 
-
-def body(error: errors.LuthierError) -> dict[str, Any]:
-    _, kind = _row(error)
-    return {"error": {"message": error.text, "type": kind, "param": error.param, "code": error.code}}
-
-
-def render(error: errors.LuthierError) -> JSONResponse:
-    status, _ = _row(error)
-    headers = {"retry-after": f"{error.retry_after:.0f}"} if error.retry_after is not None else None
-    return JSONResponse(body(error), status, headers)
+DESCRIBED: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": ErrorEnvelope, "description": "The request cannot be answered as it is; the error says why."},
+    "5XX": {"model": ErrorEnvelope, "description": "A fault of the server's, or nobody to answer now."},
+}
+"""For the API's document: what every route may answer besides."""
 
 
-def _row(error: errors.LuthierError) -> tuple[int, str]:
-    return next(_TABLE[kind] for kind in type(error).__mro__ if kind in _TABLE)
+class ErrorTable:
+    """`code_of` gives the dialect's word for an error. The lookup walks the class's ancestors, so a new one is in it at once."""
+
+    def __init__(self, code_of: Callable[[errors.LuthierError], str]) -> None:
+        self._code_of = code_of
+
+    def body(self, error: errors.LuthierError) -> dict[str, Any]:
+        kind = _kind(found(STATUSES, error))
+        return {"error": {"message": error.text, "type": kind, "param": error.param, "code": self._code_of(error)}}
+
+    def render(self, error: errors.LuthierError) -> JSONResponse:
+        headers = {"retry-after": f"{error.retry_after:.0f}"} if error.retry_after is not None else None
+        return JSONResponse(self.body(error), found(STATUSES, error), headers)
+
+
+def found(table: dict[type[errors.LuthierError], Any], error: errors.LuthierError) -> Any:
+    """What a table says of the class of an error, or of the nearest of its ancestors that is in it."""
+    return next(table[kind] for kind in type(error).__mro__ if kind in table)
+
+
+def _kind(status: int) -> str:
+    return "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"

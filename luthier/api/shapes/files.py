@@ -9,58 +9,69 @@ from fastapi import APIRouter, Form, Query, UploadFile
 from starlette.responses import StreamingResponse
 
 from luthier.api.auth import Asked, Caller
-from luthier.api.shapes.wire import FileObject, page
+from luthier.api.shapes.wire.base import Deleted, ListPage, page
+from luthier.api.shapes.wire.files import FileObject, purpose
 from luthier.core.errors import NotOffered
 from luthier.core.pages import PageRequest
 
-router = APIRouter()
+router = APIRouter(tags=["Files"])
 
 _CHUNK = 1024 * 1024  # bytes
 
 
-@router.post("/files")
+@router.post("/files", summary="Upload a file")
 async def upload(
     who: Caller,
     services: Asked,
     file: UploadFile,
-    purpose: Annotated[str, Form()],
+    purpose_: Annotated[str, Form(alias="purpose", examples=["fine-tune"])],
     expires: Annotated[str | None, Form(alias="expires_after[anchor]")] = None,
-    category: Annotated[str | None, Form()] = None,
+    category: Annotated[
+        str | None, Form(description="Ours: the format of its rows; absent: it is told from them.")
+    ] = None,
 ) -> FileObject:
     if expires is not None:
         raise NotOffered("Files that expire are not offered by this version; delete them.", param="expires_after")
-    stored = await services.datasets.add_file(who, file.filename or "upload", purpose, chunks(file), category=category)
-    return FileObject.of(stored)
+    name = file.filename or "upload"
+    return FileObject.of(
+        await services.datasets.add_file(who, name, purpose(purpose_), chunks(file), category=category)
+    )
 
 
-@router.get("/files")
+@router.get("/files", summary="List files", response_model=ListPage[FileObject])
 async def list_files(
     who: Caller,
     services: Asked,
     after: str | None = None,
     limit: Annotated[int, Query(ge=1)] = 10_000,
     order: Literal["asc", "desc"] = "desc",
-    purpose: str | None = None,
+    purpose_: Annotated[str | None, Query(alias="purpose")] = None,
 ) -> dict[str, Any]:
     asked = PageRequest(min(limit, 10_000), after)
-    found = await services.datasets.list(who, asked, purpose=purpose, newest_first=order == "desc")
+    wanted = None if purpose_ is None else purpose(purpose_)
+    found = await services.datasets.list(who, asked, purpose=wanted, newest_first=order == "desc")
     return page([FileObject.of(file) for file in found.items], found.has_more)
 
 
-@router.get("/files/{file_id}")
+@router.get("/files/{file_id}", summary="Retrieve a file")
 async def retrieve(file_id: str, who: Caller, services: Asked) -> FileObject:
     return FileObject.of(await services.datasets.get(who, file_id))
 
 
-@router.get("/files/{file_id}/content")
+@router.get(
+    "/files/{file_id}/content",
+    summary="The bytes of a file",
+    response_class=StreamingResponse,
+    responses={200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}},
+)
 async def content(file_id: str, who: Caller, services: Asked) -> StreamingResponse:
     return StreamingResponse(await services.datasets.content(who, file_id), media_type="application/octet-stream")
 
 
-@router.delete("/files/{file_id}")
-async def delete(file_id: str, who: Caller, services: Asked) -> dict[str, Any]:
+@router.delete("/files/{file_id}", summary="Delete a file")
+async def delete(file_id: str, who: Caller, services: Asked) -> Deleted:
     await services.datasets.delete(who, file_id)
-    return {"id": file_id, "object": "file", "deleted": True}
+    return Deleted(id=file_id, object="file")
 
 
 async def chunks(file: UploadFile) -> AsyncIterator[bytes]:

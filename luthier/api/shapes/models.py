@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import APIRouter
 
 from luthier.api.auth import Asked, Caller
-from luthier.api.shapes.wire import Model
+from luthier.api.shapes.wire.base import Deleted
+from luthier.api.shapes.wire.models import Model, ModelList
 
-router = APIRouter(prefix="/models")
-
-
-@router.get("")
-async def list_models(who: Caller, services: Asked) -> dict[str, Any]:
-    found = await services.catalog.list(who)
-    return {"object": "list", "data": [Model.of(model).model_dump() for model in found]}
+router = APIRouter(prefix="/models", tags=["Models"])
 
 
-@router.get("/{name:path}")
+@router.get("", summary="List the models that can be called")
+async def list_models(who: Caller, services: Asked) -> ModelList:
+    return ModelList(data=[Model.of(model) for model in await services.catalog.list(who)])
+
+
+@router.get("/{name:path}", summary="Retrieve a model")
 async def retrieve(name: str, who: Caller, services: Asked) -> Model:
     return Model.of(await services.catalog.get(who, name))
 
 
-@router.delete("/{name:path}")
-async def delete(name: str, who: Caller, services: Asked) -> dict[str, Any]:
+@router.delete("/{name:path}", summary="Delete a fine-tuned model")
+async def delete(name: str, who: Caller, services: Asked) -> Deleted:
     await services.catalog.delete(who, name)
-    return {"id": name, "object": "model", "deleted": True}
+    return Deleted(id=name, object="model")

@@ -6,29 +6,30 @@ from fastapi import APIRouter, UploadFile
 
 from luthier.api.auth import Asked, Caller
 from luthier.api.shapes.files import chunks
-from luthier.api.shapes.wire import CompleteUpload, CreateUpload, UploadObject, UploadPart
+from luthier.api.shapes.wire.files import purpose
+from luthier.api.shapes.wire.uploads import CompleteUpload, CreateUpload, UploadObject, UploadPart
 
-router = APIRouter()
+router = APIRouter(tags=["Uploads"])
 
 
-@router.post("/uploads")
+@router.post("/uploads", summary="Begin a file that comes in parts")
 async def create(body: CreateUpload, who: Caller, services: Asked) -> UploadObject:
     body.refuse_what_is_not_offered()
     return UploadObject.of(
-        await services.uploads.create(who, body.filename, body.purpose, body.bytes, category=body.category)
+        await services.uploads.create(who, body.filename, purpose(body.purpose), body.bytes, category=body.category)
     )
 
 
-@router.post("/uploads/{upload_id}/parts")
+@router.post("/uploads/{upload_id}/parts", summary="Add a part")
 async def add_part(upload_id: str, data: UploadFile, who: Caller, services: Asked) -> UploadPart:
     return UploadPart.of(await services.uploads.add_part(who, upload_id, chunks(data)))
 
 
-@router.post("/uploads/{upload_id}/complete")
+@router.post("/uploads/{upload_id}/complete", summary="Make the file of its parts")
 async def complete(upload_id: str, body: CompleteUpload, who: Caller, services: Asked) -> UploadObject:
     return UploadObject.of(await services.uploads.complete(who, upload_id, body.part_ids, body.md5))
 
 
-@router.post("/uploads/{upload_id}/cancel")
+@router.post("/uploads/{upload_id}/cancel", summary="Give an upload up")
 async def cancel(upload_id: str, who: Caller, services: Asked) -> UploadObject:
     return UploadObject.of(await services.uploads.cancel(who, upload_id))

@@ -13,6 +13,7 @@ from luthier.core.errors import Unavailable
 
 R = TypeVar("R", bound=Claimable)
 
+_CLAIMED = 16  # rows a round
 _LONGEST_WAIT_SECONDS = 300.0  # before a row that fails again and again is looked at again
 _ATTEMPTS = 8  # at a row, in a row, before it is given up where giving up is possible
 
@@ -22,6 +23,7 @@ class Reconciler(ABC, Generic[R]):
 
     topic: str
     every_seconds = 1.0
+    at_once = 1_000_000  # rows that are worked on side by side
 
     def __init__(self, db: Database) -> None:
         self.db = db
@@ -63,7 +65,8 @@ class Reconciler(ABC, Generic[R]):
         try:
             while True:
                 try:
-                    for lease in await claim(self.db, self.table(), *self.due()):
+                    free = min(self.at_once - len(working), _CLAIMED)
+                    for lease in await claim(self.db, self.table(), *self.due(), limit=free) if free else []:
                         task = asyncio.create_task(self._one(lease))
                         working.add(task)
                         task.add_done_callback(working.discard)

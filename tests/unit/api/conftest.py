@@ -15,6 +15,8 @@ from starlette.testclient import TestClient
 from luthier.app import Parts, build
 from luthier.control.accounts.tables import ProjectRow
 from luthier.control.catalog.cards import EMBEDDED
+from luthier.control.inference.answers import Answer
+from luthier.control.inference.tables import AsyncCompletionRow
 from luthier.control.tenancy import Principal
 from luthier.core import logs
 from luthier.core.clock import SystemClock
@@ -95,6 +97,25 @@ async def _second_project(parts: Parts) -> str:
     return await parts.services.accounts.create_key(Principal(id="test", project="proj-zz-bob"), "bob")
 
 
+async def _answered(parts: Parts) -> str:
+    """An asynchronous completion of Bob's that has its answer already; no replica runs here that could make one."""
+    completions = parts.services.async_completions
+    row = AsyncCompletionRow(
+        id="task-bob",
+        project_id="proj-zz-bob",
+        key_id="test",
+        request_id="bobs",
+        model="toy",
+        status="processing",
+        request={},
+        created_at=SystemClock().now(),
+    )
+    completions.succeed(row, [Answer(text="Hi", prompt_tokens=1, completion_tokens=2)])
+    async with parts.db.write() as session:
+        session.add(row)
+    return row.id
+
+
 def _fill(api: Api) -> None:
     file = api.upload(api.bob, jsonl(toy_rows(12)))
     job = api.call("POST", "/v1/fine_tuning/jobs", api.bob, json={"model": "toy", "training_file": file}).json()["id"]
@@ -103,7 +124,9 @@ def _fill(api: Api) -> None:
     sent = {"bytes": 8, "filename": "rows.jsonl", "purpose": "fine-tune", "mime_type": "application/jsonl"}
     upload = api.call("POST", "/v1/uploads", api.bob, json=sent).json()["id"]
     part = api.call("POST", f"/v1/uploads/{upload}/parts", api.bob, files={"data": b"rows"}).json()["id"]
+    task = api.client.portal.call(_answered, api.parts)  # type: ignore[union-attr]
     api.bobs = {
+        "task_id": task,
         "upload_id": upload,
         "part_id": part,
         "file_id": file,

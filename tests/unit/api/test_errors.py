@@ -36,9 +36,18 @@ def test_a_key_may_come_in_any_case_of_its_scheme(api: Api) -> None:
     [
         ("GET", "/v1/nothing", 404, "not_found"),
         ("GET", "/v1/files/", 404, "file_not_found"),
-        ("POST", "/v1/embeddings", 404, "not_found"),
+        ("POST", "/v1/embeddings", 400, "not_offered"),
+        ("POST", "/v1/fine_tuning/alpha/graders/run", 400, "not_offered"),
+        ("POST", "/v1/fine_tuning/alpha/graders/validate", 400, "not_offered"),
         ("PATCH", "/v1/files", 405, "method_not_supported"),
-        ("GET", "/v1/chat/completions", 405, "method_not_supported"),
+        ("PUT", "/v1/chat/completions", 405, "method_not_supported"),
+        ("GET", "/v1/chat/completions", 404, "not_found"),
+        ("GET", "/v1/responses", 404, "not_found"),
+        ("GET", "/api/v1/chat/completions", 404, "not_found"),
+        ("GET", "/api/v1/chat/completions/x", 404, "not_found"),
+        ("GET", "/api/paas/v4/nothing", 404, "1222"),
+        ("PATCH", "/api/paas/v4/files", 405, "1222"),
+        ("POST", "/api/paas/v4/embeddings", 400, "1210"),
     ],
 )
 def test_a_path_or_method_that_there_is_not(api: Api, method: str, path: str, status: int, code: str) -> None:
@@ -113,7 +122,11 @@ def test_an_unknown_hyper_parameter_is_refused_by_its_name(api: Api, asked: dict
         ({"model": "gpt-4o"}, 404, "model_not_found", "model"),
         ({"suffix": "two words"}, 400, "invalid_parameter", "suffix"),
         ({"seed": -1}, 400, "invalid_parameter", "seed"),
-        ({"method": {"type": "dpo"}}, 400, "not_offered", "method.type"),
+        ({"method": {"type": "reinforcement"}}, 400, "not_offered", "method.type"),
+        ({"integrations": [{"type": "wandb"}]}, 400, "not_offered", "integrations"),
+        ({"tuning": "magic"}, 400, "invalid_parameter", "tuning"),
+        ({"tuning_options": {"rnk": 8}}, 400, "invalid_parameter", "tuning_options.rnk"),
+        ({"tuning": "lora", "tuning_options": {"rank": 0}}, 400, "invalid_parameter", "tuning_options.rank"),
         ({"method": {"type": "magic"}}, 400, "invalid_parameter", "method.type"),
         ({"metadata": {"a": "x" * 513}}, 400, "invalid_parameter", "metadata"),
         ({"metadata": dict.fromkeys(map(str, range(17)), "")}, 400, "invalid_parameter", "metadata"),
@@ -178,12 +191,9 @@ def test_null_is_absent_in_a_chat_too(api: Api) -> None:
 @pytest.mark.parametrize(
     "asked",
     [
-        {"n": 2},
-        {"tools": [{"type": "function"}]},
-        {"functions": [{}]},
-        {"response_format": {"type": "json_object"}},
-        {"logprobs": True},
-        {"logit_bias": {"1": 5}},
+        {"modalities": ["text", "audio"]},
+        {"audio": {"voice": "alloy"}},
+        {"web_search_options": {}},
     ],
     ids=lambda asked: next(iter(asked)),
 )
@@ -198,7 +208,28 @@ def test_what_is_not_offered_is_refused_rather_than_ignored(api: Api, asked: dic
         ({"messages": []}, "messages"),
         ({"messages": "Hi"}, "messages"),
         ({"messages": [{"content": "Hi"}]}, "messages[0].role"),
-        ({"messages": [{"role": "tool", "content": "Hi"}]}, "messages[0].role"),
+        ({"messages": [{"role": "nobody", "content": "Hi"}]}, "messages[0].role"),
+        ({"messages": [{"role": "tool", "content": "Hi"}]}, "messages[0].tool_call_id"),
+        ({"messages": [{"role": "function", "name": "f", "content": "Hi"}]}, "messages[0].name"),
+        ({"messages": [{"role": "assistant", "tool_calls": [{"id": "1"}]}]}, "messages[0].tool_calls[0].function"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0]"),
+        ({"n": 0}, "n"),
+        ({"n": 129}, "n"),
+        ({"logit_bias": {"1": 101}}, "logit_bias.1"),
+        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"response_format": {"type": "yaml"}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        ({"tools": [{"type": "function"}]}, "tools[0].function"),
+        ({"tools": [{"type": "custom"}]}, "tools[0].type"),
+        ({"tools": [{"function": {"name": "two words"}}]}, "tools[0].function.name"),
+        ({"tools": [{"function": {"name": "f"}}, {"function": {"name": "f"}}]}, "tools[1].function.name"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": "perhaps"}, "tool_choice"),
+        ({"tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice.function.name"),
+        ({"functions": [{"name": "f"}], "tools": [{"function": {"name": "f"}}]}, "functions"),
+        ({"functions": [{"name": "f"}], "function_call": {"name": "g"}}, "function_call.function.name"),
+        ({"seed": 2**63}, "seed"),
         ({"messages": [{"role": "user"}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content"),
@@ -272,7 +303,7 @@ def test_a_body_that_is_too_large_is_refused(api: Api, monkeypatch, kind: str, i
 def test_a_fault_of_ours_is_told_with_an_id_that_the_log_has_and_without_its_cause(
     api: Api, monkeypatch, capsys
 ) -> None:
-    async def fail(*_: object) -> None:
+    async def fail(*_: object, **__: object) -> None:
         raise RuntimeError("a secret detail")
 
     monkeypatch.setattr(api.parts.services.jobs, "list", fail)

@@ -1,0 +1,83 @@
+"""What every request and every answer of these families has in common; their lists."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Generic, Literal, Protocol, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+
+class Received(BaseModel):
+    """A request: fields we do not know are ignored, as the official API does, and null is absence."""
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _can_be_kept(cls, value: Any) -> Any:
+        _refuse_what_is_no_text(value)
+        return value
+
+
+class Sent(BaseModel):
+    """A part of an answer."""
+
+
+T = TypeVar("T")
+
+
+class ListPage(Sent, Generic[T]):
+    """A page of a list. The next one is asked for with `after` set to `last_id`."""
+
+    object: Literal["list"] = "list"
+    data: list[T]
+    has_more: bool
+    first_id: str | None
+    last_id: str | None
+
+
+class Deleted(Sent):
+    id: str
+    object: str
+    deleted: Literal[True] = True
+
+
+class Error(Sent):
+    """What went wrong; `code` does not change from version to version."""
+
+    message: str
+    type: str
+    param: str | None = Field(description="The field that is to blame, as the caller wrote it.")
+    code: str | None
+
+
+class ErrorEnvelope(Sent):
+    error: Error
+
+
+class Listed(Protocol):
+    id: str
+
+
+def page(items: Sequence[Listed], has_more: bool) -> dict[str, Any]:
+    """The fields of a ListPage."""
+    first, last = (items[0].id, items[-1].id) if items else (None, None)
+    return {"data": items, "has_more": has_more, "first_id": first, "last_id": last}
+
+
+def unix(moment: datetime | None) -> int | None:
+    return int(moment.timestamp()) if moment else None
+
+
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
+
+
+def _refuse_what_is_no_text(value: Any) -> None:
+    """JSON can name signs that UTF-8 cannot carry (half a surrogate pair) or PostgreSQL cannot keep (U+0000)."""
+    if isinstance(value, str) and _NO_TEXT.search(value):
+        raise ValueError("U+0000 and halves of surrogate pairs are not text")
+    for inner in (*value, *value.values()) if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _refuse_what_is_no_text(inner)
