@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from luthier.core.errors import InvalidParameter
 from luthier.training.spec import TrainingSpec
@@ -23,51 +23,46 @@ SCHEDULES = {
 """Names of `lr_scheduler_type`, each with ours."""
 
 
-def _number(kind: str, **bounds: Any) -> Any:
-    """A number that may come as a string; "auto", an empty string and null all mean that it is left to us."""
-    left = BeforeValidator(lambda value: None if value in ("auto", "") else value)
-    described = WithJsonSchema({"anyOf": [{"type": kind}, {"type": "string"}, {"type": "null"}]})
-    return left, Field(default=None, **bounds), described
+Left = BeforeValidator(lambda value: None if value in ("auto", "") else value)
+"""Before a number: "auto", an empty string, null and absence all mean that it is left to us."""
 
 
 class HyperParameters(BaseModel):
+    """Numbers may come as strings."""
+
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    n_epochs: Annotated[int | None, *_number("integer", ge=1, le=100)] = None
-    batch_size: Annotated[int | None, *_number("integer", ge=1, le=4096)] = None
-    learning_rate: Annotated[
-        float | None, *_number("number", gt=0, le=1, description="Absolute; absent: found from model and data.")
-    ] = None
-    max_length: Annotated[
-        int | None,
-        *_number("integer", ge=8, description="Tokens that a row may have; longer rows are left out. Absent: 2,048."),
-    ] = None
+    n_epochs: Annotated[int | None, Field(ge=1, le=100), Left] = None
+    batch_size: Annotated[int | None, Field(ge=1, le=4096), Left] = None
+    learning_rate: Annotated[float | None, Field(gt=0, le=1), Left] = Field(
+        default=None, description="Absolute; absent: found from model and data."
+    )
+    max_length: Annotated[int | None, Field(ge=8), Left] = Field(
+        default=None, description="Tokens that a row may have; longer rows are left out. Absent: 2,048."
+    )
     lr_scheduler_type: str | None = Field(default=None, description=f"One of {', '.join(SCHEDULES)}; absent: cosine.")
-    warmup_ratio: Annotated[
-        float | None, *_number("number", ge=0, lt=1, description="Absent: 0.05, and 0 for the schedule constant.")
-    ] = None
-    weight_decay: Annotated[float | None, *_number("number", ge=0)] = None
-    split: Annotated[
-        float | None,
-        *_number(
-            "number",
-            gt=0,
-            le=1,
-            description="Share of the rows that is trained, where no validation file is named; absent: all of them.",
-        ),
-    ] = None
-    max_split_val_dataset_sample: Annotated[
-        int | None, *_number("integer", ge=1, description="Rows that such a split keeps for validation at most.")
-    ] = None
-    prompt_loss: Annotated[
-        float | None, *_number("number", description="Only 0 is offered: answers are learned, prompts are not.")
-    ] = None
-    eval_steps: Annotated[int | None, *_number("integer", ge=1)] = None
-    save_steps: Annotated[int | None, *_number("integer", ge=1)] = None
-    lora_rank: Annotated[int | None, *_number("integer", ge=1, le=512)] = None
-    lora_alpha: Annotated[float | None, *_number("number", gt=0)] = None
-    lora_dropout: Annotated[float | None, *_number("number", ge=0, lt=1)] = None
-    beta: Annotated[float | None, *_number("number", gt=0, le=10, description="For dpo_full and dpo_lora.")] = None
+    warmup_ratio: Annotated[float | None, Field(ge=0, lt=1), Left] = Field(
+        default=None, description="Absent: 0.05, and 0 for the schedule constant."
+    )
+    weight_decay: Annotated[float | None, Field(ge=0), Left] = None
+    split: Annotated[float | None, Field(gt=0, le=1), Left] = Field(
+        default=None,
+        description="Share of the rows that is trained, where no validation file is named; absent: all of them.",
+    )
+    max_split_val_dataset_sample: Annotated[int | None, Field(ge=1), Left] = Field(
+        default=None, description="Rows that such a split keeps for validation at most."
+    )
+    prompt_loss: Annotated[float | None, Left] = Field(
+        default=None, description="Only 0 is offered: answers are learned, prompts are not."
+    )
+    eval_steps: Annotated[int | None, Field(ge=1), Left] = None
+    save_steps: Annotated[int | None, Field(ge=1), Left] = None
+    lora_rank: Annotated[int | None, Field(ge=1, le=512), Left] = None
+    lora_alpha: Annotated[float | None, Field(gt=0), Left] = None
+    lora_dropout: Annotated[float | None, Field(ge=0, lt=1), Left] = None
+    beta: Annotated[float | None, Field(gt=0, le=10), Left] = Field(
+        default=None, description="For dpo_full and dpo_lora."
+    )
 
     def as_sent(self) -> dict[str, Any]:
         """Those that were sent, numbers as numbers."""
@@ -122,7 +117,6 @@ def wrong(name: str, why: str) -> InvalidParameter:
 
 def used(spec: TrainingSpec) -> dict[str, Any]:
     """What a job trains with, by the names of this API."""
-    lora = ("rank", "alpha", "dropout")
     return {
         "n_epochs": spec.epochs,
         "batch_size": spec.batch_size,
@@ -133,6 +127,18 @@ def used(spec: TrainingSpec) -> dict[str, Any]:
         "weight_decay": spec.weight_decay,
         "eval_steps": spec.evaluate_every_steps,
         "save_steps": spec.save_every_steps,
-        **{f"lora_{name}": spec.method.options[name] for name in lora if spec.method.options.get(name) is not None},
+        **_lora(spec.method.options),
         **({"beta": spec.objective.options["beta"]} if "beta" in spec.objective.options else {}),
+    }
+
+
+def _lora(options: dict[str, Any]) -> dict[str, Any]:
+    """An alpha that nobody asked for is twice the rank."""
+    if "rank" not in options:
+        return {}
+    rank, alpha = options["rank"], options.get("alpha")
+    return {
+        "lora_rank": rank,
+        "lora_alpha": 2 * rank if alpha is None else alpha,
+        "lora_dropout": options.get("dropout", 0.0),
     }
