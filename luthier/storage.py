@@ -34,9 +34,12 @@ class ObjectNotFound(NotFound):
 
 @dataclass(frozen=True)
 class StoredObject:
+    """`md5` is known of what came as a stream."""
+
     key: str
     size: int
     sha256: str
+    md5: str | None = None
 
 
 class Storage:
@@ -197,18 +200,23 @@ class Storage:
 
     async def write_stream(self, key: str, chunks: AsyncIterator[bytes]) -> StoredObject:
         """Write an object from a stream, counting and hashing on the way. When the stream fails nothing is left behind."""
-        digest, size = hashlib.sha256(), 0
+        digest, md5, size = hashlib.sha256(), hashlib.md5(usedforsecurity=False), 0
 
         async def counted() -> AsyncIterator[bytes]:
             nonlocal size
             async for chunk in chunks:
-                await asyncio.to_thread(digest.update, chunk)  # others are served meanwhile
+                await asyncio.to_thread(_update, chunk, digest, md5)  # others are served meanwhile
                 size += len(chunk)
                 yield chunk
 
         with _translated(key):
             await obstore.put_async(self._store, key, counted(), max_concurrency=_AT_ONCE)
-        return StoredObject(key, size, digest.hexdigest())
+        return StoredObject(key, size, digest.hexdigest(), md5.hexdigest())
+
+
+def _update(chunk: bytes, *digests: hashlib._Hash) -> None:
+    for digest in digests:
+        digest.update(chunk)
 
 
 def _beside(target: Path) -> Path:

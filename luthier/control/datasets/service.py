@@ -69,6 +69,8 @@ class File:
     operation: dict[str, Any] | None
     report: DatasetReport | None
     created_at: datetime
+    md5: str | None = None
+    description: str | None = None
 
 
 class TokenizedBy(Protocol):
@@ -105,6 +107,7 @@ class Datasets:
         content: AsyncIterator[bytes],
         *,
         category: str | None = None,
+        description: str | None = None,
     ) -> File:
         """Store a file whole, then add its row; it is read in the background."""
         check_name(filename)
@@ -113,7 +116,9 @@ class Datasets:
         file_id = ids.new("file")
         stored = await self.storage.write_stream(key_of(who.project, file_id), content)
         async with self.db.write("files") as session:
-            return self.admit(session, who, file_id, filename, purpose, stored, category=category)
+            return self.admit(
+                session, who, file_id, filename, purpose, stored, category=category, description=description
+            )
 
     def admit(
         self,
@@ -125,6 +130,7 @@ class Datasets:
         stored: StoredObject,
         *,
         category: str | None = None,
+        description: str | None = None,
         parent: str | None = None,
         operation: dict[str, Any] | None = None,
     ) -> File:
@@ -139,9 +145,11 @@ class Datasets:
             purpose=purpose,
             bytes=stored.size,
             sha256=stored.sha256,
+            md5=stored.md5,
             key=stored.key,
             status="uploaded",
             category=category,
+            description=description and description.replace("\0", "")[:1024],
             parent_id=parent,
             operation=operation,
             report=None,
@@ -508,4 +516,6 @@ def _file(row: FileRow) -> File:
         operation=row.operation,
         report=DatasetReport.model_validate(row.report) if row.report else None,
         created_at=row.created_at,
+        md5=row.md5,
+        description=row.description,
     )

@@ -20,9 +20,11 @@ class FileRow(Owned, Leased, Table):
     purpose: Mapped[str] = mapped_column(String(64))
     bytes: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(String(64))
+    md5: Mapped[str | None] = mapped_column(String(32))  # of what was uploaded; files made here have none
     key: Mapped[str] = mapped_column(String(256))
     status: Mapped[str] = mapped_column(String(16), index=True)
     category: Mapped[str | None] = mapped_column(String(32))  # the format that the uploader said it is of
+    description: Mapped[str | None] = mapped_column(String(1024))  # the uploader's words
     parent_id: Mapped[str | None] = mapped_column(String(64), index=True)  # the file it was made from
     operation: Mapped[dict[str, Any] | None]  # how: name, options, what came of it
     report: Mapped[dict[str, Any] | None]

@@ -54,6 +54,10 @@ class Api:
             assert {"code", "message", "hint", "param", "request_id"} <= set(body) | {"problems"}
             assert body["message"] and body["request_id"] == answer.headers["x-request-id"]
             return answer.status_code, body
+        if path.startswith("/api/v1/") and not path.startswith("/api/v1/chat/"):
+            assert set(body) == {"code", "message", "request_id"}
+            assert body["code"] and body["message"] and body["request_id"] == answer.headers["x-request-id"]
+            return answer.status_code, body
         assert set(body) == {"error"}
         assert set(body["error"]) == {"message", "type", "param", "code"}
         assert body["error"]["message"]

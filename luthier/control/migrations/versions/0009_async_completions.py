@@ -9,7 +9,7 @@ from sqlalchemy.dialects import postgresql
 from luthier.control.db import UtcDateTime
 
 revision = "0009"
-down_revision = "0004"
+down_revision = "0005"
 branch_labels = None
 depends_on = None
 

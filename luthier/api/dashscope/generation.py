@@ -1,0 +1,79 @@
+"""/services/aigc/text-generation/generation, whole and streamed."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Request
+from starlette.responses import JSONResponse, Response
+
+from luthier.api.auth import Asked, Caller
+from luthier.api.dashscope.streaming import server_sent_events
+from luthier.api.dashscope.wire.envelope import RequestId
+from luthier.api.dashscope.wire.generation import Choice, Generated, GenerationRequest, Parameters, usage
+from luthier.control.inference.service import Delta
+from luthier.serving.protocol import Finish
+
+router = APIRouter(prefix="/services/aigc/text-generation", tags=["generation"])
+
+_ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "model": Generated,
+        "description": "The answer; with the header X-DashScope-SSE or Accept: text/event-stream a stream of them.",
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    }
+}
+
+
+@router.post("/generation", summary="Call a model", response_class=JSONResponse, responses=_ANSWERS)
+async def create(
+    body: GenerationRequest,
+    who: Caller,
+    services: Asked,
+    request: Request,
+    request_id: RequestId,
+    sse: Annotated[str, Header(alias="X-DashScope-SSE", description="enable: stream the answer.")] = "",
+) -> Response:
+    answer = await services.inference.complete(who, body.to_request())
+    asked = body.parameters or Parameters()
+    if sse.lower() == "enable" or "text/event-stream" in request.headers.get("accept", ""):
+        return server_sent_events(_frames(answer, asked, request_id), request_id)
+    return await _whole(answer, asked, request, request_id)
+
+
+async def _whole(answer: AsyncGenerator[Delta, None], asked: Parameters, request: Request, request_id: str) -> Response:
+    """Collect the answers; a caller who has gone away stops them."""
+    choices = [Choice(index) for index in range(asked.n or 1)]
+    async with aclosing(answer):
+        async for delta in answer:
+            choices[delta.choice].add(delta.part)
+            if not isinstance(delta.part, Finish) and await request.is_disconnected():
+                return Response(status_code=499)
+    output = choices[0].as_text() if asked.form == "text" else {"choices": [choice.shown() for choice in choices]}
+    counted = usage([choice.finish for choice in choices if choice.finish])
+    return JSONResponse({"request_id": request_id, "output": output, "usage": counted})
+
+
+async def _frames(
+    answer: AsyncGenerator[Delta, None], asked: Parameters, request_id: str
+) -> AsyncGenerator[dict[str, Any], None]:
+    """A frame has one of the answers; the last of each has how many tokens it took."""
+    choices = [Choice(index) for index in range(asked.n or 1)]
+    async with aclosing(answer):
+        async for delta in answer:
+            choice, part = choices[delta.choice], delta.part
+            calls_before = len(choice.calls)
+            choice.add(part)
+            if asked.incremental_output:
+                choice = choice.new(part)
+            else:
+                calls_before = 0
+            output = (
+                choice.as_text() if asked.form == "text" else {"choices": [choice.shown(calls_before=calls_before)]}
+            )
+            frame: dict[str, Any] = {"output": output, "request_id": request_id}
+            if isinstance(part, Finish):
+                frame["usage"] = usage([part])
+            yield frame

@@ -1,0 +1,1 @@
+"""The request and answer models of DashScope's API, and what of them we mean."""

@@ -1,0 +1,89 @@
+"""What is around every request and answer: fields we do not know are ignored; an answer is one object with the request's id."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from typing import Annotated, Any, Generic, TypeVar
+
+from fastapi import Depends, Query, Request
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from luthier.core.pages import NumberedPage
+
+T = TypeVar("T")
+
+
+class Received(BaseModel):
+    """A request. null means what absence means; a number may come as a string."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _can_be_kept(cls, value: Any) -> Any:
+        _refuse_what_is_no_text(value)
+        return value
+
+
+class Sent(BaseModel):
+    """A part of an answer."""
+
+
+class Answer(Sent, Generic[T]):
+    """What a call that succeeded answers. It never has a `code`: the 2.x client takes any for a failure."""
+
+    request_id: str
+    output: T
+
+
+class FileAnswer(Sent, Generic[T]):
+    """The same for files, whose part is called `data`."""
+
+    request_id: str
+    data: T
+
+
+class Fault(Sent):
+    """What a call that failed answers."""
+
+    code: str = Field(examples=["InvalidParameter"])
+    message: str = Field(examples=["hyper_parameters.n_epochs: Input should be less than or equal to 100."])
+    request_id: str
+
+
+class Paged(Sent):
+    page_no: int
+    page_size: int
+    total: int = Field(description="Items of all pages.")
+
+
+PageNumber = Annotated[int, Query(ge=1, le=1_000_000, description="Counted from 1.")]
+PageSize = Annotated[int, Query(ge=1, le=1000, description="Items a page.")]
+
+
+def counts(page: NumberedPage[Any]) -> dict[str, int]:
+    return {"page_no": page.number, "page_size": page.size, "total": page.total}
+
+
+def moment(at: datetime) -> str:
+    """A time as this API writes it, in UTC."""
+    return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _request_id(request: Request) -> str:
+    return request.state.request_id
+
+
+RequestId = Annotated[str, Depends(_request_id)]
+
+
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
+
+
+def _refuse_what_is_no_text(value: Any) -> None:
+    """JSON can name signs that UTF-8 cannot carry (half a surrogate pair) or PostgreSQL cannot keep (U+0000)."""
+    if isinstance(value, str) and _NO_TEXT.search(value):
+        raise ValueError("U+0000 and halves of surrogate pairs are not text")
+    for inner in (*value, *value.values()) if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _refuse_what_is_no_text(inner)
