@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
+import msgspec
 from starlette.responses import StreamingResponse
 
 from luthier.core import logs
 from luthier.core.errors import InternalError, LuthierError
 
 log = logs.get("streaming")
+as_json = msgspec.json.Encoder().encode
 
 
 def server_sent_events(frames: AsyncGenerator[dict[str, Any], None], error_body: Any) -> StreamingResponse:
@@ -40,4 +41,4 @@ def server_sent_events(frames: AsyncGenerator[dict[str, Any], None], error_body:
 
 
 def _data(frame: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(frame, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    return b"data: " + as_json(frame) + b"\n\n"

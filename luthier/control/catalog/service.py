@@ -53,7 +53,9 @@ class Catalog:
         self.db = db
         self.storage = storage
         self.clock = clock
-        self._cards: Recent[str, ModelCard] = Recent(seconds=1.0)  # a card that is new shows at once, a changed one soon
+        self._cards: Recent[str, ModelCard] = Recent(
+            seconds=1.0
+        )  # a card that is new shows at once, a changed one soon
 
     async def trainable(self, name: str, method: str) -> ModelCard:
         """The card of a base model that offers the method. Raises ModelNotFound or MethodNotAllowed."""
