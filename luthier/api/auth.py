@@ -35,14 +35,15 @@ class Gate:
         await self.app(scope, receive, send)
 
 
-def services_of(request: Request) -> Services:
-    return cast(Services, request.app.state.services)
+async def services_of(request: Request) -> Services:
+    return _services(request)
 
 
-def caller_of(request: Request) -> Principal:
+async def caller_of(request: Request) -> Principal:
     return cast(Principal, request.state.principal)
 
 
+# Coroutines, though they wait for nothing: FastAPI calls what is none in another thread, each time.
 Asked = Annotated[Services, Depends(services_of)]
 Caller = Annotated[Principal, Depends(caller_of)]
 
@@ -53,4 +54,8 @@ async def _caller(request: Request) -> Principal:
     scheme, _, key = header.partition(" ")
     if scheme.lower() != "bearer" or not key.strip():
         raise Unauthenticated("No API key was sent.", hint="Send it as: Authorization: Bearer <key>.")
-    return await services_of(request).accounts.authenticate(key.strip())
+    return await _services(request).accounts.authenticate(key.strip())
+
+
+def _services(request: Request) -> Services:
+    return cast(Services, request.app.state.services)

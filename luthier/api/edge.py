@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from fastapi import Depends, FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from luthier.api.auth import Gate
@@ -115,6 +116,17 @@ class SizeLimit:
         await self.app(scope, counted, send)
 
 
+class _Mounted(APIRouter):
+    """The routes of a dialect below one path. A request for another path is not compared with each of them."""
+
+    def __init__(self, path: str, router: APIRouter) -> None:
+        super().__init__(routes=router.routes)
+        self._path = path
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        return super().matches(scope) if _lies_below(scope["path"], self._path) else (Match.NONE, {})
+
+
 def install(app: FastAPI, dialects: list[Dialect], *, upload_limit_bytes: int) -> None:
     """Put the routes of the dialects into the app, and the rest of this file around them."""
     mounts = [(path, dialect, router) for dialect in dialects for path, router in dialect.mounts().items()]
@@ -122,12 +134,12 @@ def install(app: FastAPI, dialects: list[Dialect], *, upload_limit_bytes: int) -
         key=lambda mount: len(mount[0]), reverse=True
     )  # of two that lie within each other the inner one is asked
     for path, _, router in mounts:
-        app.include_router(router, prefix=path, dependencies=[Depends(_findable)])
+        app.include_router(_Mounted(path, router), prefix=path, dependencies=[Depends(_findable)])
 
     def told(request: Request, error: LuthierError) -> Response:
         request_id = request.scope.get("state", {}).get("request_id", "")
         for path, dialect, _ in mounts:
-            if request.url.path == path or request.url.path.startswith(f"{path}/"):
+            if _lies_below(request.scope["path"], path):
                 return dialect.render_error(error, request_id)
         status = 404 if isinstance(error, NotFound) else 500 if isinstance(error, InternalError) else 400
         return JSONResponse({"code": error.code, "message": error.text, "request_id": request_id}, status)
@@ -154,7 +166,11 @@ def install(app: FastAPI, dialects: list[Dialect], *, upload_limit_bytes: int) -
     app.add_middleware(RequestId)
 
 
-def _findable(request: Request) -> None:
+def _lies_below(asked: str, path: str) -> bool:
+    return asked.startswith(path) and (len(asked) == len(path) or asked[len(path)] == "/")
+
+
+async def _findable(request: Request) -> None:
     """Raises NotFound for U+0000 in an address: no id has it, and PostgreSQL refuses to look for it."""
     if any("\0" in text for text in (request.scope["path"], *request.query_params.values())):
         raise NotFound("There is nothing at an address with U+0000 in it.")

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any
 
+import msgspec
 from starlette.responses import StreamingResponse
 
 from luthier.core import logs
 from luthier.core.errors import InternalError, LuthierError
 
 log = logs.get("streaming")
-
-as_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+as_json = msgspec.json.Encoder().encode
 
 
 def server_sent_events(
@@ -44,4 +43,4 @@ def server_sent_events(
 
 
 def _data(frame: dict[str, Any]) -> bytes:
-    return b"data: " + as_json(frame).encode() + b"\n\n"
+    return b"data: " + as_json(frame) + b"\n\n"

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import hmac
 import re
 import secrets
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from luthier.control import audit
+from luthier.control.accounts import claims
 from luthier.control.accounts.queries import AccountQueries
 from luthier.control.accounts.tables import KeyRow, ProjectRow
 from luthier.control.accounts.vault import Vault
@@ -19,6 +20,7 @@ from luthier.control.tenancy import SYSTEM, SYSTEM_PROJECT, Principal
 from luthier.core import ids
 from luthier.core.clock import Clock
 from luthier.core.errors import InvalidParameter, NotFound, Unauthenticated
+from luthier.core.recent import Recent
 
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,64}\.[A-Za-z0-9_-]{32,256}")
 
@@ -34,11 +36,20 @@ class ApiKey:
     revoked_at: datetime | None
 
 
+@dataclass(frozen=True)
+class _Valid:
+    """A key that was not revoked when it was read."""
+
+    secret: str
+    who: Principal
+
+
 class Accounts:
     def __init__(self, db: Database, vault: Vault, clock: Clock) -> None:
         self.db = db
         self.vault = vault
         self.clock = clock
+        self._keys: Recent[str, _Valid] = Recent(seconds=1.0)
 
     async def found(self, bootstrap_key: str | None) -> str | None:
         """Make the projects and the first key when there are none; the key comes back once, when it was made here.
@@ -52,6 +63,56 @@ class Accounts:
                 "must be <id>.<secret>: letters, digits, - and _, one dot, a secret of at least 32 characters",
                 hint="Try: python3 -c 'import secrets; print(\"first.\" + secrets.token_hex(20))'",
             )
+        made = await self._found(bootstrap_key)
+        self._keys.forget_all()
+        return made
+
+    async def create_key(self, who: Principal, name: str) -> str:
+        """A new key of the caller's project; its secret is shown this once."""
+        if not 1 <= len(name) <= 128:
+            raise InvalidParameter("name", "must have 1 to 128 characters")
+        async with self.db.write() as session:
+            return self._add(session, who, *_generated(), name)
+
+    async def list_keys(self, who: Principal) -> list[ApiKey]:
+        async with self.db.read() as session:
+            return [_api_key(row) for row in await AccountQueries(session, who).keys()]
+
+    async def revoke(self, who: Principal, key_id: str) -> ApiKey:
+        """End a key: here at once, in other processes within a second. Revoking it again changes nothing."""
+        async with self.db.write() as session:
+            row = await AccountQueries(session, who).key(key_id)
+            if row is None:
+                raise NotFound(f"There is no key {key_id!r}.", hint="List them with `luthier keys list`.")
+            if row.revoked_at is None:
+                row.revoked_at = self.clock.now()
+                audit.note(session, who, "key.revoked", key_id, self.clock)
+        self._keys.forget(key_id)
+        return _api_key(row)
+
+    async def operator(self) -> Principal:
+        """Who a person at the server's own machine acts as: the default project."""
+        async with self.db.read() as session:
+            projects = await AccountQueries(session, SYSTEM).projects()
+        return Principal(id="operator", project=next(p.id for p in projects if p.id != SYSTEM_PROJECT))
+
+    async def authenticate(self, key: str) -> Principal:
+        """Who a key speaks for, sent as it is or as a token signed with it (claims.py).
+
+        Raises Unauthenticated, with the same words whatever is wrong with it.
+        """
+        claim = claims.read(key, self.clock.now())
+        valid = None
+        if claim.key_id is not None:
+            valid = await self._keys.get(claim.key_id, partial(self._valid, claim.key_id))
+        if not claim.is_proved_by(valid.secret if valid else secrets.token_hex(20)) or valid is None:
+            raise Unauthenticated(
+                "The API key is not valid.",
+                hint="Keys are listed by `luthier keys list` and made by `luthier keys create`.",
+            )
+        return valid.who
+
+    async def _found(self, bootstrap_key: str | None) -> str | None:
         async with self.db.write() as session:
             queries = AccountQueries(session, SYSTEM)
             if not await queries.projects():
@@ -72,47 +133,12 @@ class Accounts:
                 return None
             return self._add(session, who, *_generated(), "first key")
 
-    async def create_key(self, who: Principal, name: str) -> str:
-        """A new key of the caller's project; its secret is shown this once."""
-        if not 1 <= len(name) <= 128:
-            raise InvalidParameter("name", "must have 1 to 128 characters")
-        async with self.db.write() as session:
-            return self._add(session, who, *_generated(), name)
-
-    async def list_keys(self, who: Principal) -> list[ApiKey]:
-        async with self.db.read() as session:
-            return [_api_key(row) for row in await AccountQueries(session, who).keys()]
-
-    async def revoke(self, who: Principal, key_id: str) -> ApiKey:
-        """End a key at once. Revoking it again changes nothing."""
-        async with self.db.write() as session:
-            row = await AccountQueries(session, who).key(key_id)
-            if row is None:
-                raise NotFound(f"There is no key {key_id!r}.", hint="List them with `luthier keys list`.")
-            if row.revoked_at is None:
-                row.revoked_at = self.clock.now()
-                audit.note(session, who, "key.revoked", key_id, self.clock)
-            return _api_key(row)
-
-    async def operator(self) -> Principal:
-        """Who a person at the server's own machine acts as: the default project."""
-        async with self.db.read() as session:
-            projects = await AccountQueries(session, SYSTEM).projects()
-        return Principal(id="operator", project=next(p.id for p in projects if p.id != SYSTEM_PROJECT))
-
-    async def authenticate(self, key: str) -> Principal:
-        """Who a key speaks for. Raises Unauthenticated, with the same words whatever is wrong with it."""
-        key_id, _, secret = key.partition(".")
+    async def _valid(self, key_id: str) -> _Valid | None:
         async with self.db.read() as session:
             row = await AccountQueries(session, SYSTEM).key(key_id)
-        kept = self.vault.open(row.sealed_secret, bound_to=row.id) if row else secrets.token_hex(20)
-        same = hmac.compare_digest(kept.encode(), secret.encode())
-        if row is None or not same or row.revoked_at is not None:
-            raise Unauthenticated(
-                "The API key is not valid.",
-                hint="Keys are listed by `luthier keys list` and made by `luthier keys create`.",
-            )
-        return Principal(id=row.id, project=row.project_id)
+        if row is None or row.revoked_at is not None:
+            return None
+        return _Valid(self.vault.open(row.sealed_secret, bound_to=row.id), Principal(id=row.id, project=row.project_id))
 
     def _add(self, session: AsyncSession, who: Principal, key_id: str, secret: str, name: str) -> str:
         session.add(

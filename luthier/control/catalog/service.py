@@ -19,6 +19,7 @@ from luthier.core import ids
 from luthier.core.clock import Clock
 from luthier.core.errors import InvalidRequest, MethodNotAllowed, ModelNotFound
 from luthier.core.pages import NumberedPage
+from luthier.core.recent import Recent
 from luthier.serving.protocol import AdapterRef
 from luthier.storage import Storage
 
@@ -52,6 +53,9 @@ class Catalog:
         self.db = db
         self.storage = storage
         self.clock = clock
+        self._cards: Recent[str, ModelCard] = Recent(
+            seconds=1.0
+        )  # a card that is new shows at once, a changed one soon
 
     async def trainable(self, name: str, method: str) -> ModelCard:
         """The card of a base model that offers the method. Raises ModelNotFound or MethodNotAllowed."""
@@ -66,7 +70,7 @@ class Catalog:
 
     async def resolve(self, who: Principal, name: str) -> Servable:
         """Whatever `name` leads to for this caller. Raises ModelNotFound, which tells what there is."""
-        card = await asyncio.to_thread(cards.installed, self.storage, name)
+        card = await self._cards.get(name, lambda: asyncio.to_thread(cards.installed, self.storage, name))
         if card is not None:
             return Servable(name, card.name, card.weights, card.weights_sha256, card.renderer_sha256, None)
         async with self.db.read() as session:

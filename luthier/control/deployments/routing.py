@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 
 from sqlalchemy.exc import IntegrityError
 
@@ -16,6 +17,7 @@ from luthier.control.tenancy import SYSTEM
 from luthier.core import ids
 from luthier.core.clock import Clock
 from luthier.core.errors import ReplicaUnavailable
+from luthier.core.recent import Recent
 from luthier.serving.client import ReplicaClient
 from luthier.serving.protocol import AdapterRef
 
@@ -33,12 +35,36 @@ class Routing:
         self.db = db
         self.clock = clock
         self.ready_within_seconds = ready_within_seconds
+        # By weights. No replica is stopped as idle behind a route that is kept: its use was noted no longer than
+        # _NOTED_EVERY before the route was read.
+        self._ready: Recent[str, ReplicaClient] = Recent(seconds=1.0)
 
     async def choose(self, model: Servable) -> Route:
         """A ready replica for the model, waiting while one starts.
 
-        Raises ReplicaUnavailable when none becomes ready in time, with the cause where it is known.
+        Raises ReplicaUnavailable when none becomes ready in time, with the cause where it is known. One that was ready within
+        the last second may have ended since: who finds out says so to `lost` and asks again.
         """
+        ready = await self._ready.get(model.weights, partial(self._find_ready, model))
+        if ready is not None:
+            return Route(ready, model.adapter)
+        return await self._await_ready(model)
+
+    async def lost(self, model: Servable) -> None:
+        """A replica that was ready does not answer: let the reconciler look at it at once."""
+        self._ready.forget(model.weights)
+        async with self.db.write("replicas") as session:
+            row = await ReplicaQueries(session, SYSTEM).of_weights(model.weights)
+            if row is not None and row.status == "ready":
+                row.status = "starting"
+                row.lease_until = None  # it need not wait for its next look
+        self._ready.forget(model.weights)  # somebody may have read it in between
+
+    async def _find_ready(self, model: Servable) -> ReplicaClient | None:
+        row = await self._replica(model)
+        return ReplicaClient(row.socket) if row is not None and row.status == "ready" and row.socket else None
+
+    async def _await_ready(self, model: Servable) -> Route:
         deadline = time.monotonic() + self.ready_within_seconds
         wanted: str | None = None  # the replica that was started for us: when it goes, another one would too
         while time.monotonic() < deadline:
@@ -55,14 +81,6 @@ class Routing:
                 wanted = await self._want(model)
             await self.db.nudged("routes", within_seconds=0.25)
         raise ReplicaUnavailable(f"The model {model.base_model} is still being loaded; try again.", retry_after=10)
-
-    async def lost(self, model: Servable) -> None:
-        """A replica that was ready does not answer: let the reconciler look at it at once."""
-        async with self.db.write("replicas") as session:
-            row = await ReplicaQueries(session, SYSTEM).of_weights(model.weights)
-            if row is not None and row.status == "ready":
-                row.status = "starting"
-                row.lease_until = None  # it need not wait for its next look
 
     async def _replica(self, model: Servable) -> ReplicaRow | None:
         async with self.db.read() as session:

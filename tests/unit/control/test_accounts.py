@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import hashlib
 import hmac
+import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from sqlalchemy import select
 
 from luthier.control.accounts.service import Accounts
@@ -108,6 +115,9 @@ WRONG = {
     "nothing": "",
     "a piece of the secret": "first." + "s" * 31,
     "not ASCII": "first.é",
+    "two dots": f"{BOOTSTRAP}.x",
+    "a newline behind": f"{BOOTSTRAP}\n",
+    "very long": f"{BOOTSTRAP}{'s' * 100_000}",
     "revoked": "",
 }
 
@@ -131,6 +141,167 @@ async def test_a_wrong_key_gets_the_same_answer_and_the_same_work_whatever_is_wr
         await accounts.authenticate(BOOTSTRAP if case == "revoked" else WRONG[case])
     assert refused.value.message == "The API key is not valid."
     assert len(compared) == 1  # in a time that tells nothing, also where there is nothing to compare with
+
+
+async def test_a_revoked_key_ends_at_once_here_and_within_a_second_elsewhere(accounts: Accounts) -> None:
+    elsewhere = Accounts(accounts.db, accounts.vault, accounts.clock)
+    await accounts.found(BOOTSTRAP)
+    await accounts.authenticate(BOOTSTRAP)
+    await elsewhere.authenticate(BOOTSTRAP)
+    await accounts.revoke(await accounts.operator(), "first")
+    with pytest.raises(Unauthenticated):
+        await accounts.authenticate(BOOTSTRAP)
+    await asyncio.sleep(1.0)
+    with pytest.raises(Unauthenticated):
+        await elsewhere.authenticate(BOOTSTRAP)
+
+
+async def test_a_key_is_read_once_for_many_calls_and_each_call_is_still_proved(
+    accounts: Accounts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await accounts.found(BOOTSTRAP)
+    opened: list[str] = []
+    open_ = accounts.vault.open
+    monkeypatch.setattr(
+        accounts.vault,
+        "open",
+        lambda sealed, *, bound_to: (opened.append(bound_to), open_(sealed, bound_to=bound_to))[1],
+    )
+    await asyncio.gather(*(accounts.authenticate(BOOTSTRAP) for _ in range(50)))
+    for wrong in (WRONG["wrong secret"], WRONG["no secret"], WRONG["no dot"]):
+        with pytest.raises(Unauthenticated):
+            await accounts.authenticate(wrong)
+    assert opened == ["first"]
+
+
+NOW_MS = int(FakeClock().now().timestamp() * 1000)
+HEADER = {"alg": "HS256", "sign_type": "SIGN", "typ": "JWT"}
+PAYLOAD = {"api_key": "first", "exp": NOW_MS + 210_000, "timestamp": NOW_MS}
+DAY_MS = 24 * 3600 * 1000
+
+
+def base64url(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).decode().rstrip("=")
+
+
+def token(
+    payload: Any = PAYLOAD,
+    header: Any = HEADER,
+    *,
+    secret: str = BOOTSTRAP.partition(".")[2],
+    digest: Any = hashlib.sha256,
+) -> str:
+    """As the clients make it; whoever knows the secret can sign whatever they like."""
+    parts = [part if isinstance(part, bytes) else json.dumps(part).encode() for part in (header, payload)]
+    signed = ".".join(map(base64url, parts))
+    return f"{signed}.{base64url(hmac.new(secret.encode(), signed.encode(), digest).digest())}"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"exp": NOW_MS + 1},
+        {"exp": NOW_MS + DAY_MS},
+        {"exp": NOW_MS + 1000.5},
+        {"timestamp": None},
+        {"more": ["besides"]},
+    ],
+)
+async def test_a_token_signed_with_a_key_speaks_for_it(accounts: Accounts, changes: dict[str, Any]) -> None:
+    await accounts.found(BOOTSTRAP)
+    assert (await accounts.authenticate(token(PAYLOAD | changes))).id == "first"
+
+
+async def test_a_token_that_was_good_expires_and_ends_with_its_key(accounts: Accounts, clock: FakeClock) -> None:
+    await accounts.found(BOOTSTRAP)
+    await accounts.authenticate(token())
+    clock.advance(209.999)
+    await accounts.authenticate(token())
+    clock.advance(0.001)
+    with pytest.raises(Unauthenticated):
+        await accounts.authenticate(token())
+    later = token(PAYLOAD | {"exp": NOW_MS + DAY_MS})
+    await accounts.authenticate(later)
+    await accounts.revoke(await accounts.operator(), "first")
+    with pytest.raises(Unauthenticated):
+        await accounts.authenticate(later)
+
+
+WITHOUT_EXP = {"api_key": "first", "timestamp": NOW_MS}
+GOOD = token()
+WRONG_TOKENS = {
+    "another secret": token(secret="t" * 32),
+    "no secret": token(secret=""),
+    "the key as the secret": token(secret=BOOTSTRAP),
+    "another id": token(PAYLOAD | {"api_key": "second"}),
+    "no id": token({"exp": NOW_MS + 1000}),
+    "an id that is a number": token(PAYLOAD | {"api_key": 1}),
+    "an id that is a list": token(PAYLOAD | {"api_key": ["first"]}),
+    "an id with U+0000": token(PAYLOAD | {"api_key": "first\0"}),
+    "an id with half a character": token(PAYLOAD | {"api_key": "\ud800"}),
+    "the whole key as the id": token(PAYLOAD | {"api_key": BOOTSTRAP}),
+    "alg none": token(header=HEADER | {"alg": "none"}),
+    "alg none without a signature": f"{token(header=HEADER | {'alg': 'none'}).rpartition('.')[0]}.",
+    "alg hs256": token(header=HEADER | {"alg": "hs256"}),
+    "alg HS512": token(header=HEADER | {"alg": "HS512"}, digest=hashlib.sha512),
+    "HS256 by its name, HS512 by its signature": token(digest=hashlib.sha512),
+    "alg RS256": token(header=HEADER | {"alg": "RS256"}),
+    "alg in a list": token(header=HEADER | {"alg": ["HS256"]}),
+    "no alg": token(header={"sign_type": "SIGN"}),
+    "an extension that must be understood": token(header=HEADER | {"crit": ["b64"], "b64": False}),
+    "expired": token(PAYLOAD | {"exp": NOW_MS}),
+    "seconds for milliseconds": token(PAYLOAD | {"exp": NOW_MS // 1000 + 210}),
+    "good for more than a day": token(PAYLOAD | {"exp": NOW_MS + DAY_MS + 1}),
+    "no exp": token(WITHOUT_EXP),
+    "exp null": token(PAYLOAD | {"exp": None}),
+    "exp true": token(PAYLOAD | {"exp": True}),
+    "exp a text": token(PAYLOAD | {"exp": str(NOW_MS + 1000)}),
+    "exp infinite": token(PAYLOAD | {"exp": float("inf")}),
+    "exp not a number": token(PAYLOAD | {"exp": float("nan")}),
+    "exp enormous": token(b'{"api_key": "first", "exp": 1' + b"0" * 400 + b"}"),
+    "exp of too many digits": token(b'{"api_key": "first", "exp": 1' + b"0" * 2900 + b"}"),
+    "a payload that is no object": token(b"[1]"),
+    "a payload that is no JSON": token(b"{"),
+    "a payload that is no UTF-8": token(b'{"api_key": "\xff"}'),
+    "a payload that is nested deeply": token(b"[" * 2900),
+    "a header that is no object": token(header=b"1"),
+    "a header that is no JSON": token(header=b"\xff\xfe"),
+    "no signature": f"{GOOD.rpartition('.')[0]}.",
+    "a piece of the signature": GOOD[:-1],
+    "a signature with padding": f"{GOOD}=",
+    "a part too many": f"{GOOD}.x",
+    "base64 of an impossible length": f"a.{GOOD.partition('.')[2]}",
+    "not base64": GOOD.replace(".", "!.", 1),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_TOKENS)
+async def test_a_wrong_token_gets_the_same_answer_as_a_wrong_key(accounts: Accounts, case: str) -> None:
+    await accounts.found(BOOTSTRAP)
+    with pytest.raises(Unauthenticated) as refused:
+        await accounts.authenticate(WRONG_TOKENS[case])
+    assert refused.value.message == "The API key is not valid."
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+NEARLY = st.builds(
+    lambda payload, header: token(payload, header),
+    st.dictionaries(st.sampled_from(["api_key", "exp"]), JSON_VALUES).map(lambda some: PAYLOAD | some),
+    st.dictionaries(st.sampled_from(["alg", "crit"]), JSON_VALUES, min_size=1).map(lambda some: HEADER | some),
+)
+DOTTED = st.lists(st.text(st.characters(min_codepoint=45, max_codepoint=122)), min_size=1, max_size=4).map(".".join)
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(garbage=st.text() | DOTTED | NEARLY | st.binary().map(lambda payload: token(payload)))
+async def test_garbage_is_refused_and_never_a_fault_of_ours(accounts: Accounts, garbage: str) -> None:
+    await accounts.found(BOOTSTRAP)
+    with pytest.raises(Unauthenticated):
+        await accounts.authenticate(garbage)
 
 
 def test_a_sealed_secret_opens_only_under_its_own_key_and_id(tmp_path: Path) -> None:
