@@ -215,9 +215,7 @@ async def converse(replica: str, reader: asyncio.StreamReader, writer: asyncio.S
         while head := await reader.readuntil(b"\r\n\r\n"):
             length = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
             body = json.loads(await reader.readexactly(int(length[1]) if length else 0) or b"{}")
-            writer.write(
-                b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
-            )
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
             async for frame in frames(replica, body["messages"][-1]["content"]):
                 writer.write(b"%x\r\n%b\r\n" % (len(frame), frame))
                 await writer.drain()
@@ -232,7 +230,9 @@ async def frames(replica: str, text: str) -> AsyncIterator[bytes]:
     from luthier.serving.client import ReplicaClient
     from luthier.serving.protocol import GenerateRequest, Sampling, TokenChunk, Turn
 
-    opened = '{"id":"chatcmpl-1","object":"chat.completion.chunk","created":1,"model":"toy","choices":[{"index":0,"delta":'
+    opened = (
+        '{"id":"chatcmpl-1","object":"chat.completion.chunk","created":1,"model":"toy","choices":[{"index":0,"delta":'
+    )
     yield f'data: {opened}{{"role":"assistant","content":""}},"finish_reason":null}}]}}\n\n'.encode()
     request = GenerateRequest(messages=[Turn(role="user", content=text)], sampling=Sampling(temperature=0))
     async for part in ReplicaClient(replica).generate(request):
@@ -266,7 +266,7 @@ def cpu_seconds(process: int) -> float:
 def started(command: list[str], ready: str, log: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
     """A server's process, from its first good answer at the address `ready` until the block ends."""
     with log.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out, env=os.environ | environment)  # noqa: S603
+        process = subprocess.Popen(command, stdout=out, stderr=out, env=os.environ | environment)
     try:
         for _ in range(600):
             if process.poll() is not None:
@@ -315,7 +315,7 @@ def peer_program() -> Path:
             known = {}
             commands = [[sys.executable, "-m", "venv", "--clear", str(home)], [python, "-m", "pip", "install", PEER]]
         for command in commands:
-            subprocess.run(command, check=True, env=known | os.environ)  # noqa: S603
+            subprocess.run(command, check=True, env=known | os.environ)
         (home / "made").touch()
     return home / "bin" / "litellm"
 
@@ -361,7 +361,7 @@ def measured(target: Target, load: Load, gateway: int | None) -> dict[str, float
     """One load on one target, in a process of its own beside the replica; with the gateway's CPU time for each request."""
     before = cpu_seconds(gateway) if gateway else 0.0
     command = [sys.executable, __file__, "--drive", json.dumps([asdict(target), asdict(load)])]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
     found = json.loads(done.stdout)
     if gateway:
         warm_up = (load.seconds + 0.5) / load.seconds  # its requests are not counted, their time is
@@ -403,7 +403,7 @@ def run(arguments: argparse.Namespace) -> None:
         if peer is not None:
             behind = free_port()
             command = [sys.executable, __file__, "--upstream", replica, str(behind)]
-            process = subprocess.Popen(command)  # noqa: S603
+            process = subprocess.Popen(command)
             stack.callback(process.terminate)
             targets["upstream"] = Target("upstream", str(behind))
             port = free_port()
@@ -450,7 +450,9 @@ def report(
     peers = ("luthier", "litellm") if not arguments.without_peer else ("luthier",)
     print(f"    python benchmarks/gateway.py {' '.join(sys.argv[1:])}\n")
     print(f"{machine()}; Python {platform.python_version()}, uvicorn {version('uvicorn')}, {PEER}.\n")
-    print("| load | streams | way | first token p50 ms | p99 ms | added p50 | added p99 | requests/s | CPU ms/request |")
+    print(
+        "| load | streams | way | first token p50 ms | p99 ms | added p50 | added p99 | requests/s | CPU ms/request |"
+    )
     print("|---|---|---|---|---|---|---|---|---|")
     for load in loads:
         for way in (way for way in WAYS if (way, load.name, load.streams) in rows):
@@ -462,7 +464,9 @@ def report(
             cells.append(f"{median(way, load, 'cpu_ms'):.2f}" if way in BEHIND else "")
             print(f"| {load.name} | {load.streams} | {way} | {' | '.join(cells)} |")
     if not arguments.without_peer:
-        print("\n| load | streams | added p50, times less | added p99, times less | requests/s, times more | CPU, times less |")
+        print(
+            "\n| load | streams | added p50, times less | added p99, times less | requests/s, times more | CPU, times less |"
+        )
         print("|---|---|---|---|---|---|")
         for load in loads:
             added = {
