@@ -417,6 +417,7 @@ def test_events_are_frames_and_a_quiet_time_is_a_comment(api: Api, monkeypatch: 
     told = JobEvent(
         id="ftevent-1",
         job="ftjob-1",
+        number=1,
         level="info",
         kind="metrics",
         message="步 1",

@@ -23,14 +23,11 @@ NOT_OFFERED = {
 }
 """What is refused whoever asks."""
 
-NOT_THERE = ("not_found", "1211", "1222")
+NOT_THERE = ("not_found", "NotFound", "Model.NotExist", "1211", "1222")
 """How the codes of a thing that is not there end, by dialect."""
 
 NOBODYS = {("GET", "/formats/{name}/sample")}
 """What has a name in its path that belongs to no project."""
-
-NOT_THERE = ("not_found", "NotFound", "Model.NotExist")
-"""How the codes of a thing that is not there end, by dialect."""
 
 
 def bare(path: str) -> str:
