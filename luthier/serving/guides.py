@@ -140,4 +140,6 @@ def _literals(text: str, words: Mapping[str, int]) -> str:
 def _reason(matcher: LLMatcher) -> str:
     """What the library says, without the grammar that it quotes."""
     said = matcher.get_error().partition("\n")[0]
-    return re.sub(r"^at \d+\(\d+\): ", "", said)[:300] or "no answer can satisfy it"
+    if not said or said.startswith("NoExtension"):
+        return "no answer can satisfy it"
+    return re.sub(r"^at \d+\(\d+\): ", "", said)[:300]
