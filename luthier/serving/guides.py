@@ -113,7 +113,7 @@ class AnswerGuide:
     def allowed(self) -> bytes:
         """Raises InvalidParameter where the grammar has become too much to follow."""
         mask = self._matcher.compute_bitmask()
-        if self._matcher.is_error() or not any(mask):
+        if self._matcher.is_error() or not mask.strip(b"\0"):
             raise InvalidParameter(
                 self._param, f"cannot be held to any further: {_reason(self._matcher)}", hint="Simplify the schema."
             )
