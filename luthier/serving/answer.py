@@ -6,7 +6,9 @@ import hashlib
 import random
 import string
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 
+from luthier.chat.messages import ToolCall
 from luthier.chat.reading import PlainReader, Said
 from luthier.chat.renderers.base import Renderer
 from luthier.nets.tokens import Token
@@ -68,17 +70,20 @@ class Answer:
 
     def _chunks(self, said: list[Said]) -> list[TokenChunk]:
         chunks: list[TokenChunk] = []
-        for one in said:
-            if isinstance(one, str):
-                chunks.append(TokenChunk(text=one))
+        for is_text, pieces in groupby(said, lambda one: isinstance(one, str)):
+            if is_text:
+                chunks.append(TokenChunk(text="".join(map(str, pieces))))
                 continue
+            made = [self._called(one) for one in pieces if isinstance(one, ToolCall)]
             self.has_calls = True
-            call = CalledTool(id=next(self._ids), name=one.name, arguments=one.arguments)
-            chunks.append(TokenChunk(tool_calls=[call]))
+            chunks.append(TokenChunk(tool_calls=made[:1] if self._one_call else made))
             if self._one_call:
                 self.is_stopped = True
                 break
         return chunks
+
+    def _called(self, call: ToolCall) -> CalledTool:
+        return CalledTool(id=next(self._ids), name=call.name, arguments=call.arguments)
 
 
 def _call_ids(seed: int | None, prompt: Sequence[int]) -> Iterator[str]:

@@ -113,7 +113,7 @@ class AnswerGuide:
     def allowed(self) -> bytes:
         """Raises InvalidParameter where the grammar has become too much to follow."""
         mask = self._matcher.compute_bitmask()
-        if self._matcher.is_error() or not any(mask):
+        if self._matcher.is_error() or not mask.strip(b"\0"):
             raise InvalidParameter(
                 self._param, f"cannot be held to any further: {_reason(self._matcher)}", hint="Simplify the schema."
             )
@@ -140,4 +140,6 @@ def _literals(text: str, words: Mapping[str, int]) -> str:
 def _reason(matcher: LLMatcher) -> str:
     """What the library says, without the grammar that it quotes."""
     said = matcher.get_error().partition("\n")[0]
-    return re.sub(r"^at \d+\(\d+\): ", "", said)[:300] or "no answer can satisfy it"
+    if not said or said.startswith("NoExtension"):
+        return "no answer can satisfy it"
+    return re.sub(r"^at \d+\(\d+\): ", "", said)[:300]

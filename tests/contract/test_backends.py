@@ -10,7 +10,7 @@ import pytest
 from luthier.chat.messages import Conversation, Message
 from luthier.chat.renderers.base import Renderer, renderer_for
 from luthier.chat.tokenizer import Tokenizer
-from luthier.core.errors import InternalError
+from luthier.core.errors import InternalError, NotOffered
 from luthier.nets.loading import weights_sha256
 from luthier.serving.backends.base import AdapterUnreadable, Backend, backends
 from luthier.serving.protocol import AdapterRef, Sampling
@@ -121,3 +121,42 @@ def test_a_half_read_answer_may_be_dropped(house: House, adapters: list[str]) ->
     next(dropped)
     dropped.close()
     assert house.ids(adapter=adapters[0]) == expected
+
+
+@pytest.mark.parametrize("count", [None, 0, 2])
+def test_log_probabilities_are_told_where_they_are_asked_for(house: House, count: int | None) -> None:
+    for token in house.steps(sampling=Sampling(temperature=0, max_tokens=3, logprobs=count)):
+        assert (token.logprob is None) == (count is None)
+        assert len(token.likeliest) <= (count or 0)
+        assert count != 2 or token.likeliest[0] == (token.id, token.logprob)  # greedy takes the likeliest
+
+
+class Only:
+    """Allows one token."""
+
+    def __init__(self, token: int) -> None:
+        self.bits = (1 << token).to_bytes(40, "little")
+        self.taken: list[int] = []
+
+    def allowed(self) -> bytes:
+        return self.bits
+
+    def take(self, token: int) -> None:
+        self.taken.append(token)
+
+
+def test_a_guide_is_followed_or_refused(house: House) -> None:
+    guide, prompt = Only(7), house.renderer.prompt(Conversation((Message("user", "hello"),)))
+    steps = house.backend.generate(
+        prompt, adapter=None, sampling=Sampling(max_tokens=3), stops=house.renderer.stops, guide=guide
+    )
+    try:
+        assert [token.id for token in steps] == [7, 7, 7] == guide.taken
+    except NotOffered:
+        assert guide.taken == []
+
+
+def test_a_prompt_that_is_no_conversation_is_answered(house: House) -> None:
+    for prompt in ([5], [5, 6, 7] * 9):
+        steps = house.backend.generate(prompt, adapter=None, sampling=GREEDY, stops=house.renderer.stops)
+        assert [token.id for token in steps] != []

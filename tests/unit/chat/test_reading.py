@@ -115,3 +115,16 @@ def test_a_text_without_a_first_line_is_given_at_once(family: Renderer) -> None:
     reader = family.reader(calls=True)
     assert [reader.add(text) for text in ("Hello", ", you", " there")] == [[], ["Hello, you"], [" there"]]
     assert [family.reader(calls=False).add("Hello")] == [["Hello"]]
+
+
+@pytest.mark.parametrize("toy", ["toy_qwen", "toy_glm4", "toy_chatglm3"])
+def test_arguments_between_the_words_of_a_family_are_a_call(tmp_path: Path, toy: str) -> None:
+    family = renderer_for(Tokenizer(getattr(toys, toy)(tmp_path)))
+    around = family.around_call("weather")
+    if around is None:
+        assert toy == "toy_chatglm3"
+        return
+    [call] = family.message(family.tokenizer.encode_plain('{"city": "Rome"}'.join(around))).tool_calls
+    assert (call.name, call.arguments) == ("weather", '{"city": "Rome"}')
+    text = family.message(family.tokenizer.encode_plain(family.before_text() + "Hi")).text
+    assert text == "Hi"
