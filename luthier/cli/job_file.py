@@ -33,7 +33,7 @@ from luthier.control.datasets.repairing import repair
 from luthier.control.datasets.report import DatasetReport
 from luthier.control.datasets.transforms.split import SplitOptions, split
 from luthier.control.jobs.planning import limit_of, promised
-from luthier.core.errors import InvalidParameter, LuthierError
+from luthier.core.errors import LuthierError
 from luthier.formats.base import formats
 from luthier.records.source import LocalFile
 from luthier.storage import Storage, digest
@@ -205,7 +205,7 @@ class _SpecFile:
                 if not faults.are_in("method"):
                     method = methods.load(spec.method.name)
                     taken = method(method.Options.read(spec.method.options, param="method.options")).positions
-                    _limit_within(spec.base_model, context, taken, spec.max_length)
+                    limit_of(spec.base_model, context, spec.max_length, taken=taken)
             files = (("training", spec.training), ("validation", spec.validation))
             found_rows = [self._limited_file(name, file, spec, folder) for name, file in files if file is not None]
             return [one for one in found_rows if one is not None]
@@ -395,7 +395,7 @@ class _JobFile:
         if model is not None and not self._faults.are_in("max_length"):
             with self._faults.noted("max_length"):
                 card, asked = model.card, draft.given().get("max_length")
-                return _limit_within(card.name, card.context_length, draft.positions, asked)
+                return limit_of(card.name, card.context_length, asked, taken=draft.positions)
         return None
 
     def _counted(
@@ -447,21 +447,6 @@ class _JobFile:
     def _place(self, name: str) -> Path:
         """A path as it is written in the file: from its folder."""
         return self._path.parent / os.path.expanduser(name)
-
-
-def _limit_within(model: str, context: int, taken: int, asked: int | None) -> int:
-    """Tokens that a row may have beside the positions that the method takes. Raises InvalidParameter for more."""
-    if taken and asked is not None and context - taken < asked <= context:
-        raise InvalidParameter(
-            "max_length",
-            f"must be at most {context - taken:,}: {model} has a context of {context:,}, of which the method takes "
-            f"{taken:,}; got {asked:,}",
-        )
-    if context - taken < 1:
-        raise InvalidParameter(
-            "max_length", f"the method takes {taken:,} of the {context:,} positions that {model} has"
-        )
-    return limit_of(model, context if asked is not None else context - taken, asked)
 
 
 def _counted(field: str, data: _Data, model: Path, limits: _Limits, cores: int) -> tuple[dict[str, Any], Limited]:

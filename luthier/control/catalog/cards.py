@@ -21,6 +21,10 @@ NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 """Names that a base model may have."""
 
 
+OFFERED = ["lora", "qlora", "full", "ptuning_v2"]
+"""Methods of training that a model offers where nobody says otherwise."""
+
+
 class Facts(BaseModel):
     """What a person states of a model; the rest is read from its files."""
 
@@ -29,7 +33,7 @@ class Facts(BaseModel):
     title: str
     owned_by: str = "local"
     licence: str | None = Field(default=None, description="SPDX name; None where nobody said.")
-    methods: list[str] = ["lora"]
+    methods: list[str] = OFFERED
     kinds: list[str] = ["chat"]
 
 

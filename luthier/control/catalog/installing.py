@@ -21,6 +21,7 @@ from luthier.chat.tokenizer import TOKENIZER_FILES, Tokenizer
 from luthier.control.catalog.cards import (
     EMBEDDED,
     NAME,
+    OFFERED,
     Facts,
     ModelCard,
     PackageSource,
@@ -37,6 +38,9 @@ from luthier.storage import Storage, digest
 log = get("catalog")
 
 _WANTED = ("*.safetensors", "*.json", "*.jinja")
+
+
+_OFFERED_AT_FIRST = ["lora"]
 
 
 class Installer:
@@ -62,7 +66,8 @@ class Installer:
             return self._adopt(EMBEDDED, folder / "model", facts)
 
     def refresh(self) -> None:
-        """Bring the cards of installed models up to how conversations are written now, which a newer version may change.
+        """Bring the cards of installed models up to how conversations are written now, which a newer version may change, and to
+        the methods that there are now, where a card has the one that an older version knew.
 
         What was trained before keeps the fingerprint that it was trained with. A model that cannot be written any more keeps
         its card: jobs on it are refused with the reason.
@@ -74,10 +79,11 @@ class Installer:
             except InvalidRequest as refused:
                 log.warning("a model's conversations cannot be written any more", model=card.name, why=refused.text)
                 continue
-            if found != card.renderer_sha256:
-                renewed = card.model_copy(update={"renderer_sha256": found})
+            offered = OFFERED if card.methods == _OFFERED_AT_FIRST else card.methods
+            renewed = card.model_copy(update={"renderer_sha256": found, "methods": offered})
+            if renewed != card:
                 self.storage.write(card_key(card.name), renewed.model_dump_json(indent=2).encode())
-                log.info("a model's conversations are written otherwise now", model=card.name)
+                log.info("a model's card was renewed", model=card.name)
 
     def add(self, name: str, origin: str, *, replace: bool = False) -> ModelCard:
         """Install the model of a folder of this machine, or of a hub id (owner/name) where a network exists, as `name`.

@@ -17,16 +17,19 @@ from luthier.control.db import Database
 from luthier.control.tenancy import Principal
 from luthier.core import ids
 from luthier.core.clock import Clock
-from luthier.core.errors import InvalidRequest, MethodNotAllowed, ModelNotFound
+from luthier.core.errors import InvalidRequest, MethodNotAllowed, ModelNotDeployed, ModelNotFound
 from luthier.core.pages import NumberedPage
 from luthier.core.recent import Recent
 from luthier.serving.protocol import AdapterRef
 from luthier.storage import Storage
+from luthier.training.methods.base import methods
 
 
 @dataclass(frozen=True)
 class NamedModel:
-    """A model as it is listed. `kind` is base, fine_tuned or checkpoint; `base_model` and `job` are where it comes from."""
+    """A model as it is listed. `kind` is base, fine_tuned or checkpoint; `base_model`, `job` and `method` are where it comes
+    from. `is_callable`: it answers by its name at once.
+    """
 
     name: str
     owned_by: str
@@ -34,6 +37,8 @@ class NamedModel:
     kind: str
     base_model: str
     job: str | None = None
+    method: str | None = None
+    is_callable: bool = True
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,11 @@ class Catalog:
         return card
 
     async def resolve(self, who: Principal, name: str) -> Servable:
-        """Whatever `name` leads to for this caller. Raises ModelNotFound, which tells what there is."""
+        """Whatever `name` leads to for this caller.
+
+        Raises ModelNotFound, which tells what there is, and ModelNotDeployed for a model that no shared replica can answer
+        for.
+        """
         card = await self._cards.get(name, lambda: asyncio.to_thread(cards.installed, self.storage, name))
         if card is not None:
             return Servable(name, card.name, card.weights, card.weights_sha256, card.renderer_sha256, None)
@@ -77,6 +86,12 @@ class Catalog:
             row = await ModelQueries(session, who).named(name)
         if row is None:
             raise await self._unknown(name)
+        if not _is_callable(row):
+            raise ModelNotDeployed(
+                f"The model {name!r} was made by {row.method}; it must be deployed before it can answer.",
+                param="model",
+                hint="Deployments are not offered by this version yet. A model that is trained by lora answers at once.",
+            )
         adapter = AdapterRef(
             id=row.id, key=row.artifact_key, sha256=row.artifact_sha256, renderer_sha256=row.renderer_sha256
         )
@@ -136,13 +151,15 @@ class Catalog:
         step: int,
         artifact: AdapterRef,
     ) -> None:
-        """Make an artifact callable as `name`, in the caller's transaction."""
+        """Give an artifact a name, in the caller's transaction."""
         session.add(
             ModelRow(
                 id=artifact.id,
                 project_id=project,
                 name=name,
                 kind=kind,
+                method=trained.method,
+                artifact_kind=methods.load(trained.method).artifact_kind,
                 job_id=trained.job,
                 step=step,
                 base_model=trained.base_model,
@@ -171,6 +188,7 @@ class Trained:
     """Where an artifact comes from."""
 
     job: str
+    method: str
     base_model: str
     weights: str
     weights_sha256: str
@@ -186,4 +204,18 @@ def _of_card(card: ModelCard) -> NamedModel:
 
 
 def _of_row(row: ModelRow) -> NamedModel:
-    return NamedModel(row.name, row.project_id, row.created_at, row.kind, row.base_model, row.job_id)
+    return NamedModel(
+        row.name,
+        row.project_id,
+        row.created_at,
+        row.kind,
+        row.base_model,
+        job=row.job_id,
+        method=row.method,
+        is_callable=_is_callable(row),
+    )
+
+
+def _is_callable(row: ModelRow) -> bool:
+    """Whether the running base model can answer with it. Of a method that is not installed any more nothing can."""
+    return row.method in methods.names() and methods.load(row.method).is_shared

@@ -11,13 +11,18 @@ from luthier.control.db import Owned, Table
 
 
 class ModelRow(Owned, Table):
-    """`id` names these bytes for ever and is never reused; `name` is what a client writes. `kind` is fine_tuned or checkpoint."""
+    """`id` names these bytes for ever and is never reused; `name` is what a client writes. `kind` is fine_tuned or checkpoint.
+
+    `method` made them, `artifact_kind` is what they are: an adapter, or a model.
+    """
 
     __tablename__ = "models"
     __table_args__ = (UniqueConstraint("name"),)
 
     name: Mapped[str] = mapped_column(String(160))
     kind: Mapped[str] = mapped_column(String(16))
+    method: Mapped[str] = mapped_column(String(32), server_default="lora")
+    artifact_kind: Mapped[str] = mapped_column(String(16), server_default="adapter")
     job_id: Mapped[str] = mapped_column(String(64), index=True)
     step: Mapped[int]
     base_model: Mapped[str] = mapped_column(String(64))

@@ -195,11 +195,11 @@ class Datasets:
         file_id: str,
         *,
         param: str,
-        wants: str,
+        wants: str | None,
         at_least: int = 1,
         patience_seconds: float = 0.0,
     ) -> File:
-        """The file, when it can be trained on; `param` is the caller's name for it.
+        """The file, when it can be trained on; `param` is the caller's name for it, `wants` the kind of its rows, None any.
 
         Raises FileNotFound, FileNotChecked when it has not been read within `patience_seconds`, and DatasetInvalid with
         every problem.
@@ -218,7 +218,7 @@ class Datasets:
             raise DatasetInvalid(
                 f"The file {file.filename!r} cannot be trained on: {file.report.summary}", problems, param=param
             )
-        if file.report.kind != wants:
+        if wants is not None and file.report.kind != wants:
             raise DatasetInvalid(
                 f"The file {file.filename!r} holds {file.report.kind} rows; this job wants {wants}.", [], param=param
             )

@@ -51,10 +51,17 @@ def plan(
         objective=_objective(request).name,
         epochs=request.epochs,
         batch_size=request.batch_size,
+        learning_rate=request.learning_rate,
         learning_rate_multiplier=request.learning_rate_multiplier,
         seed=request.seed,
         max_length=max_length,
     )
+    asked = {name: value for name in _TAKEN_AS_ASKED if (value := getattr(request, name)) is not None}
+    if not numbers.learning_rate <= 1:  # where the rate itself was checked already
+        raise InvalidParameter(
+            "learning_rate_multiplier",
+            f"makes the learning rate {numbers.learning_rate:g}; it must be at most 1",
+        )
     return _checked(
         TrainingSpec,
         job=job,
@@ -66,25 +73,81 @@ def plan(
         validation=_data(validation, request, numbers.max_length, "validation_file") if validation else None,
         overlength=request.overlength,
         **choices(request),
-        **numbers.model_dump(),
+        **numbers.model_dump() | asked,
     )
 
 
-def limit_of(model: str, context_length: int, asked: int | None) -> int:
-    """Tokens that a row may have: what is asked, otherwise the default. Raises InvalidParameter where the model reads less."""
-    if asked is not None and asked > context_length:
+def limit_of(
+    model: str, context_length: int, asked: int | None, *, usual: int = defaults.LONGEST, taken: int = 0
+) -> int:
+    """Tokens that a row may have: what is asked, otherwise the usual number, or less where the model reads less.
+
+    `taken` are positions of the model's context that the method takes for itself. Raises InvalidParameter for more than are
+    left.
+    """
+    left = context_length - taken
+    if left < _LEAST_LENGTH:
         raise InvalidParameter(
-            "max_length", f"must be at most {context_length:,}, the context of {model}, got {asked:,}"
+            "max_length", f"the method takes {taken:,} of the {context_length:,} positions that {model} has"
         )
-    return min(context_length, defaults.LONGEST) if asked is None else asked
+    if asked is not None and asked > left:
+        most = f"must be at most {left:,}, the context of {model}, got {asked:,}"
+        if taken:
+            most = (
+                f"must be at most {left:,}: {model} has a context of {context_length:,}, of which the method takes "
+                f"{taken:,}; got {asked:,}"
+            )
+        raise InvalidParameter("max_length", most)
+    return min(left, usual) if asked is None else asked
+
+
+def positions_of(method: PluginChoice) -> int:
+    """Positions of a model's context that a method takes. Raises InvalidParameter for a name or an option that there is not."""
+    plugin = methods.load(method.name)
+    return plugin(_checked(plugin.Options, **method.options)).positions
+
+
+def objective_for(kind: str, filename: str) -> PluginChoice:
+    """The objective that rows of a kind are for. Raises DatasetInvalid where there is none."""
+    if kind not in _OBJECTIVES:
+        raise DatasetInvalid(
+            f"The file {filename!r} holds {kind} rows, which cannot be trained by this version.",
+            [],
+            param="training_file",
+        )
+    return PluginChoice(name=_OBJECTIVES[kind])
+
+
+def check_numbers(request: JobRequest) -> None:
+    """Raises InvalidParameter, which names the field of the request, for numbers that no job can have."""
+    given = {name: value for name in _NUMBERS if (value := getattr(request, name)) is not None}
+    if (least := given.get("usual_max_length")) is not None and least < _LEAST_LENGTH:
+        raise InvalidParameter("usual_max_length", f"must be at least {_LEAST_LENGTH}, got {least:,}")
+    multiplier = request.learning_rate_multiplier
+    if multiplier is not None and not 0 < multiplier < float("inf"):
+        raise InvalidParameter("learning_rate_multiplier", f"must be above 0, got {multiplier:g}")
+    try:
+        TrainingSpec.model_validate({name: value for name, value in given.items() if name != "usual_max_length"})
+    except ValidationError as wrong:
+        if faults := [fault for fault in faults_in(TrainingSpec, wrong) if fault.field in given]:
+            raise refusal(faults) from wrong
+
+
+_LEAST_LENGTH = 8
+_TAKEN_AS_ASKED = ("schedule", "warmup_ratio", "weight_decay", "evaluate_every_steps", "save_every_steps")
+_NUMBERS = (*_TAKEN_AS_ASKED, "epochs", "batch_size", "learning_rate", "seed", "max_length", "usual_max_length")
+_OBJECTIVES: dict[str, str] = {"chat": "sft", "preference": "dpo", "text": "cpt"}
 
 
 def choices(request: JobRequest) -> dict[str, PluginChoice]:
-    """Method and objective with every option written out. Raises InvalidParameter for a name or an option that there is not."""
-    return {
-        "method": _options(methods.load(request.method.name), request.method),
-        "objective": _options(objectives.load(_objective(request).name), _objective(request)),
-    }
+    """Method and objective with every option written out; no objective where none was asked for.
+
+    Raises InvalidParameter for a name or an option that there is not.
+    """
+    found = {"method": _options(methods.load(request.method.name), request.method)}
+    if request.objective is not None:
+        found["objective"] = _options(objectives.load(request.objective.name), request.objective)
+    return found
 
 
 def promised(

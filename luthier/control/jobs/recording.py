@@ -165,7 +165,7 @@ def _lost(spec: TrainingSpec, event: events.Succeeded) -> Error | None:
 
 
 def _trained(spec: TrainingSpec) -> Trained:
-    return Trained(spec.job, spec.base_model, spec.weights, spec.weights_sha256)
+    return Trained(spec.job, spec.method.name, spec.base_model, spec.weights, spec.weights_sha256)
 
 
 def _artifact(spec: TrainingSpec, event: events.CheckpointSaved | events.Succeeded) -> AdapterRef:

@@ -15,7 +15,7 @@ from luthier.control.db import Database
 from luthier.control.jobs.history import History
 from luthier.control.jobs.lifecycle import ACTIVE, TERMINAL, Status, Wish
 from luthier.control.jobs.log import HEADER, line_of
-from luthier.control.jobs.planning import Data, choices, limit_of, plan
+from luthier.control.jobs.planning import Data, check_numbers, choices, limit_of, objective_for, plan, positions_of
 from luthier.control.jobs.queries import JobQueries
 from luthier.control.jobs.recording import Recorder
 from luthier.control.jobs.tables import CheckpointRow, EventRow, JobRow
@@ -265,18 +265,27 @@ class Jobs:
     ) -> TrainingSpec | None:
         """Everything computed that was left to us; None while the tokens of a file are being counted."""
         card = await self.catalog.trainable(request.base_model, request.method.name)
-        assert request.objective is not None
-        wants = objectives.load(request.objective.name).wants
+        limit = limit_of(
+            card.name,
+            card.context_length,
+            request.max_length,
+            usual=request.usual_max_length,
+            taken=positions_of(request.method),
+        )
         files = [("training_file", request.training_files[0], request.least_rows)]
         if request.validation_files:
             files.append(("validation_file", request.validation_files[0], 1))
-        ready = [
-            await self.datasets.ready(
-                who, file, param=param, wants=wants, at_least=least, patience_seconds=patience_seconds
+        ready = []
+        for param, file_id, least in files:
+            wants = objectives.load(request.objective.name).wants if request.objective else None
+            file = await self.datasets.ready(
+                who, file_id, param=param, wants=wants, at_least=least, patience_seconds=patience_seconds
             )
-            for param, file, least in files
-        ]
-        limit = limit_of(card.name, card.context_length, request.max_length)
+            if request.objective is None:
+                assert file.report is not None and file.report.kind is not None
+                found = objective_for(file.report.kind, file.filename)
+                request = request.model_copy(update={"objective": found})
+            ready.append(file)
         counted = [
             await self.datasets.counted(file, who.project, card, max_length=limit, overlength=request.overlength)
             for file in ready
@@ -318,6 +327,7 @@ def _check_request(request: JobRequest) -> None:
     if request.seed is not None and not 0 <= request.seed < 2**31:
         raise InvalidParameter("seed", f"must be between 0 and {2**31 - 1}, got {request.seed}")
     choices(request)
+    check_numbers(request)
 
 
 _PROMISE = {"rows", "trained_rows", "dropped", "first_dropped"}

@@ -29,6 +29,8 @@ class Method(ABC):
     """Peak learning rate that suits a model of 135 million parameters and steps of 8 rows, for supervised fine-tuning."""
     artifact_files: ClassVar[str] = "*"
     """Pattern of the files that `restore` reads of an artifact; a folder without one cannot be gone on from."""
+    is_shared: ClassVar[bool] = False
+    """Whether a running base model can answer with the artifact at once, beside others; else it must be started with it."""
     is_quantised: ClassVar[bool] = False
     """Whether the base model's weights are kept in 4 bits."""
     mixes_precision: ClassVar[bool] = False

@@ -48,6 +48,7 @@ class Lora(Method):
     artifact_kind = "adapter"
     rate = 4e-3
     artifact_files = _WEIGHTS
+    is_shared = True
     options: LoraOptions
 
     def attach(self, model: PreTrainedModel, *, seed: int, blank: Sequence[int] = ()) -> PreTrainedModel:

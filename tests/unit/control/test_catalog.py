@@ -7,12 +7,21 @@ import shutil
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select, update
 
-from luthier.control.catalog.cards import EMBEDDED, ModelCard, bundled, installed
+from luthier.control.catalog.cards import EMBEDDED, OFFERED, ModelCard, bundled, installed
 from luthier.control.catalog.installing import Installer
 from luthier.control.catalog.service import Trained, artifact_id
+from luthier.control.catalog.tables import ModelRow
 from luthier.core.clock import FakeClock
-from luthier.core.errors import AlreadyExists, InvalidParameter, InvalidRequest, MethodNotAllowed, ModelNotFound
+from luthier.core.errors import (
+    AlreadyExists,
+    InvalidParameter,
+    InvalidRequest,
+    MethodNotAllowed,
+    ModelNotDeployed,
+    ModelNotFound,
+)
 from luthier.serving.protocol import AdapterRef
 from luthier.storage import Storage
 from tests.unit.control.conftest import ADA, BOB, House
@@ -39,7 +48,7 @@ def test_a_folder_is_brought_in_with_a_card_and_nothing_that_is_not_needed(insta
     (folder / "pytorch_model.bin").write_bytes(b"pickled")
     card = installer.add("toy", str(folder))
     assert installed(storage, "toy") == card
-    assert (card.parameters, card.context_length, card.methods) == (26880, 512, ["lora"])
+    assert (card.parameters, card.context_length, card.methods) == (26880, 512, OFFERED)
     kept = {key.removeprefix(f"{card.weights}/") for key in storage.list(card.weights)}
     assert {"model.safetensors", "tokenizer.json", "config.json", "chat_template.jinja"} <= kept
     assert not {name for name in kept if name.endswith((".md", ".bin"))}
@@ -67,6 +76,18 @@ def test_a_card_follows_how_conversations_are_written_now(tmp_path: Path, folder
     storage.write("models/toy/card.json", older.model_dump_json().encode())
     installer.refresh()  # its jobs will be refused with the reason
     assert installed(storage, "toy") == older
+
+
+def test_a_card_of_an_older_version_offers_the_methods_there_are_now(tmp_path: Path, folder: Path) -> None:
+    storage = Storage((tmp_path / "objects").as_uri())
+    installer = Installer(storage, tmp_path / "scratch", "python-that-is-not-there", FakeClock())
+    card = installer.add("toy", str(folder))
+    for kept, found in ((["lora"], ["lora", "qlora", "full", "ptuning_v2"]), (["full"], ["full"])):
+        storage.write("models/toy/card.json", card.model_copy(update={"methods": kept}).model_dump_json().encode())
+        installer.refresh()
+        renewed = installed(storage, "toy")
+        assert renewed is not None
+        assert renewed.methods == found
 
 
 REFUSED = {
@@ -118,9 +139,11 @@ def test_the_card_that_ships_with_us_is_whole() -> None:
         bundled("nothing")
 
 
-async def publish(house: House, name: str, kind: str = "fine_tuned", project: str = ADA.project) -> AdapterRef:
+async def publish(
+    house: House, name: str, kind: str = "fine_tuned", project: str = ADA.project, method: str = "lora"
+) -> AdapterRef:
     artifact = AdapterRef(id=artifact_id(), key=f"runs/{name}", sha256="s")
-    trained = Trained(job="ftjob-1", base_model="toy", weights="models/toy/w", weights_sha256="w")
+    trained = Trained(job="ftjob-1", method=method, base_model="toy", weights="models/toy/w", weights_sha256="w")
     async with house.parts.db.write() as session:
         house.parts.services.catalog.publish(session, project, name, kind, trained, 3, artifact)
     return artifact
@@ -133,6 +156,39 @@ async def test_a_name_leads_to_the_base_model_or_to_an_adapter_on_it(house: Hous
     assert (base.base_model, base.adapter) == ("toy", None)
     assert (tuned.base_model, tuned.weights_sha256, tuned.adapter) == ("toy", "w", artifact)
     assert (await catalog.get(ADA, "toy-ada")).owned_by == ADA.project
+
+
+@pytest.mark.parametrize(
+    ("method", "kind", "answers"),
+    [
+        ("lora", "adapter", True),
+        ("qlora", "adapter", True),
+        ("full", "model", False),
+        ("ptuning_v2", "adapter", False),
+        ("gone", None, False),
+    ],
+)
+async def test_only_what_a_shared_replica_can_use_answers_at_once(
+    house: House, method: str, kind: str | None, answers: bool
+) -> None:
+    catalog = house.parts.services.catalog
+    for place, name in (("fine_tuned", "toy-ada"), ("checkpoint", "toy-ada-step-3")):
+        await publish(house, name, kind=place, method="lora" if kind is None else method)
+        if kind is None:  # a plugin that is not installed any more
+            async with house.parts.db.write() as session:
+                await session.execute(update(ModelRow).values(method=method))
+        listed = await catalog.get(ADA, name)
+        assert (listed.kind, listed.method, listed.is_callable) == (place, method, answers)
+        if answers:
+            assert (await catalog.resolve(ADA, name)).adapter is not None
+            continue
+        with pytest.raises(ModelNotDeployed, match=f"was made by {method}; it must be deployed") as refused:
+            await catalog.resolve(ADA, name)
+        assert refused.value.param == "model"
+    async with house.parts.db.read() as session:
+        kinds = set(await session.scalars(select(ModelRow.artifact_kind)))
+    assert kinds == {kind or "adapter"}
+    assert [model.name for model in await catalog.list(ADA)] == ["toy", "toy-ada"]
 
 
 async def test_a_list_shows_base_models_and_ones_own_tuned_models_but_no_checkpoints(house: House) -> None:
@@ -192,9 +248,13 @@ async def test_a_name_that_nothing_can_have_is_a_model_that_is_not_there(house: 
 async def test_only_a_base_model_with_that_method_can_be_trained(house: House) -> None:
     catalog = house.parts.services.catalog
     await publish(house, "toy-ada")
-    assert (await catalog.trainable("toy", "lora")).name == "toy"
-    with pytest.raises(MethodNotAllowed, match="it offers lora"):
-        await catalog.trainable("toy", "full")
+    for method in ("lora", "qlora", "full", "ptuning_v2"):
+        assert (await catalog.trainable("toy", method)).name == "toy"
+    storage = house.parts.storage
+    card = json.loads(storage.read("models/toy/card.json")) | {"methods": ["lora", "full"]}
+    storage.write("models/toy/card.json", json.dumps(card).encode())
+    with pytest.raises(MethodNotAllowed, match="does not offer the method 'qlora'; it offers lora, full"):
+        await catalog.trainable("toy", "qlora")
     with pytest.raises(ModelNotFound):
         await catalog.trainable("toy-ada", "lora")
 

@@ -120,6 +120,11 @@ async def test_older_events_are_numbered_in_their_order_and_others_follow(parts:
     assert [tuple(row) for row in told] == [(3, 0), (3, 2)]
 
 
+async def test_older_models_are_adapters_that_answer(parts: Parts) -> None:
+    model = await parts.services.catalog.get(ADA, "toy-ftjob-1")
+    assert (model.method, model.is_callable) == ("lora", True)
+
+
 async def test_the_way_back_keeps_the_jobs(older: Database) -> None:
     await older.migrate()
     async with older._writer.begin() as connection:
