@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
@@ -14,12 +14,8 @@ from luthier.core.errors import InternalError, LuthierError
 
 log = logs.get("streaming")
 
-as_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 
-
-def server_sent_events(
-    frames: AsyncGenerator[dict[str, Any], None], error_body: Callable[[LuthierError], dict[str, Any]]
-) -> StreamingResponse:
+def server_sent_events(frames: AsyncGenerator[dict[str, Any], None], error_body: Any) -> StreamingResponse:
     """Send every frame as a `data:` event, then `[DONE]`.
 
     What is raised in between becomes an `event: error` with `error_body(error)`, the form that OpenAI's and Zhipu's clients
@@ -44,4 +40,4 @@ def server_sent_events(
 
 
 def _data(frame: dict[str, Any]) -> bytes:
-    return b"data: " + as_json(frame).encode() + b"\n\n"
+    return b"data: " + json.dumps(frame, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
