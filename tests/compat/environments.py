@@ -18,7 +18,7 @@ RUNNER = ["pytest==9.1.1"]
 @dataclass(frozen=True)
 class Client:
     name: str
-    suite: str
+    suites: list[str]
     requires: list[str]
 
 

@@ -1,7 +1,8 @@
 """A server whose answers fail as its model's name says: `python -m tests.compat.faulty --port N --data FOLDER`.
 
 The dialects, the key and the wire are the real ones; only the service behind them is replaced, since most of these errors
-cannot be had at will. `fail-NAME` fails at once, `fail-NAME-late` after the first word of a stream.
+cannot be had at will. `fail-NAME` fails at once, `fail-NAME-late` after the first word of a stream, `fail-NAME-once-ANYTHING` the
+first time it is called and not again.
 """
 
 from __future__ import annotations
@@ -10,16 +11,16 @@ import argparse
 import dataclasses
 from collections.abc import AsyncGenerator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import uvicorn
 
 from luthier.app import assemble, build
 from luthier.control.inference.service import CompletionRequest, Delta, Inference
 from luthier.control.tenancy import Principal
-from luthier.core import errors
+from luthier.core import errors, logs
 from luthier.core.settings import Settings
-from luthier.serving.protocol import TokenChunk
+from luthier.serving.protocol import Finish, TokenChunk
 
 FAILURES: dict[str, Exception] = {
     "invalid": errors.InvalidParameter("temperature", "must be at most 2"),
@@ -36,8 +37,15 @@ FAILURES: dict[str, Exception] = {
 
 
 class Faulty(Inference):
+    failed: ClassVar[set[str]] = set()
+    """Models that were called before."""
+
     async def complete(self, who: Principal, request: CompletionRequest) -> AsyncGenerator[Delta, None]:
         name = request.model.removeprefix("fail-")
+        name, is_once, _ = name.partition("-once-")
+        if is_once and request.model in self.failed:
+            return _greeting()
+        self.failed.add(request.model)
         if not name.endswith("-late"):
             raise FAILURES[name]
 
@@ -48,11 +56,17 @@ class Faulty(Inference):
         return begun()
 
 
+async def _greeting() -> AsyncGenerator[Delta, None]:
+    yield Delta(0, TokenChunk(text="Hello"))
+    yield Delta(0, Finish(reason="stop", prompt_tokens=1, completion_tokens=1))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--data", type=Path, required=True)
     asked = parser.parse_args()
+    logs.configure("critical")  # its faults are meant
     told: dict[str, Any] = {"server": {"data": asked.data}, "models": {"embedded": False}}
     settings = Settings(**told)
     parts = assemble(settings)

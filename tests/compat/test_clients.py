@@ -94,7 +94,9 @@ def _check(client: Client, told: dict[str, str], folder: Path) -> str:
             "pytest",
             "-c",
             str(HERE / "suites" / "pytest.ini"),
-            str(HERE / "suites" / client.suite),
+            "--rootdir",  # else pytest would name the folder `openai` as the client's own package is named
+            str(HERE),
+            *(str(HERE / "suites" / part) for part in client.suites),
         ],
         env={
             "PATH": os.environ["PATH"],
