@@ -215,9 +215,10 @@ async def converse(replica: str, reader: asyncio.StreamReader, writer: asyncio.S
         while head := await reader.readuntil(b"\r\n\r\n"):
             length = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
             body = json.loads(await reader.readexactly(int(length[1]) if length else 0) or b"{}")
-            writer.write(
-                b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
-            )
+            if "messages" not in body:  # a proxy may ask which models there are
+                writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+                continue
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
             async for frame in frames(replica, body["messages"][-1]["content"]):
                 writer.write(b"%x\r\n%b\r\n" % (len(frame), frame))
                 await writer.drain()
@@ -232,7 +233,9 @@ async def frames(replica: str, text: str) -> AsyncIterator[bytes]:
     from luthier.serving.client import ReplicaClient
     from luthier.serving.protocol import GenerateRequest, Sampling, TokenChunk, Turn
 
-    opened = '{"id":"chatcmpl-1","object":"chat.completion.chunk","created":1,"model":"toy","choices":[{"index":0,"delta":'
+    opened = (
+        '{"id":"chatcmpl-1","object":"chat.completion.chunk","created":1,"model":"toy","choices":[{"index":0,"delta":'
+    )
     yield f'data: {opened}{{"role":"assistant","content":""}},"finish_reason":null}}]}}\n\n'.encode()
     request = GenerateRequest(messages=[Turn(role="user", content=text)], sampling=Sampling(temperature=0))
     async for part in ReplicaClient(replica).generate(request):
@@ -442,7 +445,7 @@ def run(arguments: argparse.Namespace) -> None:
 def report(
     arguments: argparse.Namespace, rows: dict[tuple[str, str, int], list[dict[str, float]]], loads: list[Load]
 ) -> None:
-    """A table in Markdown."""
+    """Tables in Markdown."""
 
     def median(way: str, load: Load, figure: str) -> float:
         return statistics.median(row.get(figure, float("nan")) for row in rows[way, load.name, load.streams])
@@ -450,7 +453,9 @@ def report(
     peers = ("luthier", "litellm") if not arguments.without_peer else ("luthier",)
     print(f"    python benchmarks/gateway.py {' '.join(sys.argv[1:])}\n")
     print(f"{machine()}; Python {platform.python_version()}, uvicorn {version('uvicorn')}, {PEER}.\n")
-    print("| load | streams | way | first token p50 ms | p99 ms | added p50 | added p99 | requests/s | CPU ms/request |")
+    print(
+        "| load | streams | way | first token p50 ms | p99 ms | added p50 | added p99 | requests/s | CPU ms/request |"
+    )
     print("|---|---|---|---|---|---|---|---|---|")
     for load in loads:
         for way in (way for way in WAYS if (way, load.name, load.streams) in rows):
@@ -462,7 +467,9 @@ def report(
             cells.append(f"{median(way, load, 'cpu_ms'):.2f}" if way in BEHIND else "")
             print(f"| {load.name} | {load.streams} | {way} | {' | '.join(cells)} |")
     if not arguments.without_peer:
-        print("\n| load | streams | added p50, times less | added p99, times less | requests/s, times more | CPU, times less |")
+        print(
+            "\n| load | streams | added p50, times less | added p99, times less | requests/s, times more | CPU, times less |"
+        )
         print("|---|---|---|---|---|---|")
         for load in loads:
             added = {
@@ -485,7 +492,7 @@ def ratio(one: float, other: float) -> str:
 
 def machine() -> str:
     model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    return f"{len(os.sched_getaffinity(0)) and os.cpu_count()} cores of {model[1] if model else platform.processor()}"
+    return f"{os.cpu_count()} cores of {model[1] if model else platform.processor()}"
 
 
 def main() -> None:
