@@ -215,6 +215,9 @@ async def converse(replica: str, reader: asyncio.StreamReader, writer: asyncio.S
         while head := await reader.readuntil(b"\r\n\r\n"):
             length = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
             body = json.loads(await reader.readexactly(int(length[1]) if length else 0) or b"{}")
+            if "messages" not in body:  # a proxy may ask which models there are
+                writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+                continue
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
             async for frame in frames(replica, body["messages"][-1]["content"]):
                 writer.write(b"%x\r\n%b\r\n" % (len(frame), frame))
@@ -266,7 +269,7 @@ def cpu_seconds(process: int) -> float:
 def started(command: list[str], ready: str, log: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
     """A server's process, from its first good answer at the address `ready` until the block ends."""
     with log.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out, env=os.environ | environment)
+        process = subprocess.Popen(command, stdout=out, stderr=out, env=os.environ | environment)  # noqa: S603
     try:
         for _ in range(600):
             if process.poll() is not None:
@@ -315,7 +318,7 @@ def peer_program() -> Path:
             known = {}
             commands = [[sys.executable, "-m", "venv", "--clear", str(home)], [python, "-m", "pip", "install", PEER]]
         for command in commands:
-            subprocess.run(command, check=True, env=known | os.environ)
+            subprocess.run(command, check=True, env=known | os.environ)  # noqa: S603
         (home / "made").touch()
     return home / "bin" / "litellm"
 
@@ -361,7 +364,7 @@ def measured(target: Target, load: Load, gateway: int | None) -> dict[str, float
     """One load on one target, in a process of its own beside the replica; with the gateway's CPU time for each request."""
     before = cpu_seconds(gateway) if gateway else 0.0
     command = [sys.executable, __file__, "--drive", json.dumps([asdict(target), asdict(load)])]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603
     found = json.loads(done.stdout)
     if gateway:
         warm_up = (load.seconds + 0.5) / load.seconds  # its requests are not counted, their time is
@@ -403,7 +406,7 @@ def run(arguments: argparse.Namespace) -> None:
         if peer is not None:
             behind = free_port()
             command = [sys.executable, __file__, "--upstream", replica, str(behind)]
-            process = subprocess.Popen(command)
+            process = subprocess.Popen(command)  # noqa: S603
             stack.callback(process.terminate)
             targets["upstream"] = Target("upstream", str(behind))
             port = free_port()
@@ -442,7 +445,7 @@ def run(arguments: argparse.Namespace) -> None:
 def report(
     arguments: argparse.Namespace, rows: dict[tuple[str, str, int], list[dict[str, float]]], loads: list[Load]
 ) -> None:
-    """A table in Markdown."""
+    """Tables in Markdown."""
 
     def median(way: str, load: Load, figure: str) -> float:
         return statistics.median(row.get(figure, float("nan")) for row in rows[way, load.name, load.streams])
@@ -489,7 +492,7 @@ def ratio(one: float, other: float) -> str:
 
 def machine() -> str:
     model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    return f"{len(os.sched_getaffinity(0)) and os.cpu_count()} cores of {model[1] if model else platform.processor()}"
+    return f"{os.cpu_count()} cores of {model[1] if model else platform.processor()}"
 
 
 def main() -> None:
