@@ -17,7 +17,7 @@ from luthier.serving.protocol import CalledTool, GenerateRequest, TokenChunk
 from luthier.serving.text import AnswerText
 
 
-class Answer:
+class AnswerChunks:
     """What `add` and `rest` give, joined, is the answer. Calls are read only where the request offers tools."""
 
     def __init__(self, renderer: Renderer, request: GenerateRequest, prompt: Sequence[int]) -> None:
@@ -32,12 +32,17 @@ class Answer:
         self._likelihoods: Likelihoods | None = None
         if request.sampling.logprobs is not None:
             self._likelihoods = Likelihoods(self._tokenizer, renderer.before_text() if is_chat else "")
+        self._is_plain = isinstance(self._reader, PlainReader) and self._likelihoods is None  # the short way, for speed
         self._read = 0  # bytes of the text that the reader was given
         self.is_stopped = False  # a stop string was met, or the one call was made: no token may follow
         self.has_calls = False
 
     def add(self, token: Token) -> list[TokenChunk]:
         """What has become certain with a token that does not end the answer."""
+        if self._is_plain:
+            text = self._text.add(token.id)
+            self.is_stopped = self._text.is_stopped
+            return [TokenChunk(text=text)] if text else []
         if token.id == self._divider:
             said = [*self._given(self._text.rest()), *self._reader.divide()]
             is_cut, self._text = self._text.is_stopped, AnswerText(self._tokenizer, self._stops)
@@ -56,6 +61,7 @@ class Answer:
         """What was held back, once no token follows."""
         has_ended = self._one_call and self.has_calls  # what was made behind the call is not said
         chunks = [] if has_ended else self._chunks([*self._given(self._text.rest()), *self._reader.rest()])
+        self.is_stopped = self.is_stopped or self._text.is_stopped
         if self._likelihoods is None:
             return chunks
         told = self._likelihoods.rest(self._read if self.is_stopped else None)

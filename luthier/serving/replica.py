@@ -18,7 +18,7 @@ from luthier.chat.tokenizer import Tokenizer
 from luthier.core import logs
 from luthier.core.errors import InvalidParameter, InvalidRequest, LuthierError, NotFound
 from luthier.nets.tokens import Guide
-from luthier.serving.answer import Answer
+from luthier.serving.answer import AnswerChunks
 from luthier.serving.backends.base import AdapterUnreadable, Backend, backends
 from luthier.serving.checks import check
 from luthier.serving.engine import Engine
@@ -166,7 +166,7 @@ class Replica:
 
     async def _stream(self, request: GenerateRequest, send: Send) -> Finish:
         prompt, guide = await self._prepared(request)
-        answer = Answer(self._renderer, request, prompt)
+        answer = AnswerChunks(self._renderer, request, prompt)
         stops = self._renderer.stops.union(request.sampling.stop_tokens)
         is_stopped, count = False, 0
         async with self._residency.hold(request.adapter) as adapter:
