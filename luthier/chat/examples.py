@@ -11,6 +11,9 @@ from luthier.chat.renderers.base import Rendered, Renderer
 Overlength = Literal["drop", "truncate", "fail"]
 """What becomes of a row that is longer than the limit: left out, cut behind the limit, or a reason not to start."""
 
+TurnWeights = Literal["honoured", "ignored"]
+"""Whether an answer of weight 0 is left untrained, or trained as every other."""
+
 Drop = Literal["too_long", "nothing_trained"]
 """Why a row is not trained: it is longer than the limit, or nothing that is learned is left of it."""
 
@@ -22,6 +25,15 @@ class Fitted:
     sequences: tuple[Rendered, ...]
     dropped: Drop | None = None
     is_truncated: bool = False
+
+
+def weighed(
+    value: Conversation | PreferencePair | PlainText | ImageGeneration, turn_weights: TurnWeights
+) -> Conversation | PreferencePair | PlainText | ImageGeneration:
+    """An example as it is to be trained; of a pair only the answers are, whatever their weights."""
+    if turn_weights == "honoured" or not isinstance(value, Conversation):
+        return value
+    return replace(value, messages=tuple(replace(message, trained=True) for message in value.messages))
 
 
 def sequences(

@@ -6,13 +6,13 @@ import hashlib
 import random
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from luthier.chat.examples import Drop, Overlength, fitted
+from luthier.chat.examples import Drop, Overlength, fitted, weighed
 from luthier.chat.renderers.base import Rendered, Renderer
 from luthier.core.errors import DatasetInvalid, InvalidRequest, RunFailed
 from luthier.formats.base import formats
@@ -112,6 +112,7 @@ def read_rows(
             if isinstance(example, Problem):
                 faults.append(example)
                 continue
+            example = replace(example, value=weighed(example.value, file.turn_weights))
             row = fitted(objective.encode(example, renderer), max_length=max_length, overlength=overlength)
             if row.dropped:
                 dropped.setdefault(row.dropped, []).append(example.row)

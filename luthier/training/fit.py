@@ -457,7 +457,7 @@ def _stored(storage: Storage, file: DataFile, rows: list[Encoded], folder: Path)
                 lines[found.row] = found.text if is_line else json.dumps(found.value, ensure_ascii=False)
     data = "".join(f"{lines[row.row]}\n" for row in rows).encode()
     there = Storage(folder.as_uri()).write(file.key, data)
-    return DataFile(key=file.key, sha256=there.sha256, format=file.format)
+    return DataFile(key=file.key, sha256=there.sha256, format=file.format, turn_weights=file.turn_weights)
 
 
 def _on_line(points: Sequence[tuple[int, int]], at: int) -> int:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from luthier.chat.examples import Overlength
+from luthier.chat.examples import Overlength, TurnWeights
 from luthier.training.precision import Precision
 
 SHARED_AMONG_ONE = "full needs several processes, among which weights are shared"
@@ -38,6 +38,9 @@ class DataFile(Value):
     key: str
     sha256: str
     format: str = "messages"
+    turn_weights: TurnWeights = Field(
+        default="honoured", description="Whether an answer of weight 0 is left untrained, or trained as every other."
+    )
     rows: int | None = None
     trained_rows: int | None = None
     dropped: dict[str, int] = Field(default_factory=dict, description="Rows that are not trained, by reason.")

@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from luthier.chat.examples import sequences
+from luthier.chat.examples import TurnWeights, sequences, weighed
 from luthier.chat.renderers.base import Rendered, Renderer, renderer_for
 from luthier.chat.tokenizer import Tokenizer
 from luthier.control.datasets.archives import rows_in
@@ -30,36 +30,42 @@ IMAGE_TOKENS: dict[str, int] = {"image_understanding": 1600, "image_generation":
 """Tokens that an image is billed as."""
 
 
-def count_file(source: Source, form: str, model: Path, *, processes: int = 1) -> Iterator[Lengths]:
+def count_file(
+    source: Source, form: str, model: Path, *, processes: int = 1, turn_weights: TurnWeights = "honoured"
+) -> Iterator[Lengths]:
     """The lengths of the rows of a file without problems, piece by piece, by the tokenizer and the renderer in the model's
     folder.
     """
     lines = 0
     with rows_in(source) as (rows, _):
-        for found, spanned in _counted_pieces(rows, form, model, processes):
+        for found, spanned in _counted_pieces(rows, form, model, processes, turn_weights):
             yield found.moved(lines)
             lines += spanned
 
 
-def _counted_pieces(source: Source, form: str, model: Path, processes: int) -> Iterator[tuple[Lengths, int]]:
+def _counted_pieces(
+    source: Source, form: str, model: Path, processes: int, turn_weights: TurnWeights
+) -> Iterator[tuple[Lengths, int]]:
     places = list(pairwise(piece_bounds(source)))
     if processes == 1 or len(places) == 1:
         for start, end in places:
-            yield count_piece(source, form, model, start, end)
+            yield count_piece(source, form, model, start, end, turn_weights)
         return
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # each process has a core to itself
     context = multiprocessing.get_context("fork" if isinstance(source, LocalFile | Given) else "spawn")
     ahead: deque[Future[tuple[Lengths, int]]] = deque()
     with ProcessPoolExecutor(processes, mp_context=context) as pool:
         for place in places:
-            ahead.append(pool.submit(count_piece, source, form, model, *place))
+            ahead.append(pool.submit(count_piece, source, form, model, *place, turn_weights))
             if len(ahead) > processes:
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
 
 
-def count_piece(source: Source, form: str, model: Path, start: int, end: int) -> tuple[Lengths, int]:
+def count_piece(
+    source: Source, form: str, model: Path, start: int, end: int, turn_weights: TurnWeights = "honoured"
+) -> tuple[Lengths, int]:
     """Lengths of the rows between two places, both at the start of a line, and how many lines that are."""
     plugin, renderer = formats.load(form), renderer_in(model)
     found = Lengths(bills_text=bills_text(plugin.kind))
@@ -71,15 +77,15 @@ def count_piece(source: Source, form: str, model: Path, start: int, end: int) ->
             batch.append(record)
             characters += len(record.text)
             if len(batch) == _BATCH or characters > _BATCH_CHARACTERS:
-                _count(batch, plugin, renderer, found)
+                _count(batch, plugin, renderer, found, turn_weights)
                 batch.clear()
                 characters = 0
-    _count(batch, plugin, renderer, found)
+    _count(batch, plugin, renderer, found, turn_weights)
     return found, reader.lines
 
 
-def _count(batch: list[Record], plugin: Any, renderer: Renderer, found: Lengths) -> None:
-    values = [plugin.value(record.value) for record in batch]
+def _count(batch: list[Record], plugin: Any, renderer: Renderer, found: Lengths, turn_weights: TurnWeights) -> None:
+    values = [weighed(plugin.value(record.value), turn_weights) for record in batch]
     try:
         rows: list[tuple[Rendered, ...] | str] = list(sequences(values, renderer))
     except InvalidRequest:  # one of them is refused: find out which

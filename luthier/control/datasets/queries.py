@@ -35,12 +35,13 @@ class FileQueries(Queries):
 
 
 class LengthsQueries(Queries):
-    async def of(self, file_id: str, weights: str, renderer_sha256: str) -> LengthsRow | None:
+    async def of(self, file_id: str, weights: str, renderer_sha256: str, turn_weights: str) -> LengthsRow | None:
         """What was counted of a file with the tokenizer of that model, as that renderer writes it."""
         rows = self.visible(LengthsRow).where(
             LengthsRow.file_id == file_id,
             LengthsRow.weights == weights,
             LengthsRow.renderer_sha256 == renderer_sha256,
+            LengthsRow.turn_weights == turn_weights,
         )
         return await self.session.scalar(rows)
 

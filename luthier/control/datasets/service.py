@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import PurePath
@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from luthier.chat.examples import Overlength
+from luthier.chat.examples import Overlength, TurnWeights
 from luthier.chat.tokenizer import TOKENIZER_FILES, Tokenizer
 from luthier.control import audit
 from luthier.control.datasets.lengths import Selection, Summary, kept, under
@@ -240,7 +240,14 @@ class Datasets:
         return _file(row)
 
     async def counted(
-        self, file: File, project: str, model: TokenizedBy, *, max_length: int, overlength: Overlength
+        self,
+        file: File,
+        project: str,
+        model: TokenizedBy,
+        *,
+        max_length: int,
+        overlength: Overlength,
+        turn_weights: TurnWeights = "honoured",
     ) -> Counted | None:
         """How long the rows are by a model, and which of them are trained under a limit; None while they are being counted,
         which begins when somebody asks first.
@@ -248,7 +255,8 @@ class Datasets:
         Raises InvalidRequest for a file that cannot be trained on, or what kept its rows from being counted.
         """
         _fit(file, "counted")
-        row = await self._lengths_of(file, project, model) or await self._new_lengths(file, project, model)
+        row = await self._lengths_of(file, project, model, turn_weights)
+        row = row or await self._new_lengths(file, project, model, turn_weights)
         result = row.result or {}
         if row.status == "error":
             if result.get("again"):  # it went over a limit, which may be another by now
@@ -279,21 +287,23 @@ class Datasets:
             if row is not None and row.status == "error":
                 row.status, row.result = "counting", None
 
-    async def _lengths_of(self, file: File, project: str, model: TokenizedBy) -> LengthsRow | None:
+    async def _lengths_of(
+        self, file: File, project: str, model: TokenizedBy, turn_weights: TurnWeights
+    ) -> LengthsRow | None:
         async with self.db.read() as session:
             queries = LengthsQueries(session, Principal("system", project))
-            return await queries.of(file.id, model.weights, model.renderer_sha256)
+            return await queries.of(file.id, model.weights, model.renderer_sha256, turn_weights)
 
-    async def _new_lengths(self, file: File, project: str, model: TokenizedBy) -> LengthsRow:
+    async def _new_lengths(self, file: File, project: str, model: TokenizedBy, turn_weights: TurnWeights) -> LengthsRow:
         """Have a file counted; of several who ask at once one does it, and the others take what it has."""
-        row = self._lengths_row(file, project, model)
+        row = self._lengths_row(file, project, model, turn_weights)
         if file.bytes <= _COUNTED_AT_ONCE:
             await self._count(row, file)
         try:
             async with self.db.write("lengths") as session:
                 session.add(row)
         except IntegrityError:
-            theirs = await self._lengths_of(file, project, model)
+            theirs = await self._lengths_of(file, project, model, turn_weights)
             if theirs is None:
                 raise
             await asyncio.to_thread(self.storage.delete, row.key)
@@ -310,7 +320,7 @@ class Datasets:
             return
         row.status = "counted"
 
-    def _lengths_row(self, file: File, project: str, model: TokenizedBy) -> LengthsRow:
+    def _lengths_row(self, file: File, project: str, model: TokenizedBy, turn_weights: TurnWeights) -> LengthsRow:
         lengths_id = ids.new("lengths")
         return LengthsRow(
             id=lengths_id,
@@ -319,6 +329,7 @@ class Datasets:
             model=model.name[:64],
             weights=model.weights,
             renderer_sha256=model.renderer_sha256,
+            turn_weights=turn_weights,
             key=f"lengths/{project}/{lengths_id}",
             status="counting",
             result=None,
@@ -397,6 +408,42 @@ class Datasets:
         files = {made[name]: (name, done[name]) for name in ("training", "validation")}
         training, validation = await self._versions(who, file, operation, files, suffix=done["suffix"])
         return training, validation, done["division"]
+
+    async def join(self, who: Principal, files: Sequence[File], *, param: str) -> File:
+        """Make a new version of the first file that has the rows of all, in their order; all have been read.
+
+        Raises InvalidRequest for files that are not of one format, and for archives.
+        """
+        first, others = files[0], files[1:]
+        form = _format_of(first)
+        for file in others:
+            if (other := _format_of(file)) != form:
+                raise InvalidRequest(
+                    f"{first.filename!r} is of the format {form} and {file.filename!r} of {other}; only files of one format "
+                    "can be trained together.",
+                    param=param,
+                )
+        if formats.load(form).in_archive:
+            raise InvalidRequest(
+                f"Several archives such as {first.filename!r} cannot be trained together.",
+                param=param,
+                hint="Pack their rows and images into one.",
+            )
+        made = ids.new("file")
+        stored = await self.storage.write_stream(key_of(who.project, made), self._joined(files))
+        operation = {"name": "join", "files": [file.id for file in files]}
+        [joined] = await self._versions(who, first, operation, {made: ("joined", asdict(stored))}, suffix=".jsonl")
+        return joined
+
+    async def _joined(self, files: Sequence[File]) -> AsyncIterator[bytes]:
+        """The bytes of files, one after the other, each from the beginning of a line on."""
+        for file in files:
+            last = b"\n"
+            async for chunk in self.storage.stream_async(file.key):
+                last = chunk[-1:] or last
+                yield chunk
+            if last != b"\n":
+                yield b"\n"
 
     async def _versions(
         self,
@@ -487,7 +534,12 @@ def check_purpose(purpose: str) -> None:
 
 def counting(row: LengthsRow, key: str, size: int, form: str) -> Task:
     """The task that counts the rows of a file."""
-    options = {"format": form, "weights": row.weights, "result": f"{row.key}/rows"}
+    options = {
+        "format": form,
+        "weights": row.weights,
+        "turn_weights": row.turn_weights,
+        "result": f"{row.key}/rows",
+    }
     return Task(kind="count", key=key, size=size, options=options)
 
 

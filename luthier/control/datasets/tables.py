@@ -36,12 +36,13 @@ class LengthsRow(Owned, Leased, Table):
     """Tokens of a file's rows by one model. `status` is counting, counted (`result` says what was found) or error."""
 
     __tablename__ = "file_lengths"
-    __table_args__ = (UniqueConstraint("file_id", "weights", "renderer_sha256"),)
+    __table_args__ = (UniqueConstraint("file_id", "weights", "renderer_sha256", "turn_weights"),)
 
     file_id: Mapped[str] = mapped_column(ForeignKey("files.id"))
     model: Mapped[str] = mapped_column(String(64))
     weights: Mapped[str] = mapped_column(String(256))  # storage key of the model's folder, which never changes
     renderer_sha256: Mapped[str] = mapped_column(String(64))
+    turn_weights: Mapped[str] = mapped_column(String(16))  # by which some tokens of a row are learned, or all answers
     key: Mapped[str] = mapped_column(String(256))  # of the folder of the lengths, once counted
     status: Mapped[str] = mapped_column(String(16), index=True)
     result: Mapped[dict[str, Any] | None]

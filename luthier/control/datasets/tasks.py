@@ -49,9 +49,11 @@ def _inspect(task: Task, source: Source, storage: Storage) -> dict[str, Any]:
 
 
 def _count(task: Task, source: Source, storage: Storage) -> dict[str, Any]:
-    """Options: `format`, `weights` (the model's folder), `result` (where the lengths are written)."""
+    """Options: `format`, `weights` (the model's folder), `turn_weights`, `result` (where the lengths are written)."""
     folder = storage.folder(task.options["weights"], only=TOKENIZER_FILES)
-    counted = count_file(source, task.options["format"], folder, processes=task.processes)
+    counted = count_file(
+        source, task.options["format"], folder, processes=task.processes, turn_weights=task.options["turn_weights"]
+    )
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "lengths"
         with path.open("wb") as out:

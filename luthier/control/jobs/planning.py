@@ -200,7 +200,9 @@ def _data(data: Data, request: JobRequest, max_length: int, param: str) -> DataF
         overlength=request.overlength,
         param=param,
     )
-    return DataFile(key=file.key, sha256=file.sha256, format=file.report.format, **rows)
+    return DataFile(
+        key=file.key, sha256=file.sha256, format=file.report.format, turn_weights=request.turn_weights, **rows
+    )
 
 
 def _nothing_left(filename: str, chosen: Selection, max_length: int) -> str:

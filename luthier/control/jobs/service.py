@@ -15,7 +15,8 @@ from luthier.control.db import Database
 from luthier.control.jobs.history import History
 from luthier.control.jobs.lifecycle import ACTIVE, TERMINAL, Status, Wish
 from luthier.control.jobs.log import HEADER, line_of
-from luthier.control.jobs.planning import Data, check_numbers, choices, limit_of, objective_for, plan, positions_of
+from luthier.control.jobs.planning import check_numbers, choices
+from luthier.control.jobs.preparing import Inputs, Preparation, Prepared
 from luthier.control.jobs.queries import JobQueries
 from luthier.control.jobs.recording import Recorder
 from luthier.control.jobs.tables import CheckpointRow, EventRow, JobRow
@@ -31,7 +32,6 @@ from luthier.core.errors import (
     LuthierError,
 )
 from luthier.core.pages import NumberedPage, Page, PageRequest
-from luthier.training.objectives.base import objectives
 from luthier.training.spec import DataFile, TrainingSpec
 
 _FOLLOWED_AT_ONCE = 500  # events
@@ -51,10 +51,8 @@ class Jobs:
 
     def __init__(self, db: Database, catalog: Catalog, datasets: Datasets, clock: Clock, *, cores: int) -> None:
         self.db = db
-        self.catalog = catalog
-        self.datasets = datasets
         self.clock = clock
-        self.cores = cores
+        self.preparation = Preparation(catalog, datasets, cores=cores)
         self.history = History(clock)
         self.recorder = Recorder(self.history, catalog, clock)
 
@@ -66,16 +64,17 @@ class Jobs:
         Files that were uploaded just now are waited for a little.
         """
         _check_request(request)
-        card = await self.catalog.trainable(request.base_model, request.method.name)
-        spec_id = ids.new("ftjob")
-        spec = await self._spec(who, spec_id, request, patience_seconds=self.patience_seconds)
+        job_id = ids.new("ftjob")
+        inputs = await self.preparation.begin(who, request, patience_seconds=self.patience_seconds)
+        prepared = await self.preparation.go_on(who, job_id, request, inputs)
         row = JobRow(
-            id=spec_id,
+            id=job_id,
             project_id=who.project,
             status=Status.CHECKING,
             request=request.model_dump(mode="json"),
+            inputs=prepared.inputs.model_dump(mode="json"),
             spec=None,
-            base_model=card.name,
+            base_model=request.base_model,
             model_name="",
             told=0,
             lost_runs=0,
@@ -83,15 +82,18 @@ class Jobs:
             created_at=self.clock.now(),
         )
         async with self.db.write("jobs", EVENTS) as session:
-            row.model_name = await self._unused_name(session, card.name, request.suffix)
+            row.model_name = await self._unused_name(session, request.base_model, request.suffix)
             session.add(row)
             await session.flush()
             audit.note(session, who, "job.created", row.id, self.clock)
             self.history.tell(session, row, "The job was created.")
-            if spec is None:
+            for what, files in (("training", request.training_files), ("validation", request.validation_files)):
+                if len(files) > 1:
+                    self.history.tell(session, row, f"The rows of its {len(files)} {what} files were joined.")
+            if prepared.spec is None:
                 self.history.tell(session, row, "The tokens of its files are being counted.")
             else:
-                self.queue(session, row, spec)
+                self.queue(session, row, prepared.spec)
         return _job(row)
 
     async def get(self, who: Principal, job_id: str) -> Job:
@@ -244,57 +246,37 @@ class Jobs:
 
     # What the scheduler does, under its lease, in its transaction
 
-    async def prepare(self, job: Job) -> TrainingSpec | None:
-        """The spec of a job whose files have been read; None while they have not. Raises what is wrong with them."""
+    async def prepare(self, job: Job) -> Prepared | None:
+        """Bring a job nearer to its spec; None where there is nothing new. Raises what is wrong with its files."""
+        who = Principal(id="system", project=job.project)
+        async with self.db.read() as session:
+            row = _found(await JobQueries(session, who).get(job.id), job.id)
         try:
-            return await self._spec(Principal(id="system", project=job.project), job.id, job.request)
+            known = Inputs.model_validate(row.inputs) if row.inputs else await self.preparation.begin(who, job.request)
         except FileNotChecked:  # it is being read once more, by a newer version of ours
             return None
+        prepared = await self.preparation.go_on(who, job.id, job.request, known)
+        return prepared if prepared.spec is not None or prepared.inputs.model_dump() != row.inputs else None
+
+    def keep(self, session: AsyncSession, row: JobRow, prepared: Prepared) -> None:
+        """Write down how far the files of a job that is being checked are, and queue it once it has a spec."""
+        row.inputs = prepared.inputs.model_dump(mode="json")
+        if prepared.spec is not None:
+            self.queue(session, row, prepared.spec)
 
     def queue(self, session: AsyncSession, row: JobRow, spec: TrainingSpec) -> None:
         row.spec = spec.model_dump(mode="json")
+        request = JobRequest.model_validate(row.request)
+        if spec.validation is not None and not request.validation_files:
+            kept, rows = spec.validation.rows or 0, (spec.training.rows or 0) + (spec.validation.rows or 0)
+            told = f"{kept:,} of {rows:,} rows are kept for validation, drawn with the seed {spec.seed}."
+            self.history.tell(session, row, told, level="warn")
         for what, file in (("trained", spec.training), ("used for validation", spec.validation)):
             if file is not None and file.dropped:
                 self.history.tell(
                     session, row, _promised(file, what), level="warn", data=file.model_dump(include=_PROMISE)
                 )
         self.history.move(session, row, Status.QUEUED)
-
-    async def _spec(
-        self, who: Principal, job_id: str, request: JobRequest, *, patience_seconds: float = 0.0
-    ) -> TrainingSpec | None:
-        """Everything computed that was left to us; None while the tokens of a file are being counted."""
-        card = await self.catalog.trainable(request.base_model, request.method.name)
-        limit = limit_of(
-            card.name,
-            card.context_length,
-            request.max_length,
-            usual=request.usual_max_length,
-            taken=positions_of(request.method),
-        )
-        files = [("training_file", request.training_files[0], request.least_rows)]
-        if request.validation_files:
-            files.append(("validation_file", request.validation_files[0], 1))
-        ready = []
-        for param, file_id, least in files:
-            wants = objectives.load(request.objective.name).wants if request.objective else None
-            file = await self.datasets.ready(
-                who, file_id, param=param, wants=wants, at_least=least, patience_seconds=patience_seconds
-            )
-            if request.objective is None:
-                assert file.report is not None and file.report.kind is not None
-                found = objective_for(file.report.kind, file.filename)
-                request = request.model_copy(update={"objective": found})
-            ready.append(file)
-        counted = [
-            await self.datasets.counted(file, who.project, card, max_length=limit, overlength=request.overlength)
-            for file in ready
-        ]
-        data = [Data(file, one) for file, one in zip(ready, counted, strict=True) if one is not None]
-        if len(data) < len(counted):
-            return None
-        validation = data[1] if len(data) > 1 else None
-        return plan(job_id, request, card, data[0], validation, max_length=limit, cores=self.cores)
 
     async def _unused_name(self, session: AsyncSession, base_model: str, suffix: str | None) -> str:
         """A name for the tuned model that no job of any project has."""

@@ -14,8 +14,8 @@ from luthier.control.db import Leased, Owned, Table
 class JobRow(Owned, Leased, Table):
     """`request` is what the customer asked for; `spec` what will be trained, once the files were read.
 
-    `inputs` are the files that it is trained on, where they had to be made from those that were asked for. `told` counts its
-    events, so that each gets a number while the row is locked; `lost_runs` its processes that ended without being asked.
+    `inputs` are the files that it is trained on, which may be made of those that were asked for. `told` counts its events, so
+    that each gets a number while the row is locked; `lost_runs` its processes that ended without being asked.
     """
 
     __tablename__ = "jobs"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from luthier.chat.examples import Overlength
+from luthier.chat.examples import Overlength, TurnWeights
 from luthier.control.jobs.lifecycle import Status, Wish
 from luthier.training.spec import PluginChoice, TrainingSpec
 
@@ -46,7 +46,7 @@ class JobRequest(Value):
         default=2048, description="What it is where nobody asked; less where the model reads less."
     )
     overlength: Overlength = Field(default="drop", description="What becomes of a longer row.")
-    turn_weights: Literal["honoured", "ignored"] = Field(
+    turn_weights: TurnWeights = Field(
         default="honoured", description="Whether a turn of weight 0 is left untrained, or trained as every other."
     )
     least_rows: int = Field(default=1, description="Fewer rows than this are refused.")

@@ -56,7 +56,7 @@ class Inspector(Reconciler[FileRow]):
         try:
             report = DatasetReport.model_validate(await self.workshop.do(task))
         except LuthierError as stopped:
-            if _may_pass(stopped):
+            if may_pass(stopped):
                 raise
             report = _stopped(stopped.message)
         await self._apply(lease, report)
@@ -104,7 +104,7 @@ class TokenCounter(Reconciler[LengthsRow]):
                 result = await self.workshop.do(counting(row, file.key, file.bytes, file.report["format"]))
                 status = "counted"
             except LuthierError as refused:
-                if _may_pass(refused):
+                if may_pass(refused):
                     raise
                 result = {"why": refused.text, "again": isinstance(refused, WorkStopped)}
         async with apply(self.db, lease, "jobs") as (_, row):
@@ -120,7 +120,7 @@ def _stopped(why: str) -> DatasetReport:
     return of_problem(Problem(code="check_stopped", found=why.rstrip(".")))
 
 
-def _may_pass(error: LuthierError) -> bool:
+def may_pass(error: LuthierError) -> bool:
     """Whether the same work may go well another time; what went over a limit would do so again."""
     return isinstance(error, Unavailable) and not isinstance(error, WorkStopped)
 

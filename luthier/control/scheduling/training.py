@@ -15,6 +15,7 @@ from luthier.control.jobs.queries import JobQueries
 from luthier.control.jobs.service import EVENTS, Jobs, described
 from luthier.control.jobs.tables import JobRow, RunRow
 from luthier.control.jobs.values import Error, Job
+from luthier.control.scheduling.background import may_pass
 from luthier.control.scheduling.leases import Lease, apply, release
 from luthier.control.scheduling.placement import fits
 from luthier.control.scheduling.reconciler import Reconciler
@@ -77,18 +78,20 @@ class TrainingReconciler(Reconciler[JobRow]):
 
     async def _prepare(self, lease: Lease[JobRow], job: Job) -> None:
         try:
-            spec = await self.jobs.prepare(job)
+            prepared = await self.jobs.prepare(job)
         except LuthierError as refused:
+            if may_pass(refused):
+                raise
             async with apply(self.db, lease, EVENTS) as (session, row):
                 if row.status == Status.CHECKING:
                     self.jobs.history.fail(session, row, described(refused))
             return
-        if spec is None:
+        if prepared is None:
             await release(self.db, lease)
             return
         async with apply(self.db, lease, "jobs", EVENTS) as (session, row):
             if row.status == Status.CHECKING:
-                self.jobs.queue(session, row, spec)
+                self.jobs.keep(session, row, prepared)
 
     async def _place(self, lease: Lease[JobRow], job: Job) -> None:
         """Start the oldest queued job when its cores are free. The run's row is written before the process is started."""

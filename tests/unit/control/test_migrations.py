@@ -125,6 +125,11 @@ async def test_older_models_are_adapters_that_answer(parts: Parts) -> None:
     assert (model.method, model.is_callable) == ("lora", True)
 
 
+async def test_older_lengths_are_those_of_weights_that_are_honoured(parts: Parts) -> None:
+    async with parts.db.read() as session:
+        assert list(await session.scalars(text("SELECT turn_weights FROM file_lengths"))) == ["honoured"]
+
+
 async def test_the_way_back_keeps_the_jobs(older: Database) -> None:
     await older.migrate()
     async with older._writer.begin() as connection:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 
 from luthier.control.datasets import service
+from luthier.control.datasets.tables import LengthsRow
 from luthier.control.jobs.lifecycle import Status
 from luthier.core.errors import DatasetInvalid, InvalidParameter
 from luthier.testing import InlineExecutor, jsonl
@@ -103,6 +105,64 @@ async def test_a_job_waits_until_its_rows_are_counted(house: House, monkeypatch:
     ready = await house.jobs.get(ADA, job.id)
     assert ready.spec is not None
     assert (ready.spec.training.rows, ready.spec.training.trained_rows) == (5, 3)
+
+
+def weighed(*weights: int | None) -> dict[str, Any]:
+    """A conversation with an answer of ten letters for each weight; None where none is written."""
+    turns: list[dict[str, Any]] = []
+    for weight in weights:
+        said = {} if weight is None else {"weight": weight}
+        turns += [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b" * 10, **said}]
+    return {"messages": turns}
+
+
+WEIGHED = [weighed(0, 1), weighed(1, 0), weighed(None, None), weighed(0, None, 0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("turn_weights", "asked", "rows", "tokens"),
+    [
+        ("honoured", {}, 4, 1 + 1 + 2 + 2),
+        ("ignored", {}, 4, 2 + 2 + 2 + 4),
+        ("honoured", {"max_length": 33, "overlength": "truncate"}, 2, 1 + 1),  # of one answer and a little of the rest
+        ("ignored", {"max_length": 33, "overlength": "truncate"}, 4, 4),
+    ],
+)
+async def test_a_promise_holds_for_either_way_with_weights(
+    house: House, turn_weights: str, asked: dict[str, Any], rows: int, tokens: int
+) -> None:
+    pytest.importorskip("torch")
+    from luthier.training.run import run
+
+    def train(process) -> int:
+        trainer = Trainer(process)
+        run(trainer.spec, trainer.storage, attempt=trainer.attempt, stop=process.stopping)
+        return 0
+
+    parts = house.again(InlineExecutor(train))
+    job = await submit(house, WEIGHED, turn_weights=turn_weights, epochs=1, **asked)
+    assert job.spec is not None
+    assert (job.spec.training.rows, job.spec.training.trained_rows) == (4, rows)
+    done = await rounds(parts, ADA, job, Status.SUCCEEDED, Status.FAILED, within_seconds=110)
+    assert done.status is Status.SUCCEEDED, done.error
+    [learned] = [
+        int(event.message.split(", ")[1].split()[0].replace(",", ""))
+        for event in await told(parts, ADA, done)
+        if "trained tokens an epoch" in event.message
+    ]
+    assert learned == tokens * 11  # ten letters and the token that ends them
+
+
+async def test_the_two_ways_with_weights_are_counted_apart(house: House) -> None:
+    file = await house.upload(content=jsonl(WEIGHED))
+    found = [
+        (await house.submit(training_files=[file.id], turn_weights=way, max_length=100)).spec
+        for way in ("honoured", "ignored", "honoured", "ignored")
+    ]
+    assert [spec.training.turn_weights for spec in found if spec] == ["honoured", "ignored"] * 2
+    async with house.parts.db.read() as session:
+        counted = list(await session.scalars(select(LengthsRow.turn_weights).order_by(LengthsRow.id)))
+    assert counted == ["honoured", "ignored"]
 
 
 def run_of(rows: int, dropped: int):

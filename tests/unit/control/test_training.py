@@ -316,7 +316,7 @@ async def starts(parts: Parts, executor: InlineExecutor, count: int) -> list[str
 async def test_jobs_start_oldest_first_and_as_many_as_the_cores_hold(house: House, threads: int, together: int) -> None:
     executor = InlineExecutor(played(until_stopped), cores=2)
     parts = house.again(executor)
-    house.jobs.cores = threads
+    house.jobs.preparation.cores = threads
     jobs = [(who, await house.submit(who)) for who in (ADA, BOB, ADA)]
     names = [f"{job.id}-1" for _, job in jobs]
     assert await starts(parts, executor, together) == names[:together]
@@ -354,7 +354,7 @@ async def test_a_fault_on_one_job_leaves_the_others_alone(house: House) -> None:
         return whole(trainer)
 
     parts = house.again(InlineExecutor(played(play)))
-    house.jobs.cores = 1
+    house.jobs.preparation.cores = 1
     broken, good = await house.submit(), await house.submit()
     assert (await rounds(parts, ADA, good, *ENDS)).status is Status.SUCCEEDED
     assert (await house.jobs.get(ADA, broken.id)).status is Status.STARTING

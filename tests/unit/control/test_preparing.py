@@ -1,0 +1,247 @@
+"""Several files are trained as one, and rows are kept for validation where somebody asks for it; none is lost on the way."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from luthier.control.datasets import service
+from luthier.control.jobs.lifecycle import Status
+from luthier.control.jobs.values import Job
+from luthier.core.errors import (
+    DatasetInvalid,
+    FileNotChecked,
+    FileNotFound,
+    InvalidParameter,
+    InvalidRequest,
+    Unavailable,
+)
+from luthier.core.pages import PageRequest
+from luthier.testing import jsonl, toy_pairs, toy_rows
+from luthier.training.spec import DataFile
+from tests.unit.control.conftest import ADA, BOB, House, add
+from tests.unit.control.trainers import told
+
+
+async def on_files(house: House, *contents: list[dict[str, Any]], **asked: Any) -> Job:
+    files = [(await house.upload(content=jsonl(rows))).id for rows in contents]
+    return await house.submit(training_files=files, **asked)
+
+
+async def ready(house: House, job: Job) -> Job:
+    """The job once what was made for it has been read."""
+    assert (job.status, job.spec) == (Status.CHECKING, None)
+    for _ in range(3):
+        await house.parts.inspector.once()
+        await house.parts.training.once()
+        job = await house.jobs.get(ADA, job.id)
+        if job.status is not Status.CHECKING:
+            break
+    assert job.status is Status.QUEUED, job.error
+    return job
+
+
+def rows_of(house: House, file: DataFile | None) -> list[dict[str, Any]]:
+    assert file is not None
+    return [json.loads(line) for line in house.parts.storage.read(file.key).splitlines()]
+
+
+async def test_several_files_are_trained_as_one(house: House) -> None:
+    parts = [toy_rows(3, seed=seed) for seed in range(3)]
+    job = await on_files(house, *parts)
+    assert [event.message for event in await told(house.parts, ADA, job)][
+        1
+    ] == "The rows of its 3 training files were joined."
+    done = await ready(house, job)
+    assert done.spec is not None
+    assert rows_of(house, done.spec.training) == [row for rows in parts for row in rows]
+    assert (done.spec.training.rows, done.spec.training.trained_rows) == (9, 9)
+    assert done.request.training_files == job.request.training_files  # as they were asked for
+    assert len(done.request.training_files) == 3
+    [made] = await house.parts.services.datasets.children(ADA, done.request.training_files[0])
+    assert made.operation == {"name": "join", "files": done.request.training_files, "output": "joined"}
+    assert made.filename == "rows.joined.jsonl"
+
+
+async def test_several_validation_files_are_one_too(house: House) -> None:
+    valid = [(await house.upload(rows=count)).id for count in (2, 3)]
+    done = await ready(house, await on_files(house, toy_rows(12), validation_files=valid))
+    assert done.spec is not None
+    assert done.spec.validation is not None
+    assert (done.spec.training.rows, done.spec.validation.rows) == (12, 5)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [(b"%s", b"%s\n"), (b"%s\r\n", b"%s"), (b"%s\n\n\n", b"\n%s\n")],
+    ids=["no last line feed", "line ends of Windows", "blank lines"],
+)
+async def test_files_are_joined_at_the_ends_of_their_lines(house: House, first: bytes, second: bytes) -> None:
+    rows = toy_rows(2)
+    contents = [form.replace(b"%s", json.dumps(row).encode()) for form, row in zip((first, second), rows, strict=True)]
+    files = [await house.upload(content=content) for content in contents]
+    assert [file.status for file in files] == ["processed", "processed"]
+    joined = await house.parts.services.datasets.join(ADA, files, param="training_file")
+    await house.parts.inspector.once()
+    read = await house.parts.services.datasets.get(ADA, joined.id)
+    assert (read.status, read.report and read.report.rows) == ("processed", 2)
+    kept = house.parts.storage.read(joined.key)
+    assert [json.loads(line) for line in kept.splitlines() if line.strip()] == rows
+
+
+async def test_files_that_cannot_be_one_are_refused_and_nothing_is_made(house: House) -> None:
+    chat = [(await house.upload(rows=3)).id for _ in range(2)]
+    pairs = (await house.upload(content=jsonl(toy_pairs(3)))).id
+    unread = (await add(house.parts, ADA, b"{\n")).id
+    house.jobs.patience_seconds = 0.0
+    strange = (await house.upload(BOB)).id
+    refusals: list[tuple[dict[str, Any], type[InvalidRequest | FileNotFound], str]] = [
+        ({"training_files": [chat[0], pairs]}, DatasetInvalid, "holds preference rows; this job wants chat"),
+        ({"training_files": [chat[0], pairs], "objective": None}, DatasetInvalid, "holds preference rows"),
+        ({"training_files": chat, "least_rows": 7}, DatasetInvalid, "have 6 rows together; at least 7 are needed"),
+        ({"training_files": [chat[0], strange]}, FileNotFound, "no file"),
+        ({"training_files": [chat[0], unread]}, FileNotChecked, "still being checked"),
+    ]
+    before = house.parts.storage.list("files")
+    for asked, error, said in refusals:
+        if error is FileNotChecked:
+            asked["training_files"][1] = (await add(house.parts, ADA, b"{\n")).id
+            before = house.parts.storage.list("files")
+        with pytest.raises(error, match=said) as refused:
+            await house.submit(**asked)
+        assert refused.value.param == "training_file"
+    assert house.parts.storage.list("files") == before
+    assert (await house.jobs.list(ADA, PageRequest())).items == []
+
+
+async def test_files_of_two_formats_of_one_kind_are_not_joined(house: House) -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}]
+    turns = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": "b"},
+        {"role": "assistant", "content": "c"},
+    ]
+    files = [await house.upload(rows=3), await house.upload(content=jsonl([{"messages": turns, "tools": tools}]))]
+    assert [file.report.format for file in files if file.report] == ["messages", "function_calling"]
+    with pytest.raises(InvalidRequest, match="only files of one format can be trained together"):
+        await house.submit(training_files=[file.id for file in files])
+
+
+@pytest.mark.parametrize(
+    ("rows", "asked", "kept"),
+    [
+        (20, {"validation_share": 0.2}, 4),
+        (20, {"validation_share": 0.2, "validation_rows_at_most": 3}, 3),
+        (20, {"validation_share": 0.2, "validation_rows_at_most": 100}, 4),
+        (3, {"validation_share": 0.1}, 1),
+        (2, {"validation_share": 0.9}, 1),
+        (7, {"validation_share": 0.99}, 6),
+    ],
+)
+async def test_a_share_of_the_rows_is_kept_for_validation(
+    house: House, rows: int, asked: dict[str, Any], kept: int
+) -> None:
+    job = await on_files(house, toy_rows(rows), **asked)
+    done = await ready(house, job)
+    assert done.spec is not None
+    assert done.spec.validation is not None
+    assert (done.spec.training.rows, done.spec.validation.rows) == (rows - kept, kept)
+    found = rows_of(house, done.spec.training) + rows_of(house, done.spec.validation)
+    assert sorted(map(json.dumps, found)) == sorted(map(json.dumps, toy_rows(rows)))
+    [event] = [event for event in await told(house.parts, ADA, done) if event.level == "warn"]
+    assert event.message == (f"{kept} of {rows} rows are kept for validation, drawn with the seed {done.spec.seed}.")
+    for made in await house.parts.services.datasets.children(ADA, done.request.training_files[0]):
+        assert made.operation is not None
+        assert made.operation["options"]["seed"] == done.spec.seed
+
+
+async def test_the_same_seed_keeps_the_same_rows(house: House) -> None:
+    found: list[list[dict[str, Any]]] = []
+    for seed in (5, 5, 6):
+        done = await ready(house, await on_files(house, toy_rows(40), validation_share=0.5, seed=seed))
+        assert done.spec is not None
+        assert done.spec.seed == seed
+        found.append(rows_of(house, done.spec.validation))
+    assert found[0] == found[1] != found[2]
+
+
+async def test_rows_are_kept_of_several_files_together(house: House) -> None:
+    job = await on_files(house, toy_rows(6), toy_rows(4, seed=1), validation_share=0.3)
+    done = await ready(house, job)
+    assert done.spec is not None
+    assert done.spec.validation is not None
+    assert (done.spec.training.rows, done.spec.validation.rows) == (7, 3)
+
+
+async def test_nothing_is_split_where_a_validation_file_is_named(house: House) -> None:
+    valid = await house.upload(rows=2)
+    job = await on_files(house, toy_rows(12), validation_share=0.5, validation_files=[valid.id])
+    assert job.spec is not None
+    assert job.spec.validation is not None
+    assert (job.spec.training.rows, job.spec.validation.rows) == (12, 2)
+    assert not [event for event in await told(house.parts, ADA, job) if event.level == "warn"]
+
+
+async def test_one_row_cannot_be_split(house: House) -> None:
+    with pytest.raises(InvalidParameter, match="two rows or more") as refused:
+        await on_files(house, toy_rows(1), validation_share=0.5)
+    assert refused.value.param == "validation_share"
+
+
+async def test_the_rows_asked_for_are_counted_before_some_are_kept(house: House) -> None:
+    job = await on_files(house, toy_rows(10), validation_share=0.5, least_rows=10)
+    assert (await ready(house, job)).status is Status.QUEUED
+
+
+async def test_a_job_waits_for_what_was_made_for_it_and_is_split_once(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "_COUNTED_AT_ONCE", 10)
+    job = await on_files(house, toy_rows(6), toy_rows(6, seed=1), validation_share=0.25)
+    for _ in range(4):
+        await house.parts.training.once()
+    assert (await house.jobs.get(ADA, job.id)).status is Status.CHECKING
+    for _ in range(3):
+        await house.parts.inspector.once()
+        await house.parts.training.once()
+    assert (await house.jobs.get(ADA, job.id)).status is Status.CHECKING  # its tokens are not counted
+    await house.parts.counter.once()
+    await house.parts.training.once()
+    done = await house.jobs.get(ADA, job.id)
+    assert done.status is Status.QUEUED
+    files = await house.parts.services.datasets.list(ADA, PageRequest(100), purpose=None, newest_first=True)
+    made = [file.operation["name"] for file in files.items if file.operation]
+    assert sorted(made) == ["join", "split", "split"]
+
+
+async def test_a_split_that_cannot_be_done_now_is_tried_again(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    house.parts.training.every_seconds = 0.0
+    job = await on_files(house, toy_rows(6), toy_rows(6, seed=1), validation_share=0.25)
+    await house.parts.inspector.once()
+    split = service.Datasets.split
+    faults = iter([Unavailable("The storage does not answer.")])
+
+    async def failing(self, *asked):
+        for fault in faults:
+            raise fault
+        return await split(self, *asked)
+
+    monkeypatch.setattr(service.Datasets, "split", failing)
+    await house.parts.training.once()
+    assert (await house.jobs.get(ADA, job.id)).status is Status.CHECKING
+    assert (await ready(house, job)).status is Status.QUEUED
+
+
+async def test_what_was_made_and_is_gone_again_fails_the_job(house: House) -> None:
+    job = await on_files(house, toy_rows(6), toy_rows(6, seed=1))
+    datasets = house.parts.services.datasets
+    [made] = await datasets.children(ADA, job.request.training_files[0])
+    await datasets.delete(ADA, made.id)
+    await house.parts.training.once()
+    failed = await house.jobs.get(ADA, job.id)
+    assert failed.error is not None
+    assert (failed.status, failed.error.code) == (Status.FAILED, "file_not_found")
