@@ -49,11 +49,11 @@ class Faulty(Inference):
 
 
 def main() -> None:
-    logs.configure("critical")  # what nobody expected is expected here
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--data", type=Path, required=True)
     asked = parser.parse_args()
+    logs.configure("critical")  # its faults are meant
     told: dict[str, Any] = {"server": {"data": asked.data}, "models": {"embedded": False}}
     settings = Settings(**told)
     parts = assemble(settings)
