@@ -62,7 +62,6 @@ async def _greeting() -> AsyncGenerator[Delta, None]:
 
 
 def main() -> None:
-    logs.configure("critical")  # what nobody expected is expected here
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--data", type=Path, required=True)

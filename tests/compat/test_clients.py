@@ -92,8 +92,6 @@ def _check(client: Client, told: dict[str, str], folder: Path) -> str:
             str(python_of(client)),
             "-m",
             "pytest",
-            "--rootdir",
-            str(HERE),  # a suite has its client's name: it must not be found in its place
             "-c",
             str(HERE / "suites" / "pytest.ini"),
             "--rootdir",  # else pytest would name the folder `openai` as the client's own package is named

@@ -414,7 +414,7 @@ def test_logs_without_a_wish_begin_at_line_0_and_are_a_hundred(api: Api, monkeyp
 
 
 def test_events_are_frames_and_a_quiet_time_is_a_comment(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = JobEvent(
+    told = JobEvent.model_construct(
         id="ftevent-1",
         job="ftjob-1",
         number=1,
