@@ -269,7 +269,7 @@ def cpu_seconds(process: int) -> float:
 def started(command: list[str], ready: str, log: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
     """A server's process, from its first good answer at the address `ready` until the block ends."""
     with log.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out, env=os.environ | environment)  # noqa: S603
+        process = subprocess.Popen(command, stdout=out, stderr=out, env=os.environ | environment)
     try:
         for _ in range(600):
             if process.poll() is not None:
@@ -318,7 +318,7 @@ def peer_program() -> Path:
             known = {}
             commands = [[sys.executable, "-m", "venv", "--clear", str(home)], [python, "-m", "pip", "install", PEER]]
         for command in commands:
-            subprocess.run(command, check=True, env=known | os.environ)  # noqa: S603
+            subprocess.run(command, check=True, env=known | os.environ)
         (home / "made").touch()
     return home / "bin" / "litellm"
 
@@ -364,7 +364,7 @@ def measured(target: Target, load: Load, gateway: int | None) -> dict[str, float
     """One load on one target, in a process of its own beside the replica; with the gateway's CPU time for each request."""
     before = cpu_seconds(gateway) if gateway else 0.0
     command = [sys.executable, __file__, "--drive", json.dumps([asdict(target), asdict(load)])]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
     found = json.loads(done.stdout)
     if gateway:
         warm_up = (load.seconds + 0.5) / load.seconds  # its requests are not counted, their time is
@@ -406,7 +406,7 @@ def run(arguments: argparse.Namespace) -> None:
         if peer is not None:
             behind = free_port()
             command = [sys.executable, __file__, "--upstream", replica, str(behind)]
-            process = subprocess.Popen(command)  # noqa: S603
+            process = subprocess.Popen(command)
             stack.callback(process.terminate)
             targets["upstream"] = Target("upstream", str(behind))
             port = free_port()
