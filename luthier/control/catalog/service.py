@@ -53,9 +53,7 @@ class Catalog:
         self.db = db
         self.storage = storage
         self.clock = clock
-        self._cards: Recent[str, ModelCard] = Recent(
-            seconds=1.0
-        )  # a card that is new shows at once, a changed one soon
+        self._cards: Recent[str, ModelCard] = Recent(seconds=1.0)
 
     async def trainable(self, name: str, method: str) -> ModelCard:
         """The card of a base model that offers the method. Raises ModelNotFound or MethodNotAllowed."""
@@ -69,7 +67,10 @@ class Catalog:
         return card
 
     async def resolve(self, who: Principal, name: str) -> Servable:
-        """Whatever `name` leads to for this caller. Raises ModelNotFound, which tells what there is."""
+        """Whatever `name` leads to for this caller. Raises ModelNotFound, which tells what there is.
+
+        A base model that was replaced may answer as it was for a second.
+        """
         card = await self._cards.get(name, lambda: asyncio.to_thread(cards.installed, self.storage, name))
         if card is not None:
             return Servable(name, card.name, card.weights, card.weights_sha256, card.renderer_sha256, None)
