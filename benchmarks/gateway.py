@@ -269,9 +269,10 @@ def cpu_seconds(process: int) -> float:
 def started(command: list[str], ready: str, log: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
     """A server's process, from its first good answer at the address `ready` until the block ends."""
     with log.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out, env=os.environ | environment)  # noqa: S603
+        process = subprocess.Popen(command, stdout=out, stderr=out, env=os.environ | environment)
     try:
-        for _ in range(600):
+        deadline = time.monotonic() + 300  # a fresh environment's modules are compiled
+        while time.monotonic() < deadline:
             if process.poll() is not None:
                 raise SystemExit(f"{command[0]} ended:\n{log.read_text()}")
             try:
@@ -318,7 +319,7 @@ def peer_program() -> Path:
             known = {}
             commands = [[sys.executable, "-m", "venv", "--clear", str(home)], [python, "-m", "pip", "install", PEER]]
         for command in commands:
-            subprocess.run(command, check=True, env=known | os.environ)  # noqa: S603
+            subprocess.run(command, check=True, env=known | os.environ)
         (home / "made").touch()
     return home / "bin" / "litellm"
 
@@ -364,7 +365,7 @@ def measured(target: Target, load: Load, gateway: int | None) -> dict[str, float
     """One load on one target, in a process of its own beside the replica; with the gateway's CPU time for each request."""
     before = cpu_seconds(gateway) if gateway else 0.0
     command = [sys.executable, __file__, "--drive", json.dumps([asdict(target), asdict(load)])]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
     found = json.loads(done.stdout)
     if gateway:
         warm_up = (load.seconds + 0.5) / load.seconds  # its requests are not counted, their time is
@@ -406,11 +407,12 @@ def run(arguments: argparse.Namespace) -> None:
         if peer is not None:
             behind = free_port()
             command = [sys.executable, __file__, "--upstream", replica, str(behind)]
-            process = subprocess.Popen(command)  # noqa: S603
+            process = subprocess.Popen(command)
             stack.callback(process.terminate)
             targets["upstream"] = Target("upstream", str(behind))
             port = free_port()
             (folder / "peer.yaml").write_text(peer_configuration(behind))
+            os.sched_setaffinity(0, cores)  # its start is long
             command = [str(peer), "--config", str(folder / "peer.yaml"), "--host", "127.0.0.1", "--port", str(port)]
             litellm = stack.enter_context(
                 started(
@@ -421,6 +423,7 @@ def run(arguments: argparse.Namespace) -> None:
                 )
             )
             pin(litellm.pid, core)
+            os.sched_setaffinity(0, {others})
             gateways["litellm"] = litellm.pid
             targets["litellm"] = Target("litellm", str(port), PEER_KEY)
         for way in WAYS:  # what is loaded lazily is loaded now
@@ -499,7 +502,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 32, 256])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
     parser.add_argument("--every", type=float, default=1.0, help="seconds between the requests of a steady stream")
     parser.add_argument("--without-peer", action="store_true")
     parser.add_argument("--drive", help=argparse.SUPPRESS)

@@ -42,6 +42,7 @@ def serve(
         host=section.host,
         port=section.port,
         log_level="warning",
+        access_log=False,
         timeout_graceful_shutdown=10,
         server_header=False,
     )

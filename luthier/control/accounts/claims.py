@@ -18,7 +18,7 @@ from typing import Any
 LONGEST = 4096  # characters of a header that are looked at
 LONGEST_LIFE = timedelta(days=1)
 
-_KEY = re.compile(r"([A-Za-z0-9_-]{1,64})\.([!-~]{1,256})")
+_KEY = re.compile(r"([A-Za-z0-9_-]{1,64})\.([!-\-/-~]{1,256})")  # exactly one dot: a token has two
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _TOKEN = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)")
 

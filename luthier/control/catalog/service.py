@@ -58,9 +58,7 @@ class Catalog:
         self.db = db
         self.storage = storage
         self.clock = clock
-        self._cards: Recent[str, ModelCard] = Recent(
-            seconds=1.0
-        )  # a card that is new shows at once, a changed one soon
+        self._cards: Recent[str, ModelCard] = Recent(seconds=1.0)
 
     async def trainable(self, name: str, method: str) -> ModelCard:
         """The card of a base model that offers the method. Raises ModelNotFound or MethodNotAllowed."""
@@ -74,7 +72,7 @@ class Catalog:
         return card
 
     async def resolve(self, who: Principal, name: str) -> Servable:
-        """Whatever `name` leads to for this caller.
+        """Whatever `name` leads to for this caller. A base model that was replaced may answer as it was for a second.
 
         Raises ModelNotFound, which tells what there is, and ModelNotDeployed for a model that no shared replica can answer
         for.
