@@ -212,7 +212,7 @@ class Jobs:
         async with self.db.read() as session:
             queries = JobQueries(session, who)
             _found(await queries.get(job_id), job_id)
-            rows = await queries.events_from(job_id, max(offset, 1), lines - (offset == 0))
+            rows = await queries.events_from(job_id, offset, lines)  # none has the number 0, the header is there
         return [HEADER] * (offset == 0 and lines > 0) + [line_of(_event(row)) for row in rows]
 
     async def follow(self, who: Principal, job_id: str) -> AsyncGenerator[JobEvent | None, None]:
