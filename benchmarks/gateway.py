@@ -365,7 +365,9 @@ def measured(target: Target, load: Load, gateway: int | None) -> dict[str, float
     """One load on one target, in a process of its own beside the replica; with the gateway's CPU time for each request."""
     before = cpu_seconds(gateway) if gateway else 0.0
     command = [sys.executable, __file__, "--drive", json.dumps([asdict(target), asdict(load)])]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise SystemExit(f"The load on {target.way} failed:\n{done.stderr}")
     found = json.loads(done.stdout)
     if gateway:
         warm_up = (load.seconds + 0.5) / load.seconds  # its requests are not counted, their time is
