@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
@@ -46,6 +48,8 @@ _BY_CODE: dict[str, type[LuthierError]] = {
     )
 }
 
+_TAKEN_IN_WITHIN_SECONDS = 5.0  # by a replica that many ask at once
+
 
 class ReplicaClient:
     """A replica by the path of its socket. Nobody there, or an answer broken off, is ReplicaUnavailable."""
@@ -76,7 +80,7 @@ class ReplicaClient:
     async def _call(self, call: BaseModel) -> AsyncGenerator[Answer]:
         """Send a call, yield its answers up to the final one."""
         try:
-            reader, writer = await asyncio.open_unix_connection(self._socket, limit=LONGEST_LINE)
+            reader, writer = await asyncio.open_unix_connection(sock=await self._connected(), limit=LONGEST_LINE)
             try:
                 writer.write(call.model_dump_json().encode() + b"\n")
                 await writer.drain()
@@ -92,6 +96,24 @@ class ReplicaClient:
         except (OSError, ValidationError) as broken:
             raise ReplicaUnavailable(f"The replica at {self._socket} cannot be reached.", retry_after=1) from broken
         raise ReplicaUnavailable(f"The replica at {self._socket} broke off its answer.", retry_after=1)
+
+    async def _connected(self) -> socket.socket:
+        """A Unix socket connects at once, or says that the other side's queue is full; asyncio would take that for connected."""
+        until = time.monotonic() + _TAKEN_IN_WITHIN_SECONDS
+        connection = socket.socket(socket.AF_UNIX)
+        try:
+            connection.setblocking(False)
+            while True:
+                try:
+                    connection.connect(str(self._socket))
+                    return connection
+                except BlockingIOError:
+                    if time.monotonic() > until:
+                        raise
+                    await asyncio.sleep(0.005)
+        except BaseException:
+            connection.close()
+            raise
 
 
 def _error(fault: Fault) -> LuthierError:

@@ -60,7 +60,9 @@ async def serve(spec: ReplicaSpec, storage: Storage) -> None:
     backend = await engine.call(lambda: backends.load(spec.backend).open(spec, storage))
     replica = Replica(spec, storage, engine, backend, renderer)
     await replica.warm_up()
-    server = await asyncio.start_unix_server(replica.answer, socket, limit=LONGEST_LINE)  # takes a stale socket's place
+    server = await asyncio.start_unix_server(
+        replica.answer, socket, limit=LONGEST_LINE, backlog=1024
+    )  # takes a stale socket's place
     log.info("ready", replica=spec.replica, base_model=spec.base_model)
     try:
         await stopping.wait()
