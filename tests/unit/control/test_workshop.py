@@ -85,7 +85,12 @@ async def test_a_process_finds_what_is_found_here(storage: Storage, tmp_path: Pa
             kind="count",
             key=fit.key,
             size=fit.size,
-            options={"format": "messages", "weights": "models/toy", "result": "lengths/x"},
+            options={
+                "format": "messages",
+                "turn_weights": "honoured",
+                "weights": "models/toy",
+                "result": "lengths/x",
+            },
         ),
         Task(
             kind="preview",

@@ -12,12 +12,11 @@ depends_on = None
 
 
 def upgrade() -> None:
-    with op.batch_alter_table("files", schema=None) as batch_op:
-        batch_op.add_column(sa.Column("md5", sa.String(length=32), nullable=True))
-        batch_op.add_column(sa.Column("description", sa.String(length=1024), nullable=True))
+    # Other tables point to files, so nothing is done here for which SQLite would have to make that table anew.
+    op.add_column("files", sa.Column("md5", sa.String(length=32), nullable=True))
+    op.add_column("files", sa.Column("description", sa.String(length=1024), nullable=True))
 
 
 def downgrade() -> None:
-    with op.batch_alter_table("files", schema=None) as batch_op:
-        batch_op.drop_column("description")
-        batch_op.drop_column("md5")
+    op.drop_column("files", "description")
+    op.drop_column("files", "md5")
