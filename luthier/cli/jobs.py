@@ -1,4 +1,4 @@
-"""luthier jobs: create, list, watch, cancel."""
+"""luthier jobs: create, list, watch, pause, resume, cancel, delete."""
 
 from __future__ import annotations
 
@@ -28,6 +28,12 @@ def create(
     model: Annotated[str, typer.Option("--model", "-m", help="Base model.")],
     file: Annotated[str, typer.Option("--file", "-f", help="Training file: its id, or a path to upload.")],
     validation: Annotated[str | None, typer.Option("--validation", "-v", help="Validation file, likewise.")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="Which numbers learn: lora, qlora, full or ptuning_v2; lora when absent.")
+    ] = None,
+    preferences: Annotated[
+        bool, typer.Option("--preferences", help="The rows are preference pairs: train by DPO.")
+    ] = False,
     suffix: Annotated[str | None, typer.Option(help="Part of the tuned model's name.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the data; chosen for you when absent.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Rows a step; chosen for you when absent.")] = None,
@@ -41,6 +47,7 @@ def create(
     """Start a fine-tuning job."""
     numbers = {"n_epochs": epochs, "batch_size": batch_size, "learning_rate_multiplier": learning_rate_multiplier}
     given = {name: value for name, value in numbers.items() if value is not None}
+    kind = "dpo" if preferences else "supervised"
     with connected(url, key) as client:
         job = client.fine_tuning.jobs.create(
             model=model,
@@ -48,7 +55,8 @@ def create(
             validation_file=_file(client, validation) if validation else None,
             suffix=suffix,
             seed=seed,
-            method={"type": "supervised", "supervised": {"hyperparameters": given}},  # pyright: ignore[reportArgumentType]
+            method={"type": kind, kind: {"hyperparameters": given}},  # pyright: ignore[reportArgumentType]
+            extra_body={"tuning": method},
         )
         if watch:
             job = follow(client, job.id, quiet=json)
@@ -82,6 +90,25 @@ def watch(job_id: str, url: Url = DEFAULT_URL, key: Key = None, json: Json = Fal
 
 
 @app.command()
+def pause(job_id: str, url: Url = DEFAULT_URL, key: Key = None, json: Json = False) -> None:
+    """Stop a job for a while: it saves where it is, and `resume` goes on from there."""
+    with connected(url, key) as client:
+        job = client.fine_tuning.jobs.pause(job_id)
+        while job.status not in (*ENDED, "paused"):
+            time.sleep(0.3)
+            job = client.fine_tuning.jobs.retrieve(job_id)
+    _tell(job, json)
+
+
+@app.command()
+def resume(job_id: str, url: Url = DEFAULT_URL, key: Key = None, json: Json = False) -> None:
+    """Let a paused job go on."""
+    with connected(url, key) as client:
+        job = client.fine_tuning.jobs.resume(job_id)
+    _tell(job, json)
+
+
+@app.command()
 def cancel(job_id: str, url: Url = DEFAULT_URL, key: Key = None, json: Json = False) -> None:
     """Stop a job; its checkpoints stay."""
     with connected(url, key) as client:
@@ -89,10 +116,18 @@ def cancel(job_id: str, url: Url = DEFAULT_URL, key: Key = None, json: Json = Fa
         while job.status not in ENDED:
             time.sleep(0.3)
             job = client.fine_tuning.jobs.retrieve(job_id)
+    _tell(job, json)
+
+
+@app.command()
+def delete(job_id: str, url: Url = DEFAULT_URL, key: Key = None, json: Json = False) -> None:
+    """Forget a job that is not being trained; the model that it made stays."""
+    with connected(url, key) as client:
+        gone = client.delete(f"/fine_tuning/jobs/{job_id}", cast_to=dict[str, object])  # no client of OpenAI's has this
     if json:
-        print_json(job.model_dump())
+        print_json(gone)
         return
-    out.print(f"{job_id} is {job.status}")
+    out.print(f"{job_id} is deleted")
 
 
 def follow(client: OpenAI, job_id: str, *, quiet: bool = False) -> FineTuningJob:
@@ -142,6 +177,13 @@ def _file(client: OpenAI, named: str) -> str:
     if not path.is_file():
         return named
     return send(client, path).id
+
+
+def _tell(job: FineTuningJob, json: bool) -> None:
+    if json:
+        print_json(job.model_dump())
+        return
+    out.print(f"{job.id} is {job.status}")
 
 
 def _judge(job: FineTuningJob, json: bool) -> None:

@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from openai import OpenAI
+from openai import NotFoundError, OpenAI
+from typer.testing import CliRunner
 
+from luthier.cli import jobs
 from luthier.testing import jsonl, toy_rows
-from tests.servers import RunningServer, install_toy, wait_for
+from tests.servers import KEY, RunningServer, install_toy, wait_for
 
 pytestmark = pytest.mark.timeout(600)  # real processes, each of which imports torch
 
@@ -89,15 +91,33 @@ def test_a_job_goes_on_whatever_is_killed_and_learns_the_same(server: RunningSer
     assert losses == steps_of(client, undisturbed)
 
 
-def test_a_cancelled_job_stops_within_ten_seconds_and_keeps_its_checkpoints(server: RunningServer) -> None:
+def by_hand(server: RunningServer, *words: str) -> str:
+    """What `luthier jobs` prints."""
+    done = CliRunner().invoke(jobs.app, [*words, "--url", server.url, "--key", KEY], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.output.strip()
+
+
+def test_a_job_pauses_and_goes_on_and_when_cancelled_stops_within_ten_seconds_and_keeps_its_checkpoints(
+    server: RunningServer,
+) -> None:
     client = server.client()
     job = start_job(client)
     wait_for(lambda: has_checkpoint(client, job))
+    assert by_hand(server, "pause", job) == f"{job} is paused"
+    assert not server.engines("luthier.training")
+    paused_at = max(steps_of(client, job))
+    assert by_hand(server, "resume", job) == f"{job} is queued"
+    wait_for(lambda: max(steps_of(client, job)) > paused_at)
     began = time.monotonic()
     client.fine_tuning.jobs.cancel(job)
     wait_for(lambda: client.fine_tuning.jobs.retrieve(job).status == "cancelled", seconds=10)
+    assert client.fine_tuning.jobs.cancel(job).status == "cancelled"  # once more changes nothing
     wait_for(lambda: not server.engines("luthier.training"), seconds=10 - (time.monotonic() - began))
     [*_, first] = client.fine_tuning.jobs.checkpoints.list(job)
+    assert by_hand(server, "delete", job) == f"{job} is deleted"
+    with pytest.raises(NotFoundError):
+        client.fine_tuning.jobs.retrieve(job)
     answer = client.chat.completions.create(
         model=first.fine_tuned_model_checkpoint,
         messages=[{"role": "user", "content": "abc"}],
@@ -105,7 +125,6 @@ def test_a_cancelled_job_stops_within_ten_seconds_and_keeps_its_checkpoints(serv
         max_tokens=8,
     )
     assert answer.choices[0].message.content
-    assert client.fine_tuning.jobs.cancel(job).status == "cancelled"  # once more changes nothing
 
     # a replica dies: the next request gets another one
     [replica] = server.engines("luthier.serving")
