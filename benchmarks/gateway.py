@@ -11,7 +11,9 @@ upstream). What a gateway adds is its own figure less that of what lies behind i
 The gateway under test has a core to itself; replica, upstream and load have another. Two loads for each number of streams:
 `full`, where each stream asks again as soon as its answer has ended, and `steady`, where each asks once in `--every` seconds, one
 after the other. Time to first token is from sending the request to the arrival of the first text; every answer is compared with
-what was asked, chunk by chunk. Medians over the rounds are told. The peer's environment is made once, in `.peers/`.
+what was asked, chunk by chunk. Medians over the rounds are told; the exit code is 1 where an answer was broken or a figure is not
+better than the peer's. What is asked is the cheapest there is, a base model and one short message, so that the edge is what is
+seen. The peer's environment is made once, in `.peers/`.
 """
 
 from __future__ import annotations
@@ -187,15 +189,18 @@ async def drive(target: Target, load: Load) -> dict[str, float | int]:
 
 
 def texts(raw: bytes) -> list[str]:
-    """The texts of a streamed answer with chunked transfer encoding; an answer of another status has none."""
+    """The texts of a streamed answer with chunked transfer encoding, up to where it was broken off; an answer of another status
+    has none.
+    """
     head, _, rest = raw.partition(b"\r\n\r\n")
     if b" 200 " not in head.split(b"\r\n", 1)[0] + b" ":
         return []
     body = b""
-    while rest and (size := int(rest.partition(b"\r\n")[0], 16)):
-        rest = rest.partition(b"\r\n")[2]
-        body, rest = body + rest[:size], rest[size + 2 :]
-    frames = [line[5:].strip() for line in body.decode().split("\n\n") if line.startswith("data:")]
+    while size := re.match(rb"([0-9a-fA-F]+)\r\n", rest):
+        length, rest = int(size[1], 16), rest[size.end() :]
+        body, rest = body + rest[:length], rest[length + 2 :]
+    *whole, _ = body.decode(errors="replace").split("\n\n")  # what no blank line ends was broken off
+    frames = [line[5:].strip() for line in whole if line.startswith("data:")]
     found = [json.loads(frame) for frame in frames if frame != "[DONE]"]
     said = [frame["choices"][0]["delta"].get("content") for frame in found if frame.get("choices")]
     return [text for text in said if text]
@@ -448,13 +453,14 @@ def run(arguments: argparse.Namespace) -> None:
                     rows.setdefault((way, load.name, load.streams), []).append(found)
                     print(".", end="", file=sys.stderr, flush=True)
         print(file=sys.stderr)
-        report(arguments, rows, loads)
+        if not report(arguments, rows, loads):
+            raise SystemExit(1)
 
 
 def report(
     arguments: argparse.Namespace, rows: dict[tuple[str, str, int], list[dict[str, float]]], loads: list[Load]
-) -> None:
-    """Tables in Markdown."""
+) -> bool:
+    """Print tables in Markdown; whether every answer was whole and every figure better than the peer's."""
 
     def median(way: str, load: Load, figure: str) -> float:
         return statistics.median(row.get(figure, float("nan")) for row in rows[way, load.name, load.streams])
@@ -493,6 +499,22 @@ def report(
     requests = sum(int(row["requests"]) for found in rows.values() for row in found)
     broken = sum(int(row["broken"]) for found in rows.values() for row in found)
     print(f"\n{requests} answers compared, {broken} with a chunk lost, doubled or out of its place.")
+    if arguments.without_peer:
+        return broken == 0
+    figures, missed = 0, []
+    for load in loads:
+        for figure in ("p50", "p99"):
+            ours, theirs = (median(way, load, figure) - median(BEHIND[way], load, figure) for way in peers)
+            figures += 1
+            if not ours < theirs:
+                missed.append(f"added {figure}, {load.name} {load.streams}: {ours:.2f} beside {theirs:.2f} ms")
+        if load.every is None:
+            ours, theirs = (median(way, load, "per_second") for way in peers)
+            figures += 1
+            if not ours > theirs:
+                missed.append(f"requests/s, full {load.streams}: {ours:.0f} beside {theirs:.0f}")
+    print(f"Better than the peer in {figures - len(missed)} of {figures} figures.", *missed, sep="\n- ")
+    return broken == 0 and not missed
 
 
 def ratio(one: float, other: float) -> str:

@@ -17,7 +17,7 @@ from tests.servers import KEY, RunningServer, install_toy, wait_for
 
 pytestmark = pytest.mark.timeout(600)  # real processes, each of which imports torch
 
-ROWS, BATCH, EPOCHS = 40, 4, 60
+ROWS, BATCH, EPOCHS = 40, 4, 36
 STEPS = ROWS // BATCH * EPOCHS
 
 
@@ -34,7 +34,7 @@ def server(tmp_path: Path, toy_folder: Path) -> Iterator[RunningServer]:
 
 
 def start_job(client: OpenAI) -> str:
-    """A job of 600 steps with four checkpoints; the same one each time."""
+    """A job of 360 steps with four checkpoints; the same one each time."""
     file = client.files.create(file=("rows.jsonl", jsonl(toy_rows(ROWS))), purpose="fine-tune")
     job = client.fine_tuning.jobs.create(
         model="toy", training_file=file.id, seed=3, hyperparameters={"n_epochs": EPOCHS, "batch_size": BATCH}

@@ -49,6 +49,14 @@ def test_an_error_is_no_answer() -> None:
     assert texts(b"") == []
 
 
+@pytest.mark.parametrize("cut", [1, 10, 60])
+def test_an_answer_that_was_broken_off_is_read_as_far_as_it_came(cut: int) -> None:
+    whole = streamed("a", "b", "c")
+    last = whole.index(b'"c"')
+    assert texts(whole[: last - cut]) in (["a", "b"], ["a"])
+    assert texts(whole[: last + 1]) == ["a", "b"]
+
+
 def test_percentiles_are_of_what_was_measured() -> None:
     assert [percentile([float(n) for n in range(100)], share) for share in (50, 99)] == [50.0, 99.0]
     assert percentile([7.0], 99) == 7.0
