@@ -13,6 +13,7 @@ from luthier.api.auth import Asked, Caller
 from luthier.api.dashscope.streaming import server_sent_events
 from luthier.api.dashscope.wire.envelope import RequestId
 from luthier.api.dashscope.wire.generation import Choice, Generated, GenerationRequest, Parameters, usage
+from luthier.api.streaming import EVENT
 from luthier.control.inference.service import Delta
 from luthier.serving.protocol import Finish
 
@@ -22,7 +23,7 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {
         "model": Generated,
         "description": "The answer; with the header X-DashScope-SSE or Accept: text/event-stream a stream of them.",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": {"text/event-stream": {"schema": EVENT}},
     }
 }
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from luthier.api.streaming import EVENT
 from tests.unit.api.conftest import Api
 
 PREFIXES = ("/v1/", "/compatible-mode/v1/", "/api/paas/v4/", "/api/v1/chat/completions")
@@ -48,6 +49,18 @@ def test_every_answer_has_a_shape(document: dict[str, Any]) -> None:
         return bool(contents) and all(content.get("schema") for content in contents.values())
 
     assert [name for name, route in routes(document) if not is_said(route)] == []
+
+
+def test_a_stream_is_described_by_its_events(document: dict[str, Any]) -> None:
+    """The schema of a stream is that of each event in it, which the clients' checkers hold every event against."""
+    streams = {
+        f"{method.upper()} {path}": route["responses"]["200"]["content"]["text/event-stream"]["schema"]
+        for path, methods in document["paths"].items()
+        for method, route in methods.items()
+        if "text/event-stream" in route["responses"]["200"].get("content", {})
+    }
+    assert {"POST /v1/chat/completions", "GET /api/v1/fine-tunes/{job_id}/stream"} <= set(streams)
+    assert all(schema == EVENT for schema in streams.values())
 
 
 def test_every_route_says_how_it_refuses(document: dict[str, Any]) -> None:
