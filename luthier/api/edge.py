@@ -172,7 +172,9 @@ def _lies_below(asked: str, path: str) -> bool:
 
 async def _findable(request: Request) -> None:
     """Raises NotFound for U+0000 in an address: no id has it, and PostgreSQL refuses to look for it."""
-    if any("\0" in text for text in (request.scope["path"], *request.query_params.values())):
+    if any(
+        "\0" in text for text in (request.scope["path"], *request.query_params.keys(), *request.query_params.values())
+    ):
         raise NotFound("There is nothing at an address with U+0000 in it.")
 
 

@@ -100,6 +100,11 @@ def test_a_path_that_is_not_utf_8_or_has_a_null_byte(api: Api, mount: str) -> No
         assert refused(api, "GET", f"{mount}/{path}", mount) == 404
 
 
+@pytest.mark.parametrize("query", ["metadata[a%00]=b", "metadata[a]=%00", "a%00b"])
+def test_a_null_byte_in_a_query_is_found_nowhere(api: Api, query: str) -> None:
+    assert refused(api, "GET", f"/v1/fine_tuning/jobs?{query}", "/v1") == 404
+
+
 # ------------------------------------------------------------------------------------------------ over a socket of its own
 
 
