@@ -71,8 +71,9 @@ async def delete(file_id: str, who: Caller, services: Asked, request_id: Request
 
 def _together(refused: list[tuple[str, LuthierError]]) -> LuthierError:
     """What is said where no file could be taken."""
-    if len(refused) == 1:
-        return refused[0][1]
+    for _, why in refused:
+        if len(refused) == 1 or not isinstance(why, InvalidRequest):
+            return why  # one that is not the caller's keeps its status, so that a client tries again
     return InvalidRequest("; ".join(f"{name}: {why.text}" for name, why in refused), param="files")
 
 
