@@ -189,6 +189,21 @@ def test_null_is_absent_in_a_chat_too(api: Api) -> None:
     assert (status, error["code"]) == (404, "model_not_found")  # all the rest was taken
 
 
+def test_null_is_absent_within_what_a_chat_holds_too(api: Api) -> None:
+    function = {"name": "f"}
+    call = {"id": "1", "type": None, "function": {"name": "f", "arguments": "{}"}}
+    within = {
+        "messages": [{"role": "assistant", "tool_calls": [call]}, {"role": "tool", "tool_call_id": "1", "content": ""}],
+        "tools": [{"type": None, "function": function}],
+        "tool_choice": {"type": None, "function": function},
+        "response_format": {"type": None},
+        "stream_options": {"include_usage": None},
+    }
+    for path, code in (("/v1/chat/completions", "model_not_found"), ("/api/paas/v4/chat/completions", "1211")):
+        status, error = api.refused("POST", path, api.ada, json={"model": "nothing"} | within)
+        assert (status, error["code"]) == (404, code), error  # all the rest was taken
+
+
 @pytest.mark.parametrize(
     "asked",
     [

@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 
 from luthier.api.dashscope.errors import code_named
-from luthier.api.dashscope.wire.envelope import Paged, Received, Sent, moment
+from luthier.api.dashscope.wire.envelope import Paged, Sent, moment
 from luthier.api.dashscope.wire.hyper_parameters import HyperParameters, used
+from luthier.api.received import Received
 from luthier.control.jobs.lifecycle import Status
 from luthier.control.jobs.values import Checkpoint, Job, JobEvent, JobRequest
 from luthier.core.errors import InvalidParameter
@@ -83,7 +84,7 @@ class CreateFineTune(Received):
             least_rows=1,
             shown={"training_type": training_type, "hyper_parameters": asked.as_sent()},
             **asked.schedule(),
-            **({} if validation else asked.division()),
+            **asked.division(validation),
         )
 
     def _suffix(self) -> str | None:

@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from luthier.api.dashscope.wire.envelope import Received, Sent
+from luthier.api.dashscope.wire.envelope import Sent
 from luthier.api.dashscope.wire.messages import Input, Tool, ToolChoice
+from luthier.api.received import Received
 from luthier.control.inference.service import CompletionRequest
 from luthier.core.errors import InvalidParameter
 from luthier.serving.protocol import CalledTool, Finish, Likelihood, OfferedTool, Sampling, TokenChunk, TokenLikelihood

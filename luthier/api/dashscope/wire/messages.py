@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from luthier.api.dashscope.wire.envelope import Received
+from luthier.api.received import Received
 from luthier.core.errors import InvalidParameter, NotOffered
 from luthier.serving.protocol import CalledTool, OfferedTool, Turn
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import Field
 
-from luthier.api.shapes.wire.base import Received
+from luthier.api.received import Received
 from luthier.core.errors import InvalidParameter, NotOffered
 from luthier.serving.protocol import OfferedTool
 
