@@ -7,6 +7,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Form, UploadFile
 
+from luthier.api import forms
 from luthier.api.auth import Asked, Caller
 from luthier.api.dashscope.errors import code_of
 from luthier.api.dashscope.wire.envelope import FileAnswer, PageNumber, PageSize, RequestId, counts
@@ -21,7 +22,11 @@ PURPOSE = "fine-tune"
 _CHUNK = 1024 * 1024  # bytes
 
 
-@router.post("", summary="Upload files")
+@router.post(
+    "",
+    summary="Upload files",
+    openapi_extra=forms.example(files=["rows.jsonl"], descriptions=["How we speak."], purpose=["fine-tune"]),
+)
 async def upload(
     who: Caller,
     services: Asked,

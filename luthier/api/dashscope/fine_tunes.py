@@ -101,7 +101,7 @@ async def checkpoints(
 async def export(job_id: str, checkpoint: str, who: Caller, services: Asked) -> Answer[bool]:
     await services.jobs.get(who, job_id)
     raise NotOffered(
-        f"Checkpoints are not exported: {checkpoint!r} can be called at once.",
+        f"Checkpoints are not exported: where its method is shared, {checkpoint!r} can be called at once.",
         hint="Its model_name is in the list of the job's checkpoints.",
     )
 

@@ -613,6 +613,13 @@ def test_a_response_format_is_a_schema(form: dict[str, Any], schema: Any) -> Non
         ({"parameters": {"response_format": {"type": "json_schema"}}}, "parameters.response_format.json_schema:"),
         ({"parameters": {"temperature": 3}}, "parameters.temperature:"),
         ({"parameters": {"stop": ["a", 1]}}, "parameters.stop"),
+        ({"parameters": {"stop": True}}, "parameters.stop: must be texts or ids of tokens."),
+        ({"parameters": {"stop": [1, False]}}, "parameters.stop: must be texts or ids of tokens."),
+        ({"parameters": {"n": 129}}, "parameters.n: "),
+        ({"parameters": {"tools": [{"type": "web_search"}]}}, "Tools of type web_search are not offered"),
+        ({"parameters": {"tools": [{"type": "function"}]}}, "parameters.tools[0].function: must say"),
+        ({"parameters": {"tools": [{"function": {"name": ""}}]}}, "parameters.tools[0].function.name: must be 1 to 64"),
+        ({"parameters": {"tools": [TOOLS[0], TOOLS[0]]}}, "parameters.tools[1].function.name: is used twice"),
         ({"parameters": {"seed": 2**63}}, "parameters.seed:"),
         ({"parameters": {"result_format": "json"}}, "parameters.result_format:"),
         ({"model": None}, "model:"),
@@ -623,6 +630,26 @@ def test_a_call_that_is_made_wrongly_names_the_field(api: Api, sent: dict[str, A
     status, found = api.refused("POST", GENERATION, api.ada, content=body, headers={"content-type": "application/json"})
     assert (status, found["code"]) == (400, "InvalidParameter")
     assert found["message"].startswith(told), found["message"]
+
+
+def test_null_is_absent_within_what_a_call_holds_too() -> None:
+    call = {"id": None, "type": None, "function": {"name": "weather", "arguments": None}}
+    request = asked(
+        {"tools": [TOOLS[0] | {"type": None}], "response_format": {"type": None}},
+        messages=[{"role": "assistant", "tool_calls": [call]}],
+    )
+    assert request.messages[0].tool_calls == [CalledTool(id="", name="weather", arguments="{}")]
+    assert [tool.name for tool in request.tools] == ["weather"] and request.json_schema is None
+
+
+def test_a_fault_below_the_edge_is_named_as_the_caller_wrote_it(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def complete(*_: object) -> None:
+        raise InvalidParameter("stop", "900 is no token of this model's vocabulary.")
+
+    monkeypatch.setattr(api.parts.services.inference, "complete", complete)
+    body = {"model": "toy", "input": {"prompt": "Hi"}, "parameters": {"stop": 900}}
+    _, found = api.refused("POST", GENERATION, api.ada, json=body)
+    assert found["message"] == "parameters.stop: 900 is no token of this model's vocabulary."
 
 
 # How an answer is written

@@ -88,6 +88,30 @@ def test_a_body_that_is_wrong_names_what_is_wrong(api: Api, body: bytes, param: 
     assert said in error["message"]
 
 
+def test_a_body_under_another_content_type_is_told_how_to_be_sent(api: Api) -> None:
+    for path in ("/v1/fine_tuning/jobs", "/v1/chat/completions", "/api/paas/v4/chat/completions"):
+        sent = {"content": json.dumps(CHAT | JOB).encode(), "headers": {"content-type": "text/plain"}}
+        status, error = api.refused("POST", path, api.ada, **sent)
+        assert (status, error["param"]) == (400, None)
+        assert "Send it with Content-Type: application/json." in error["message"]
+
+
+def test_a_field_of_several_types_is_named_as_it_was_written_and_each_fault_is_told_once(api: Api) -> None:
+    for asked, field in (
+        ({"tool_choice": {"function": {}}}, "tool_choice.function.name"),
+        ({"function_call": {}}, "function_call.name"),
+        ({"prompt": [["a"]]}, "prompt[0][0]"),
+    ):
+        path = "/v1/completions" if "prompt" in asked else "/v1/chat/completions"
+        _, error = api.refused("POST", path, api.ada, json=CHAT | asked)
+        assert f"{field}: " in error["message"] and error["param"] in (*asked, "prompt[0]"), error
+        for leaked in ("NamedTool", "FunctionName", "list[", "constrained", "nullable"):
+            assert leaked not in error["message"], error["message"]
+        for told in error["message"].removesuffix(".").split("; "):
+            faults = told.partition(": ")[2].split(" or ")
+            assert len(faults) == len(set(faults)), error["message"]
+
+
 @pytest.mark.parametrize("value", [0, -1, 101, 1.5, "many", "AUTO", [], {}, True])
 def test_a_wrong_hyper_parameter_is_named_however_it_is_wrong(api: Api, value: Any) -> None:
     status, error = api.refused(

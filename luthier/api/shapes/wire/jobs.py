@@ -181,6 +181,9 @@ class JobError(Sent):
     param: str | None
 
 
+CALLED = "The name to call, where its method is shared."
+
+
 class FineTuningJob(Sent):
     id: str
     object: Literal["fine_tuning.job"] = "fine_tuning.job"
@@ -197,7 +200,7 @@ class FineTuningJob(Sent):
     organization_id: str = Field(description="The project that the job belongs to.")
     result_files: list[str] = Field(default_factory=list)
     seed: int
-    fine_tuned_model: str | None = Field(description="The name to call, once the job has succeeded.")
+    fine_tuned_model: str | None = Field(description=f"{CALLED} Null until the job has succeeded.")
     finished_at: int | None
     trained_tokens: int | None
     error: JobError | None
@@ -274,7 +277,7 @@ class FineTuningCheckpoint(Sent):
     object: Literal["fine_tuning.job.checkpoint"] = "fine_tuning.job.checkpoint"
     created_at: int
     fine_tuning_job_id: str
-    fine_tuned_model_checkpoint: str = Field(description="The name to call.")
+    fine_tuned_model_checkpoint: str = Field(description=CALLED)
     step_number: int
     metrics: dict[str, float | int]
 
