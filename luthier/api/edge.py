@@ -136,6 +136,8 @@ def install(app: FastAPI, dialects: list[Dialect], *, upload_limit_bytes: int) -
     for path, _, router in mounts:
         app.include_router(_Mounted(path, router), prefix=path, dependencies=[Depends(_findable)])
 
+    _describe_keys(app, tuple(f"{path}/" for path, _, _ in mounts))
+
     def told(request: Request, error: LuthierError) -> Response:
         request_id = request.scope.get("state", {}).get("request_id", "")
         for path, dialect, _ in mounts:
@@ -166,13 +168,32 @@ def install(app: FastAPI, dialects: list[Dialect], *, upload_limit_bytes: int) -
     app.add_middleware(RequestId)
 
 
+def _describe_keys(app: FastAPI, prefixes: tuple[str, ...]) -> None:
+    """Say in the API's document that everything below these paths wants a key; the Gate is what sees to it."""
+    framework_openapi = app.openapi
+
+    def described() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = framework_openapi()
+            document.setdefault("components", {})["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+            for path, operations in document["paths"].items():
+                if f"{path}/".startswith(prefixes):
+                    for operation in operations.values():
+                        operation["security"] = [{"key": []}]
+        return framework_openapi()
+
+    app.openapi = described
+
+
 def _lies_below(asked: str, path: str) -> bool:
     return asked.startswith(path) and (len(asked) == len(path) or asked[len(path)] == "/")
 
 
 async def _findable(request: Request) -> None:
     """Raises NotFound for U+0000 in an address: no id has it, and PostgreSQL refuses to look for it."""
-    if any("\0" in text for text in (request.scope["path"], *request.query_params.values())):
+    if any(
+        "\0" in text for text in (request.scope["path"], *request.query_params.keys(), *request.query_params.values())
+    ):
         raise NotFound("There is nothing at an address with U+0000 in it.")
 
 
@@ -182,12 +203,16 @@ def _from_validation(error: RequestValidationError) -> LuthierError:
     for one in error.errors():
         if one["type"] == "json_invalid":
             return InvalidRequest(f"The body is not JSON: {one.get('ctx', {}).get('error', one['msg'])}.")
+        if one["loc"] == ("body",) and isinstance(error.body, bytes):
+            return InvalidRequest("The body was not sent as JSON.", hint="Send it with Content-Type: application/json.")
         said = (
             "is not a field that is known here"
             if one["type"] == "extra_forbidden"
             else one["msg"].removeprefix("Value error, ")
         )
-        faults.setdefault(_field(one, error.body), []).append(said)
+        told = faults.setdefault(_field(one, error.body), [])
+        if said not in told:
+            told.append(said)
     text = "; ".join((f"{field}: " if field else "") + " or ".join(messages) for field, messages in faults.items())
     return InvalidRequest(f"{text}.", param=next(iter(faults)) or None)
 
@@ -198,8 +223,9 @@ def _field(fault: Mapping[str, Any], body: Any) -> str:
     if where != "body":
         return ".".join(map(str, parts))
     field = ""
-    for part in parts:
-        if isinstance(body, Mapping) and (part in body or fault["type"] == "missing"):
+    for place, part in enumerate(parts, 1):
+        is_missing = fault["type"] == "missing" and place == len(parts)
+        if isinstance(body, Mapping) and (part in body or is_missing):
             body = body.get(part)
             field += f".{part}"
         elif isinstance(body, list) and isinstance(part, int):

@@ -15,6 +15,18 @@ from luthier.core.errors import InternalError, LuthierError
 log = logs.get("streaming")
 as_json = msgspec.json.Encoder().encode
 
+EVENT: dict[str, Any] = {
+    "type": "object",
+    "description": "One event of the stream.",
+    "properties": {
+        "id": {"type": "string"},
+        "event": {"type": "string"},
+        "data": {"type": "string", "description": "JSON, as a text."},
+    },
+    "required": ["data"],
+}
+"""For the API's document: what a text/event-stream is made of."""
+
 
 def server_sent_events(
     frames: AsyncGenerator[dict[str, Any], None], error_body: Callable[[LuthierError], dict[str, Any]]

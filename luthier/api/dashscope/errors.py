@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse
 
 from luthier.api.dashscope.wire.envelope import Fault
 from luthier.api.edge import TooLarge, WrongMethod
+from luthier.api.kept_errors import kind_named
 from luthier.core import errors
 
 _TABLE: dict[type[errors.LuthierError], tuple[int, str]] = {
@@ -56,13 +57,8 @@ def code_of(kind: type[errors.LuthierError]) -> str:
 
 def code_named(name: str) -> str:
     """The code for an error that was kept by its own stable name, such as what ended a job."""
-    return code_of(next((kind for kind in _below(errors.LuthierError) if kind.code == name), errors.LuthierError))
+    return code_of(kind_named(name))
 
 
 def _row(kind: type[errors.LuthierError]) -> tuple[int, str]:
     return next(_TABLE[one] for one in kind.__mro__ if one in _TABLE)
-
-
-def _below(kind: type[errors.LuthierError]) -> list[type[errors.LuthierError]]:
-    """A class and all that come from it, those nearest to it first."""
-    return [kind, *(each for one in kind.__subclasses__() for each in _below(one))]

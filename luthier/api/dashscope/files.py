@@ -7,6 +7,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Form, UploadFile
 
+from luthier.api import forms
 from luthier.api.auth import Asked, Caller
 from luthier.api.dashscope.errors import code_of
 from luthier.api.dashscope.wire.envelope import FileAnswer, PageNumber, PageSize, RequestId, counts
@@ -21,7 +22,11 @@ PURPOSE = "fine-tune"
 _CHUNK = 1024 * 1024  # bytes
 
 
-@router.post("", summary="Upload files")
+@router.post(
+    "",
+    summary="Upload files",
+    openapi_extra=forms.example(files=["rows.jsonl"], descriptions=["How we speak."], purpose=["fine-tune"]),
+)
 async def upload(
     who: Caller,
     services: Asked,
@@ -71,8 +76,9 @@ async def delete(file_id: str, who: Caller, services: Asked, request_id: Request
 
 def _together(refused: list[tuple[str, LuthierError]]) -> LuthierError:
     """What is said where no file could be taken."""
-    if len(refused) == 1:
-        return refused[0][1]
+    for _, why in refused:
+        if len(refused) == 1 or not isinstance(why, InvalidRequest):
+            return why  # one that is not the caller's keeps its status, so that a client tries again
     return InvalidRequest("; ".join(f"{name}: {why.text}" for name, why in refused), param="files")
 
 

@@ -21,13 +21,14 @@ from luthier.api.dashscope.wire.fine_tunes import (
     Log,
     event,
 )
+from luthier.api.streaming import EVENT
 from luthier.control.jobs.values import JobEvent
 from luthier.core.errors import NotOffered
 from luthier.core.pages import PageRequest
 
 router = APIRouter(prefix="/fine-tunes", tags=["fine-tunes"])
 
-_STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+_STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": EVENT}}}}
 
 
 @router.post("", summary="Create a job")
@@ -100,7 +101,7 @@ async def checkpoints(
 async def export(job_id: str, checkpoint: str, who: Caller, services: Asked) -> Answer[bool]:
     await services.jobs.get(who, job_id)
     raise NotOffered(
-        f"Checkpoints are not exported: {checkpoint!r} can be called at once.",
+        f"Checkpoints are not exported: where its method is shared, {checkpoint!r} can be called at once.",
         hint="Its model_name is in the list of the job's checkpoints.",
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Annotated, Any
@@ -13,7 +14,9 @@ from luthier.api.auth import Asked, Caller
 from luthier.api.dashscope.streaming import server_sent_events
 from luthier.api.dashscope.wire.envelope import RequestId
 from luthier.api.dashscope.wire.generation import Choice, Generated, GenerationRequest, Parameters, usage
+from luthier.api.streaming import EVENT
 from luthier.control.inference.service import Delta
+from luthier.core.errors import InvalidParameter, InvalidRequest
 from luthier.serving.protocol import Finish
 
 router = APIRouter(prefix="/services/aigc/text-generation", tags=["generation"])
@@ -22,7 +25,7 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {
         "model": Generated,
         "description": "The answer; with the header X-DashScope-SSE or Accept: text/event-stream a stream of them.",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": {"text/event-stream": {"schema": EVENT}},
     }
 }
 
@@ -36,11 +39,22 @@ async def create(
     request_id: RequestId,
     sse: Annotated[str, Header(alias="X-DashScope-SSE", description="enable: stream the answer.")] = "",
 ) -> Response:
-    answer = await services.inference.complete(who, body.to_request())
+    try:
+        answer = await services.inference.complete(who, body.to_request())
+    except InvalidRequest as error:
+        raise _named_here(error) from error
     asked = body.parameters or Parameters()
     if sse.lower() == "enable" or "text/event-stream" in request.headers.get("accept", ""):
         return server_sent_events(_frames(answer, asked, request_id), request_id)
     return await _whole(answer, asked, request, request_id)
+
+
+def _named_here(error: InvalidRequest) -> InvalidRequest:
+    """Below the edge a parameter has no more than its own name."""
+    name = error.param or ""
+    if re.split(r"[.\[]", name)[0] not in Parameters.model_fields:
+        return error
+    return InvalidParameter(f"parameters.{name}", error.message.removeprefix(f"{name}: "), hint=error.hint)
 
 
 async def _whole(answer: AsyncGenerator[Delta, None], asked: Parameters, request: Request, request_id: str) -> Response:

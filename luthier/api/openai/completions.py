@@ -16,7 +16,7 @@ from luthier.api.openai.fingerprint import FINGERPRINT
 from luthier.api.openai.wire.completions import Completion, CreateCompletion, Offsets, choice, logprobs
 from luthier.api.shapes.gathering import gathered
 from luthier.api.shapes.wire.answers import usage
-from luthier.api.streaming import server_sent_events
+from luthier.api.streaming import EVENT, server_sent_events
 from luthier.control.inference.answers import Answer
 from luthier.control.inference.service import CompletionRequest, Delta
 from luthier.control.tenancy import Principal
@@ -26,12 +26,22 @@ from luthier.serving.protocol import Finish
 
 router = APIRouter(tags=["Completions"])
 
+_ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "model": Completion,
+        "description": "The answer; with `stream` its chunks as server-sent events, then `data: [DONE]`.",
+        "content": {"text/event-stream": {"schema": EVENT}},
+    }
+}
 
-@router.post("/completions", summary="Continue a text", responses={200: {"model": Completion}})
+
+@router.post("/completions", summary="Continue a text", responses=_ANSWERS)
 async def create(body: CreateCompletion, who: Caller, services: Asked, request: Request) -> Response:
     """Several prompts are answered one after the other."""
     first, *others = body.to_requests()
-    deltas = await services.inference.complete(who, first)  # what can be refused is, before a stream begins
+    deltas = await services.inference.complete(
+        who, first
+    )  # what the first prompt is refused for is told before a stream begins; the others' faults end it
     if body.stream:
         return server_sent_events(_chunks(deltas, first, others, body, who, services), table.body)
     choices: list[dict[str, Any]] = []

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Form, Query, UploadFile
 
+from luthier.api import forms
 from luthier.api.auth import Asked, Caller
 from luthier.api.platform.wire import FileVersion, FileWithVersions, Repaired, Report, Split, SplitRequest, Tokens
 from luthier.chat.examples import Overlength
@@ -30,7 +31,7 @@ MaxLength = Annotated[
 ]
 
 
-@router.post("/files")
+@router.post("/files", openapi_extra=forms.example(file="rows.jsonl", purpose="fine-tune"))
 async def upload(
     who: Caller,
     services: Asked,

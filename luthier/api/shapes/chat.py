@@ -15,6 +15,7 @@ from luthier.api.shapes.gathering import gathered
 from luthier.api.shapes.wire import answers
 from luthier.api.shapes.wire.answers import ChatCompletion, chunk_choice
 from luthier.api.shapes.wire.chat import ChatRequest
+from luthier.api.streaming import EVENT
 from luthier.control.inference.answers import Answer
 from luthier.control.inference.service import Delta
 from luthier.core import ids
@@ -26,7 +27,7 @@ DESCRIBED: dict[int | str, dict[str, Any]] = {
         "description": "The answer; with `stream` its chunks as server-sent events, then `data: [DONE]`.",
         "content": {
             "text/event-stream": {
-                "schema": {"type": "string"},
+                "schema": EVENT,
                 "example": 'data: {"id":"chatcmpl-1","object":"chat.completion.chunk","choices":[...]}\n\ndata: [DONE]\n\n',
             }
         },

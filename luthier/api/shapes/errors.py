@@ -41,17 +41,17 @@ class ErrorTable:
         self._code_of = code_of
 
     def body(self, error: errors.LuthierError) -> dict[str, Any]:
-        kind = _kind(found(STATUSES, error))
+        kind = _kind(found(STATUSES, type(error)))
         return {"error": {"message": error.text, "type": kind, "param": error.param, "code": self._code_of(error)}}
 
     def render(self, error: errors.LuthierError) -> JSONResponse:
         headers = {"retry-after": f"{error.retry_after:.0f}"} if error.retry_after is not None else None
-        return JSONResponse(self.body(error), found(STATUSES, error), headers)
+        return JSONResponse(self.body(error), found(STATUSES, type(error)), headers)
 
 
-def found(table: dict[type[errors.LuthierError], Any], error: errors.LuthierError) -> Any:
-    """What a table says of the class of an error, or of the nearest of its ancestors that is in it."""
-    return next(table[kind] for kind in type(error).__mro__ if kind in table)
+def found(table: dict[type[errors.LuthierError], Any], kind: type[errors.LuthierError]) -> Any:
+    """What a table says of a class of errors, or of the nearest of its ancestors that is in it."""
+    return next(table[one] for one in kind.__mro__ if one in table)
 
 
 def _kind(status: int) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Form, Query, UploadFile
 from starlette.responses import StreamingResponse
 
+from luthier.api import forms
 from luthier.api.auth import Asked, Caller
 from luthier.api.shapes.wire.base import Deleted, ListPage, page
 from luthier.api.shapes.wire.files import FileObject, purpose
@@ -19,7 +20,11 @@ router = APIRouter(tags=["Files"])
 _CHUNK = 1024 * 1024  # bytes
 
 
-@router.post("/files", summary="Upload a file")
+@router.post(
+    "/files",
+    summary="Upload a file",
+    openapi_extra=forms.example(file="rows.jsonl", purpose="fine-tune"),
+)
 async def upload(
     who: Caller,
     services: Asked,

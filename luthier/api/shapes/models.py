@@ -11,7 +11,7 @@ from luthier.api.shapes.wire.models import Model, ModelList
 router = APIRouter(prefix="/models", tags=["Models"])
 
 
-@router.get("", summary="List the models that can be called")
+@router.get("", summary="List the models: base models, and those that were trained here")
 async def list_models(who: Caller, services: Asked) -> ModelList:
     return ModelList(data=[Model.of(model) for model in await services.catalog.list(who)])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, UploadFile
 
+from luthier.api import forms
 from luthier.api.auth import Asked, Caller
 from luthier.api.shapes.files import chunks
 from luthier.api.shapes.wire.files import purpose
@@ -20,7 +21,9 @@ async def create(body: CreateUpload, who: Caller, services: Asked) -> UploadObje
     )
 
 
-@router.post("/uploads/{upload_id}/parts", summary="Add a part")
+@router.post(
+    "/uploads/{upload_id}/parts", summary="Add a part", openapi_extra=forms.example(data="the bytes of one part")
+)
 async def add_part(upload_id: str, data: UploadFile, who: Caller, services: Asked) -> UploadPart:
     return UploadPart.of(await services.uploads.add_part(who, upload_id, chunks(data)))
 

@@ -29,9 +29,9 @@ _CODES: dict[type[errors.LuthierError], str] = {
 _OF_A_FIELD = "1214"
 
 
-def _code(error: errors.LuthierError) -> str:
-    code = found(_CODES, error)
-    return _OF_A_FIELD if code == _CODES[errors.InvalidRequest] and error.param is not None else code
+def code_of(kind: type[errors.LuthierError], param: str | None) -> str:
+    code = found(_CODES, kind)
+    return _OF_A_FIELD if code == _CODES[errors.InvalidRequest] and param is not None else code
 
 
-table = ErrorTable(_code)
+table = ErrorTable(lambda error: code_of(type(error), error.param))

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator, Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
+from luthier.api.zhipu.wire.async_completions import result
+from luthier.control.inference.asynchronous import AsyncCompletion, Failure
 from luthier.control.inference.service import CompletionRequest, Delta
 from luthier.core.errors import LuthierError, ReplicaUnavailable
 from luthier.serving.protocol import (
@@ -276,6 +279,15 @@ def test_messages_of_every_kind_are_turns(meant: Ask, path: str, messages: list,
 
 
 @pytest.mark.parametrize("path", [OPENAI, ZHIPU])
+@pytest.mark.parametrize(
+    "said", [{"content": None, "refusal": "No."}, {"content": [{"type": "refusal", "refusal": "No."}]}]
+)
+def test_a_refusal_is_what_the_assistant_said(meant: Ask, path: str, said: dict[str, Any]) -> None:
+    messages = [*USER, {"role": "assistant", **said}, *USER]
+    assert meant(path, messages=messages).messages[1] == Turn(role="assistant", content="No.")
+
+
+@pytest.mark.parametrize("path", [OPENAI, ZHIPU])
 def test_a_picture_is_refused_in_plain_words(api: Api, path: str) -> None:
     content = [{"type": "text", "text": "What is it?"}, {"type": "image_url", "image_url": {"url": "AAAA"}}]
     body = {"model": "toy", "messages": [{"role": "user", "content": content}]}
@@ -426,3 +438,19 @@ def test_an_answer_is_fetched_later_in_zhipus_words(api: Api) -> None:
         "choices": [{"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}],
         "usage": USAGE | {"prompt_tokens": 1, "total_tokens": 3},
     }
+
+
+@pytest.mark.parametrize(
+    ("failure", "code"),
+    [
+        (Failure(code="context_length_exceeded", message="Too long.", param="messages"), "1261"),
+        (Failure(code="invalid_parameter", message="Wrong.", param="tools"), "1214"),
+        (Failure(code="internal_error", message="Ours."), "500"),
+        (Failure(code="a_code_of_tomorrow", message="What?"), "500"),
+    ],
+)
+def test_why_there_is_no_answer_is_told_by_the_number_of_the_call_that_waits(failure: Failure, code: str) -> None:
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    told = result(AsyncCompletion("task-1", "mine", "toy", "failed", [], failure, at))
+    assert told["task_status"] == "FAIL"
+    assert told["error"] == {"code": code, "message": failure.message, "param": failure.param}

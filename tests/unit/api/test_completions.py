@@ -39,6 +39,13 @@ def test_a_prompt_that_is_none_is_refused(api: Api, model: Model, prompt: Any) -
     assert status == 400 and error["param"].startswith("prompt")
 
 
+def test_answers_of_all_prompts_together_are_limited(api: Api, model: Model) -> None:
+    assert len(whole(api, prompt=["a"] * 128)["choices"]) == 128
+    status, error = api.refused("POST", PATH, api.ada, json={"model": "toy", "prompt": ["a"] * 65, "n": 2})
+    assert (status, error["code"], error["param"]) == (400, "invalid_parameter", "prompt")
+    assert "130" in error["message"]
+
+
 def test_what_nobody_says_is_sixteen_tokens_of_the_models_own_distribution(api: Api, model: Model) -> None:
     whole(api)
     assert model.asked[0].sampling == Sampling(temperature=1.0, top_p=1.0, max_tokens=16)

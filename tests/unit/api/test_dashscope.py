@@ -17,7 +17,7 @@ from luthier.control.jobs.values import Error, Job, JobEvent, JobRequest
 from luthier.control.tenancy import Principal
 from luthier.core import errors
 from luthier.core.clock import SystemClock
-from luthier.core.errors import InvalidParameter
+from luthier.core.errors import InvalidParameter, InvalidRequest, StorageUnavailable
 from luthier.serving.protocol import CalledTool, Finish, Likelihood, TokenChunk, TokenLikelihood
 from luthier.testing import jsonl, toy_rows
 from luthier.training.spec import PluginChoice
@@ -81,6 +81,15 @@ def test_where_no_file_could_be_taken_the_call_fails_with_every_reason(api: Api)
     assert (status, code) == (400, "InvalidParameter") and "ends with .txt" in message
     _, _, message = bad(api, "POST", "/files", files=parts("a.txt", "b.csv"))
     assert "ends with .txt" in message and "ends with .csv" in message
+
+
+def test_where_the_store_is_away_the_call_may_be_tried_again(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def add_file(who: object, name: str, *_: object, **__: object) -> None:
+        raise InvalidRequest("It is wrong.") if name == "a.txt" else StorageUnavailable("The store is away.")
+
+    monkeypatch.setattr(api.parts.services.datasets, "add_file", add_file)
+    status, code, message = bad(api, "POST", "/files", files=parts("a.txt", "b.jsonl"))
+    assert (status, code, message) == (503, "ServiceUnavailable", "The store is away.")
 
 
 @pytest.mark.parametrize("purpose", [[], ["fine_tune"], ["fine-tune", "fine_tune"], ["fine-tune"]])
@@ -200,14 +209,27 @@ def test_a_schedule_has_the_warm_up_that_its_name_says(name: str, warmup: float 
 
 @pytest.mark.parametrize(("split", "share"), [(0.9, 0.1), ("0.8", 0.2), (1, None), (None, None)])
 def test_a_split_says_which_share_is_trained(split: Any, share: float | None) -> None:
-    asked = with_numbers(split=split, max_split_val_dataset_sample=100)
+    asked = with_numbers(split=split, max_split_val_dataset_sample=100 if split else None)
     assert asked.validation_share == share
     assert asked.validation_rows_at_most == (100 if share else None)
 
 
-def test_validation_files_come_before_a_split() -> None:
-    asked = meant(hyper_parameters={"split": 0.9}, validation_file_ids=["file-2"])
+def test_a_split_and_validation_files_are_not_both_to_be_had() -> None:
+    for numbers, files, name in (
+        ({"split": 0.9}, ["file-2"], "split"),
+        ({"max_split_val_dataset_sample": 100}, [], "max_split_val_dataset_sample"),
+        ({"max_split_val_dataset_sample": 100}, ["file-2"], "max_split_val_dataset_sample"),
+    ):
+        with pytest.raises(InvalidParameter) as refused:
+            meant(hyper_parameters=numbers, validation_file_ids=files)
+        assert refused.value.param == f"hyper_parameters.{name}"
+    asked = meant(hyper_parameters={"split": ""}, validation_file_ids=["file-2"])
     assert (asked.validation_files, asked.validation_share) == (["file-2"], None)
+
+
+@pytest.mark.parametrize("left", ["", "auto", None])
+def test_a_schedule_may_be_left_to_us(left: str | None) -> None:
+    assert with_numbers(lr_scheduler_type=left) == with_numbers()
 
 
 @pytest.mark.parametrize(
@@ -591,6 +613,13 @@ def test_a_response_format_is_a_schema(form: dict[str, Any], schema: Any) -> Non
         ({"parameters": {"response_format": {"type": "json_schema"}}}, "parameters.response_format.json_schema:"),
         ({"parameters": {"temperature": 3}}, "parameters.temperature:"),
         ({"parameters": {"stop": ["a", 1]}}, "parameters.stop"),
+        ({"parameters": {"stop": True}}, "parameters.stop: must be texts or ids of tokens."),
+        ({"parameters": {"stop": [1, False]}}, "parameters.stop: must be texts or ids of tokens."),
+        ({"parameters": {"n": 129}}, "parameters.n: "),
+        ({"parameters": {"tools": [{"type": "web_search"}]}}, "Tools of type web_search are not offered"),
+        ({"parameters": {"tools": [{"type": "function"}]}}, "parameters.tools[0].function: must say"),
+        ({"parameters": {"tools": [{"function": {"name": ""}}]}}, "parameters.tools[0].function.name: must be 1 to 64"),
+        ({"parameters": {"tools": [TOOLS[0], TOOLS[0]]}}, "parameters.tools[1].function.name: is used twice"),
         ({"parameters": {"seed": 2**63}}, "parameters.seed:"),
         ({"parameters": {"result_format": "json"}}, "parameters.result_format:"),
         ({"model": None}, "model:"),
@@ -601,6 +630,26 @@ def test_a_call_that_is_made_wrongly_names_the_field(api: Api, sent: dict[str, A
     status, found = api.refused("POST", GENERATION, api.ada, content=body, headers={"content-type": "application/json"})
     assert (status, found["code"]) == (400, "InvalidParameter")
     assert found["message"].startswith(told), found["message"]
+
+
+def test_null_is_absent_within_what_a_call_holds_too() -> None:
+    call = {"id": None, "type": None, "function": {"name": "weather", "arguments": None}}
+    request = asked(
+        {"tools": [TOOLS[0] | {"type": None}], "response_format": {"type": None}},
+        messages=[{"role": "assistant", "tool_calls": [call]}],
+    )
+    assert request.messages[0].tool_calls == [CalledTool(id="", name="weather", arguments="{}")]
+    assert [tool.name for tool in request.tools] == ["weather"] and request.json_schema is None
+
+
+def test_a_fault_below_the_edge_is_named_as_the_caller_wrote_it(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def complete(*_: object) -> None:
+        raise InvalidParameter("stop", "900 is no token of this model's vocabulary.")
+
+    monkeypatch.setattr(api.parts.services.inference, "complete", complete)
+    body = {"model": "toy", "input": {"prompt": "Hi"}, "parameters": {"stop": 900}}
+    _, found = api.refused("POST", GENERATION, api.ada, json=body)
+    assert found["message"] == "parameters.stop: 900 is no token of this model's vocabulary."
 
 
 # How an answer is written

@@ -100,6 +100,11 @@ def test_a_path_that_is_not_utf_8_or_has_a_null_byte(api: Api, mount: str) -> No
         assert refused(api, "GET", f"{mount}/{path}", mount) == 404
 
 
+@pytest.mark.parametrize("query", ["metadata[a%00]=b", "metadata[a]=%00", "a%00b"])
+def test_a_null_byte_in_a_query_is_found_nowhere(api: Api, query: str) -> None:
+    assert refused(api, "GET", f"/v1/fine_tuning/jobs?{query}", "/v1") == 404
+
+
 # ------------------------------------------------------------------------------------------------ over a socket of its own
 
 
@@ -151,7 +156,7 @@ def say(server: RunningServer, path: str, *headers: str, body: Iterator[bytes]) 
         except ConnectionError:
             pass  # what it had to say may have come before
         line.setblocking(True)
-        heard += rest(line)
+        heard = rest(line, heard)
     done.set()
     watching.join()
     head, _, answer = heard.partition(b"\r\n\r\n")
@@ -165,9 +170,8 @@ def attempt(line: socket.socket) -> bytes:
         return b""
 
 
-def rest(line: socket.socket) -> bytes:
-    """To the end of the answer's body, which has a stated length, or of the connection."""
-    heard = b""
+def rest(line: socket.socket, heard: bytes) -> bytes:
+    """What was heard and all after it, to the end of the answer's body, which has a stated length, or of the connection."""
     line.settimeout(10)
     try:
         while not is_whole(heard) and (more := line.recv(1 << 16)):
@@ -183,10 +187,10 @@ def is_whole(heard: bytes) -> bool:
     return length is not None and len(body) >= int(length[1])
 
 
-def a_gigabyte(*, chunked: bool) -> Iterator[bytes]:
+def a_gigabyte(*, chunked: bool, size: int = GIGABYTE) -> Iterator[bytes]:
     """Made while it is sent; spaces, which are good JSON up to there."""
     piece = b" " * (1 << 16)
-    for _ in range(GIGABYTE // len(piece)):
+    for _ in range(size // len(piece)):
         yield b"10000\r\n" + piece + b"\r\n" if chunked else piece
 
 
@@ -194,8 +198,11 @@ JSON = "Content-Type: application/json"
 FORM = "Content-Type: multipart/form-data; boundary=x"
 
 
-def test_a_gigabyte_that_is_announced_is_refused_before_it_is_sent(toy_server: RunningServer, mount: str) -> None:
-    said = say(toy_server, f"{mount}/any/thing", JSON, f"Content-Length: {GIGABYTE}", body=iter(()))
+@pytest.mark.parametrize("kind", [JSON, FORM], ids=["json", "form"])
+def test_a_gigabyte_that_is_announced_is_refused_before_it_is_sent(
+    toy_server: RunningServer, mount: str, kind: str
+) -> None:
+    said = say(toy_server, f"{mount}/any/thing", kind, f"Content-Length: {GIGABYTE}", body=iter(()))
     assert said.status == 413
     assert is_of_the_dialect(mount, said.body)
     assert said.grown < 20_000_000
@@ -223,9 +230,10 @@ def test_a_gigabyte_in_chunks_that_nobody_announced_is_read_up_to_the_limit(toy_
     assert said.grown < 3 * JSON_LIMIT_BYTES
 
 
-def test_a_gigabyte_to_a_path_that_takes_no_body_or_is_none_does_not_stay_in_memory(toy_server: RunningServer) -> None:
+def test_what_comes_to_a_path_that_takes_no_body_or_is_none_does_not_stay_in_memory(toy_server: RunningServer) -> None:
     for path in ("/v1/models", "/v1/there/is/none"):
-        said = say(toy_server, path, JSON, "Transfer-Encoding: chunked", body=a_gigabyte(chunked=True))
+        much = a_gigabyte(chunked=True, size=4 * JSON_LIMIT_BYTES)
+        said = say(toy_server, path, JSON, "Transfer-Encoding: chunked", body=much)
         assert said.status in (404, 405)
         assert said.grown < 2 * JSON_LIMIT_BYTES
 

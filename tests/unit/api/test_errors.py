@@ -35,7 +35,7 @@ def test_a_key_may_come_in_any_case_of_its_scheme(api: Api) -> None:
     ("method", "path", "status", "code"),
     [
         ("GET", "/v1/nothing", 404, "not_found"),
-        ("GET", "/v1/files/", 404, "file_not_found"),
+        ("GET", "/v1/files/", 404, "not_found"),
         ("POST", "/v1/embeddings", 400, "not_offered"),
         ("POST", "/v1/fine_tuning/alpha/graders/run", 400, "not_offered"),
         ("POST", "/v1/fine_tuning/alpha/graders/validate", 400, "not_offered"),
@@ -52,7 +52,7 @@ def test_a_key_may_come_in_any_case_of_its_scheme(api: Api) -> None:
 )
 def test_a_path_or_method_that_there_is_not(api: Api, method: str, path: str, status: int, code: str) -> None:
     found, error = api.refused(method, path, api.ada)
-    assert (found, error["code"] if path != "/v1/files/" else code) == (status, code)
+    assert (found, error["code"]) == (status, code)
 
 
 def test_outside_of_the_dialects_an_error_is_plain(api: Api) -> None:
@@ -86,6 +86,30 @@ def test_a_body_that_is_wrong_names_what_is_wrong(api: Api, body: bytes, param: 
     status, error = api.refused("POST", "/v1/fine_tuning/jobs", api.ada, content=body, headers=JSON)
     assert (status, error["code"], error["param"]) == (400, "invalid_request", param)
     assert said in error["message"]
+
+
+def test_a_body_under_another_content_type_is_told_how_to_be_sent(api: Api) -> None:
+    for path in ("/v1/fine_tuning/jobs", "/v1/chat/completions", "/api/paas/v4/chat/completions"):
+        sent = {"content": json.dumps(CHAT | JOB).encode(), "headers": {"content-type": "text/plain"}}
+        status, error = api.refused("POST", path, api.ada, **sent)
+        assert (status, error["param"]) == (400, None)
+        assert "Send it with Content-Type: application/json." in error["message"]
+
+
+def test_a_field_of_several_types_is_named_as_it_was_written_and_each_fault_is_told_once(api: Api) -> None:
+    for asked, field in (
+        ({"tool_choice": {"function": {}}}, "tool_choice.function.name"),
+        ({"function_call": {}}, "function_call.name"),
+        ({"prompt": [["a"]]}, "prompt[0][0]"),
+    ):
+        path = "/v1/completions" if "prompt" in asked else "/v1/chat/completions"
+        _, error = api.refused("POST", path, api.ada, json=CHAT | asked)
+        assert f"{field}: " in error["message"] and error["param"] in (*asked, "prompt[0]"), error
+        for leaked in ("NamedTool", "FunctionName", "list[", "constrained", "nullable"):
+            assert leaked not in error["message"], error["message"]
+        for told in error["message"].removesuffix(".").split("; "):
+            faults = told.partition(": ")[2].split(" or ")
+            assert len(faults) == len(set(faults)), error["message"]
 
 
 @pytest.mark.parametrize("value", [0, -1, 101, 1.5, "many", "AUTO", [], {}, True])
@@ -187,6 +211,21 @@ def test_null_is_absent_in_a_chat_too(api: Api) -> None:
     body = CHAT | {"model": "nothing"} | dict.fromkeys((*names, *more)) | {"a_field_of_tomorrow": {}}
     status, error = api.refused("POST", "/v1/chat/completions", api.ada, json=body)
     assert (status, error["code"]) == (404, "model_not_found")  # all the rest was taken
+
+
+def test_null_is_absent_within_what_a_chat_holds_too(api: Api) -> None:
+    function = {"name": "f"}
+    call = {"id": "1", "type": None, "function": {"name": "f", "arguments": "{}"}}
+    within = {
+        "messages": [{"role": "assistant", "tool_calls": [call]}, {"role": "tool", "tool_call_id": "1", "content": ""}],
+        "tools": [{"type": None, "function": function}],
+        "tool_choice": {"type": None, "function": function},
+        "response_format": {"type": None},
+        "stream_options": {"include_usage": None},
+    }
+    for path, code in (("/v1/chat/completions", "model_not_found"), ("/api/paas/v4/chat/completions", "1211")):
+        status, error = api.refused("POST", path, api.ada, json={"model": "nothing"} | within)
+        assert (status, error["code"]) == (404, code), error  # all the rest was taken
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from luthier.api.shapes.wire.jobs import FineTuningJob
 from luthier.api.zhipu.wire.jobs import CreateJob as ZhipuJob
 from luthier.control.jobs.lifecycle import TERMINAL, Status
 from luthier.control.jobs.values import Error, Job, JobRequest
+from luthier.core.errors import InvalidParameter
 from luthier.training.spec import PluginChoice
 from tests.unit.api.conftest import Api
 
@@ -46,6 +47,23 @@ def test_numbers_are_taken_from_both_places_and_auto_is_left_to_us(ask, place: s
     numbers = {"n_epochs": 3, "batch_size": "auto", "learning_rate_multiplier": 0.5}
     request = ask(**{place: supervised(**numbers) if place == "method" else numbers})
     assert (request.epochs, request.batch_size, request.learning_rate_multiplier) == (3, None, 0.5)
+
+
+@pytest.mark.parametrize("ask", [openai, zhipu])
+def test_a_number_that_the_method_does_not_say_is_taken_from_the_older_place(ask) -> None:
+    both = ask(method=supervised(n_epochs=3), hyperparameters={"n_epochs": 5, "batch_size": 4})
+    assert (both.epochs, both.batch_size) == (3, 4)
+
+
+@pytest.mark.parametrize("ask", [openai, zhipu])
+@pytest.mark.parametrize(
+    ("chosen", "other", "name"), [("supervised", "dpo", "beta"), ("dpo", "supervised", "n_epochs")]
+)
+def test_numbers_of_a_method_that_is_not_chosen_are_refused_by_name(ask, chosen: str, other: str, name: str) -> None:
+    assert ask(method={"type": chosen, other: {"hyperparameters": {name: None}}}).epochs is None
+    with pytest.raises(InvalidParameter) as refused:
+        ask(method={"type": chosen, other: {"hyperparameters": {name: 1}}})
+    assert refused.value.param == f"method.{other}.hyperparameters.{name}"
 
 
 def test_dpo_takes_a_beta() -> None:

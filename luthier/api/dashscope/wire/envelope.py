@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from datetime import UTC, datetime
 from typing import Annotated, Any, Generic, TypeVar
 
 from fastapi import Depends, Query, Request
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, Field
 
 from luthier.core.pages import NumberedPage
 
 T = TypeVar("T")
-
-
-class Received(BaseModel):
-    """A request. null means what absence means; a number may come as a string."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _can_be_kept(cls, value: Any) -> Any:
-        _refuse_what_is_no_text(value)
-        return value
 
 
 class Sent(BaseModel):
@@ -76,14 +63,3 @@ def _request_id(request: Request) -> str:
 
 
 RequestId = Annotated[str, Depends(_request_id)]
-
-
-_NO_TEXT = re.compile("[\0\ud800-\udfff]")
-
-
-def _refuse_what_is_no_text(value: Any) -> None:
-    """JSON can name signs that UTF-8 cannot carry (half a surrogate pair) or PostgreSQL cannot keep (U+0000)."""
-    if isinstance(value, str) and _NO_TEXT.search(value):
-        raise ValueError("U+0000 and halves of surrogate pairs are not text")
-    for inner in (*value, *value.values()) if isinstance(value, dict) else value if isinstance(value, list) else ():
-        _refuse_what_is_no_text(inner)

@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 
 from luthier.api.dashscope.errors import code_named
-from luthier.api.dashscope.wire.envelope import Paged, Received, Sent, moment
+from luthier.api.dashscope.wire.envelope import Paged, Sent, moment
 from luthier.api.dashscope.wire.hyper_parameters import HyperParameters, used
+from luthier.api.received import Received
 from luthier.control.jobs.lifecycle import Status
 from luthier.control.jobs.values import Checkpoint, Job, JobEvent, JobRequest
 from luthier.core.errors import InvalidParameter
@@ -83,7 +84,7 @@ class CreateFineTune(Received):
             least_rows=1,
             shown={"training_type": training_type, "hyper_parameters": asked.as_sent()},
             **asked.schedule(),
-            **({} if validation else asked.division()),
+            **asked.division(validation),
         )
 
     def _suffix(self) -> str | None:
@@ -113,6 +114,9 @@ _STATUS = {
 }
 
 
+CALLED = "The name to call, where its method is shared."
+
+
 class FineTune(Sent):
     """Lists and the hyper-parameters are never null, ids and times are strings: the clients refuse anything else."""
 
@@ -121,7 +125,7 @@ class FineTune(Sent):
     status: str = Field(description="PENDING, RUNNING, SUSPENDED, SUCCEEDED, FAILED or CANCELED.")
     model: str
     base_model: str
-    finetuned_output: str | None = Field(description="The name to call; null until the job has succeeded.")
+    finetuned_output: str | None = Field(description=f"{CALLED} Null until the job has succeeded.")
     training_file_ids: list[str]
     validation_file_ids: list[str]
     hyper_parameters: dict[str, Any] = Field(description="What was sent and, once it is known, what is used.")
@@ -207,7 +211,7 @@ class FineTuneCheckpoint(Sent):
     job_id: str
     checkpoint: str
     step: int
-    model_name: str = Field(description="The name to call; it answers at once.")
+    model_name: str = Field(description=CALLED)
     model_display_name: str
     status: Literal["SUCCEEDED"] = "SUCCEEDED"
     create_time: str

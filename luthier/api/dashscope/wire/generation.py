@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
-from luthier.api.dashscope.wire.envelope import Received, Sent
-from luthier.api.dashscope.wire.messages import Input, Tool, ToolChoice
-from luthier.control.inference.service import CompletionRequest
+from luthier.api.dashscope.wire.envelope import Sent
+from luthier.api.dashscope.wire.messages import Input, Tool, ToolChoice, functions_of, offered
+from luthier.api.received import Received
+from luthier.control.inference.service import MOST_ANSWERS, CompletionRequest
 from luthier.core.errors import InvalidParameter
 from luthier.serving.protocol import CalledTool, Finish, Likelihood, OfferedTool, Sampling, TokenChunk, TokenLikelihood
 
@@ -34,6 +35,13 @@ class ResponseFormat(Received):
         return self.json_schema.schema_
 
 
+def _no_switch(value: Any) -> Any:
+    """true is no number here, though it is one to Python."""
+    if any(isinstance(one, bool) for one in (value if isinstance(value, list) else [value])):
+        raise ValueError("must be texts or ids of tokens")
+    return value
+
+
 class Parameters(Received):
     """`enable_search`, `search_options`, `enable_thinking`, `thinking_budget` and `stream` are taken and have no effect:
     nothing is searched for here, a model thinks as it was trained to, and a header is what switches streaming.
@@ -52,12 +60,12 @@ class Parameters(Received):
         default=None, description="Absent: as many as the model's context holds."
     )
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
-    stop: str | int | list[str] | list[int] | None = Field(
+    stop: Annotated[str | int | list[str] | list[int] | None, BeforeValidator(_no_switch)] = Field(
         default=None, description="Texts, or ids of tokens, that end the answer and are not a part of it."
     )
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = Field(default=None, description="Absent: 1.")
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    n: Annotated[int, Field(ge=1)] | None = Field(default=None, description="Answers to make.")
+    n: Annotated[int, Field(ge=1, le=MOST_ANSWERS)] | None = Field(default=None, description="Answers to make.")
     tools: list[Tool] | None = None
     tool_choice: Literal["auto", "none", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = Field(default=None, description="Absent: at most one call is made.")
@@ -87,10 +95,11 @@ class Parameters(Received):
         )
 
     def offered(self) -> list[OfferedTool]:
-        return [] if self.tool_choice == "none" else [tool.offered() for tool in self.tools or []]
+        functions = functions_of(self.tools or [])
+        return [] if self.tool_choice == "none" else [offered(function) for function in functions]
 
     def must_call(self) -> list[str] | None:
-        names = [tool.function.name for tool in self.tools or []]
+        names = [function.name for function in functions_of(self.tools or [])]
         if self.tool_choice == "required":
             if not names:
                 raise InvalidParameter("parameters.tool_choice", "is required, but there are no tools")

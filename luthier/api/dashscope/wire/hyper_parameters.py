@@ -24,7 +24,7 @@ SCHEDULES = {
 
 
 Left = BeforeValidator(lambda value: None if value in ("auto", "") else value)
-"""Before a number: "auto", an empty string, null and absence all mean that it is left to us."""
+"""Before a value: "auto", an empty string, null and absence all mean that it is left to us."""
 
 
 class HyperParameters(BaseModel):
@@ -40,7 +40,9 @@ class HyperParameters(BaseModel):
     max_length: Annotated[int | None, Field(ge=8), Left] = Field(
         default=None, description="Tokens that a row may have; longer rows are left out. Absent: 2,048."
     )
-    lr_scheduler_type: str | None = Field(default=None, description=f"One of {', '.join(SCHEDULES)}; absent: cosine.")
+    lr_scheduler_type: Annotated[str | None, Left] = Field(
+        default=None, description=f"One of {', '.join(SCHEDULES)}; absent: cosine."
+    )
     warmup_ratio: Annotated[float | None, Field(ge=0, lt=1), Left] = Field(
         default=None, description="Absent: 0.05, and 0 for the schedule constant."
     )
@@ -78,8 +80,12 @@ class HyperParameters(BaseModel):
         warmup = 0.0 if name == "constant" and self.warmup_ratio is None else self.warmup_ratio
         return {"schedule": SCHEDULES[name], "warmup_ratio": warmup}
 
-    def division(self) -> dict[str, Any]:
+    def division(self, validation_files: list[str]) -> dict[str, Any]:
         """The fields of a JobRequest that say what is kept for validation, where no file is named for it."""
+        if self.split is not None and validation_files:
+            raise wrong("split", "is for jobs without validation files; this one names some")
+        if self.split is None and self.max_split_val_dataset_sample is not None:
+            raise wrong("max_split_val_dataset_sample", "is for a split; say its share as split")
         if self.split in (None, 1.0):
             return {}
         return {

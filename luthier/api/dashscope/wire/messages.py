@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from luthier.api.dashscope.wire.envelope import Received
+from luthier.api.received import Received
+from luthier.api.tool_names import check_names
 from luthier.core.errors import InvalidParameter, NotOffered
 from luthier.serving.protocol import CalledTool, OfferedTool, Turn
 
@@ -89,12 +90,28 @@ class Function(Received):
 
 
 class Tool(Received):
-    type: Literal["function"] = "function"
-    function: Function
+    type: str = "function"
+    function: Function | None = None
 
-    def offered(self) -> OfferedTool:
-        of = self.function
-        return OfferedTool(name=of.name, description=of.description or "", parameters=of.parameters)
+
+def functions_of(tools: list[Tool]) -> list[Function]:
+    """Raises NotOffered for a tool that is no function, InvalidParameter for a name that cannot be or is there twice."""
+    functions: list[Function] = []
+    for place, tool in enumerate(tools):
+        if tool.type != "function":
+            raise NotOffered(
+                f"Tools of type {tool.type} are not offered by this version; functions are.",
+                param=f"parameters.tools[{place}].type",
+            )
+        if tool.function is None:
+            raise InvalidParameter(f"parameters.tools[{place}].function", "must say the function's name")
+        functions.append(tool.function)
+    check_names((function.name for function in functions), "parameters.tools[{}].function")
+    return functions
+
+
+def offered(of: Function) -> OfferedTool:
+    return OfferedTool(name=of.name, description=of.description or "", parameters=of.parameters)
 
 
 class NamedFunction(Received):

@@ -7,14 +7,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
+from luthier.api.received import Received
 from luthier.api.shapes.wire.answers import LEAST_LOGPROB, Usage
-from luthier.api.shapes.wire.base import Received, Sent
+from luthier.api.shapes.wire.base import Sent
 from luthier.api.shapes.wire.chat import Bias, Seed, Stops, StreamOptions, TokenId, refuse, stops
 from luthier.control.inference.service import CompletionRequest
 from luthier.core.errors import InvalidParameter, NotOffered
 from luthier.serving.protocol import Sampling, TokenLikelihood
 
-PROMPTS_AT_MOST = 128
+ANSWERS_AT_MOST = 128
+"""Of one request, to all of its prompts together."""
 
 
 class CreateCompletion(Received):
@@ -85,8 +87,12 @@ class CreateCompletion(Received):
         prompts: list[Any] = [asked] if asked and isinstance(asked[0], int) else asked
         if not prompts or any(not prompt for prompt in prompts):
             raise InvalidParameter("prompt", "must be a text or token ids, or a list of them; none of them empty")
-        if len(prompts) > PROMPTS_AT_MOST:
-            raise InvalidParameter("prompt", f"takes at most {PROMPTS_AT_MOST} at once, got {len(prompts):,}")
+        if (wanted := len(prompts) * self.answers) > ANSWERS_AT_MOST:
+            each = f" with {self.answers} answers each" if self.answers > 1 else ""
+            raise InvalidParameter(
+                "prompt",
+                f"takes at most {ANSWERS_AT_MOST} answers at once, got {len(prompts):,} prompts{each}: {wanted:,}",
+            )
         return prompts
 
 

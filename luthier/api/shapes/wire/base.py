@@ -2,24 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
-
-
-class Received(BaseModel):
-    """A request: fields we do not know are ignored, as the official API does, and null is absence."""
-
-    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _can_be_kept(cls, value: Any) -> Any:
-        _refuse_what_is_no_text(value)
-        return value
+from pydantic import BaseModel, Field
 
 
 class Sent(BaseModel):
@@ -70,14 +57,3 @@ def page(items: Sequence[Listed], has_more: bool) -> dict[str, Any]:
 
 def unix(moment: datetime | None) -> int | None:
     return int(moment.timestamp()) if moment else None
-
-
-_NO_TEXT = re.compile("[\0\ud800-\udfff]")
-
-
-def _refuse_what_is_no_text(value: Any) -> None:
-    """JSON can name signs that UTF-8 cannot carry (half a surrogate pair) or PostgreSQL cannot keep (U+0000)."""
-    if isinstance(value, str) and _NO_TEXT.search(value):
-        raise ValueError("U+0000 and halves of surrogate pairs are not text")
-    for inner in (*value, *value.values()) if isinstance(value, dict) else value if isinstance(value, list) else ():
-        _refuse_what_is_no_text(inner)

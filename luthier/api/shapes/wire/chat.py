@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
-from luthier.api.shapes.wire.base import Received
+from luthier.api.received import Received
 from luthier.api.shapes.wire.messages import ChatMessage, turns
 from luthier.api.shapes.wire.tools import Choice, Function, FunctionName, NamedTool, Tool, chosen, functions_of, offered
 from luthier.control.inference.service import CompletionRequest
@@ -17,12 +17,9 @@ Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Stops = str | Annotated[list[str], Field(max_length=4)]
 """Texts that end the answer and are no part of it: one, or up to four."""
 
-NO_NULL = BeforeValidator(lambda value: False if value is None else value)
-"""Before a switch: null means what absence means."""
-
 
 class StreamOptions(Received):
-    include_usage: Annotated[bool, NO_NULL] = False
+    include_usage: bool = False
 
 
 class JsonSchema(Received):

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from luthier.api.shapes.wire.base import Received, Sent, unix
+from luthier.api.received import Received
+from luthier.api.shapes.wire.base import Sent, unix
 from luthier.chat.examples import Overlength
 from luthier.control.jobs.lifecycle import TERMINAL, Status
 from luthier.control.jobs.values import Checkpoint, Job, JobEvent, JobRequest
@@ -129,7 +130,7 @@ class CreateJob(Received):
         return PluginChoice(name=name, options=self.tuning_options or {})
 
     def _hyperparameters(self) -> Hyperparameters:
-        """Those of the method that is asked for, else those of the older place."""
+        """Those of the method that is asked for; a number that it does not say, the older place may."""
         method = self.method or Method()
         if method.type == "reinforcement":
             raise NotOffered(
@@ -138,8 +139,21 @@ class CreateJob(Received):
             )
         if method.type not in ("supervised", "dpo"):
             raise InvalidParameter("method.type", f"must be supervised or dpo, got {method.type!r}")
-        said = method.dpo if method.type == "dpo" else method.supervised
-        return (said and said.hyperparameters) or self.hyperparameters or Hyperparameters()
+        said = {"supervised": _said(method.supervised), "dpo": _said(method.dpo)}
+        for name, numbers in said.items():
+            if name != method.type and numbers:
+                raise InvalidParameter(
+                    f"method.{name}.hyperparameters.{next(iter(numbers))}",
+                    f"is for the method {name}; method.type is {method.type}",
+                )
+        kind = DpoHyperparameters if method.type == "dpo" else Hyperparameters
+        older = self.hyperparameters.model_dump(exclude_none=True) if self.hyperparameters else {}
+        return kind(**older | said[method.type])
+
+
+def _said(method: Supervised | Dpo | None) -> dict[str, Any]:
+    """The hyper-parameters that stand below a method."""
+    return method.hyperparameters.model_dump(exclude_none=True) if method and method.hyperparameters else {}
 
 
 def _check_metadata(metadata: dict[str, str] | None) -> None:
@@ -167,6 +181,9 @@ class JobError(Sent):
     param: str | None
 
 
+CALLED = "The name to call, where its method is shared."
+
+
 class FineTuningJob(Sent):
     id: str
     object: Literal["fine_tuning.job"] = "fine_tuning.job"
@@ -183,7 +200,7 @@ class FineTuningJob(Sent):
     organization_id: str = Field(description="The project that the job belongs to.")
     result_files: list[str] = Field(default_factory=list)
     seed: int
-    fine_tuned_model: str | None = Field(description="The name to call, once the job has succeeded.")
+    fine_tuned_model: str | None = Field(description=f"{CALLED} Null until the job has succeeded.")
     finished_at: int | None
     trained_tokens: int | None
     error: JobError | None
@@ -260,7 +277,7 @@ class FineTuningCheckpoint(Sent):
     object: Literal["fine_tuning.job.checkpoint"] = "fine_tuning.job.checkpoint"
     created_at: int
     fine_tuning_job_id: str
-    fine_tuned_model_checkpoint: str = Field(description="The name to call.")
+    fine_tuned_model_checkpoint: str = Field(description=CALLED)
     step_number: int
     metrics: dict[str, float | int]
 

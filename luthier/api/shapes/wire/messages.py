@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
-from luthier.api.shapes.wire.base import Received
+from luthier.api.received import Received
 from luthier.core.errors import InvalidParameter, NotOffered
 from luthier.serving.protocol import CalledTool, Turn
 
@@ -14,6 +14,7 @@ from luthier.serving.protocol import CalledTool, Turn
 class Part(Received):
     type: str
     text: str | None = None
+    refusal: str | None = Field(default=None, description="Of a part of type refusal: its text.")
 
 
 class FunctionCall(Received):
@@ -30,6 +31,7 @@ class ToolCall(Received):
 class ChatMessage(Received):
     role: str = Field(description="system (or developer), user, assistant or tool.")
     content: str | list[Part] | None = Field(default=None, description="A text, or parts that are texts.")
+    refusal: str | None = Field(default=None, description="What an assistant said in place of a content.")
     name: str | None = Field(default=None, description="Of the function that a message of the older role is from.")
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = Field(default=None, description="Which call a message of role tool answers.")
@@ -51,7 +53,10 @@ def _turn(where: str, place: int, message: ChatMessage, before: list[Turn]) -> T
     role = {"developer": "system", "function": "tool"}.get(message.role, message.role)
     if role not in _ROLES:
         raise InvalidParameter(f"{where}.role", f"must be one of {', '.join(_ROLES)}, got {message.role!r}")
-    fields: dict[str, Any] = {"role": role, "content": _text(where, message.content)}
+    content = message.content
+    if role == "assistant":
+        content = message.refusal if content is None else content
+    fields: dict[str, Any] = {"role": role, "content": _text(where, content)}
     if role == "assistant":
         fields["tool_calls"] = _called(where, place, message)
     if role == "tool":
@@ -60,7 +65,7 @@ def _turn(where: str, place: int, message: ChatMessage, before: list[Turn]) -> T
             fields["tool_call_id"] = _older_call(where, message.name, before)
         elif message.tool_call_id is None:
             raise InvalidParameter(f"{where}.tool_call_id", "must be the id of the call that this message answers")
-    if message.content is None and not fields.get("tool_calls"):
+    if content is None and not fields.get("tool_calls"):
         raise InvalidParameter(f"{where}.content", "must be a text")
     return Turn(**fields)
 
@@ -68,15 +73,18 @@ def _turn(where: str, place: int, message: ChatMessage, before: list[Turn]) -> T
 def _text(where: str, content: str | list[Part] | None) -> str:
     if not isinstance(content, list):
         return content or ""
+    texts: list[str] = []
     for place, part in enumerate(content):
         if part.type in ("image_url", "input_image", "video_url", "file", "input_audio"):
             raise NotOffered(
                 f"Parts of type {part.type} are not offered by this version; models read text.",
                 param=f"{where}.content",
             )
-        if part.type != "text" or part.text is None:
+        text = {"text": part.text, "refusal": part.refusal}.get(part.type)
+        if text is None:
             raise InvalidParameter(f"{where}.content[{place}]", "must be a part of type text with its text")
-    return "".join(part.text or "" for part in content)
+        texts.append(text)
+    return "".join(texts)
 
 
 def _called(where: str, place: int, message: ChatMessage) -> list[CalledTool]:

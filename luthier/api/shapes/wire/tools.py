@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import Field
 
-from luthier.api.shapes.wire.base import Received
+from luthier.api.received import Received
+from luthier.api.tool_names import check_names
 from luthier.core.errors import InvalidParameter, NotOffered
 from luthier.serving.protocol import OfferedTool
-
-_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 class Function(Received):
@@ -53,15 +51,7 @@ class Choice:
 
 def offered(functions: list[Function], where: str) -> list[OfferedTool]:
     """Raises InvalidParameter for a name that no function can have, or that two have; `where` is the field of number {}."""
-    seen: set[str] = set()
-    for place, function in enumerate(functions):
-        if not _NAME.fullmatch(function.name):
-            raise InvalidParameter(
-                f"{where.format(place)}.name", f"must be 1 to 64 letters, digits, _ or -, got {function.name!r}"
-            )
-        if function.name in seen:
-            raise InvalidParameter(f"{where.format(place)}.name", f"is used twice: {function.name!r}")
-        seen.add(function.name)
+    check_names((function.name for function in functions), where)
     return [OfferedTool(name=f.name, description=f.description or "", parameters=f.parameters) for f in functions]
 
 

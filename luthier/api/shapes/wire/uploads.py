@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from luthier.api.shapes.wire.base import Received, Sent
+from luthier.api.received import Received
+from luthier.api.shapes.wire.base import Sent
 from luthier.api.shapes.wire.files import FileObject, purpose
 from luthier.control.datasets.uploads import Part, Upload
 from luthier.core.errors import NotOffered

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from luthier.api.kept_errors import kind_named
 from luthier.api.shapes.wire import answers
 from luthier.api.shapes.wire.base import Sent
+from luthier.api.zhipu.errors import code_of
 from luthier.control.inference.asynchronous import AsyncCompletion
 
 TaskStatus = Literal["PROCESSING", "SUCCESS", "FAIL"]
@@ -42,7 +44,8 @@ def result(completion: AsyncCompletion) -> dict[str, Any]:
         fields["choices"] = [answers.choice(index, answer) for index, answer in enumerate(completion.answers)]
         fields["usage"] = answers.usage_of(completion.answers)
     if completion.error is not None:
-        fields["error"] = completion.error.model_dump()
+        code = code_of(kind_named(completion.error.code), completion.error.param)
+        fields["error"] = completion.error.model_dump() | {"code": code}
     return fields
 
 

@@ -72,8 +72,12 @@ def test_a_bias_says_what_is_said_and_a_stop_ends_it(say) -> None:
         assert (stopped.message.content, stopped.finish_reason) == ("", "stop")
 
 
-def test_penalties_are_taken(say) -> None:
-    assert say(presence_penalty=2, frequency_penalty=-1, top_p=0.5, temperature=0.5).choices
+def test_penalties_change_what_is_said(say) -> None:
+    """The toy repeats itself, which is what they are against."""
+    plain = say(max_tokens=40).choices[0].message.content
+    for name in ("presence_penalty", "frequency_penalty"):
+        assert say(max_tokens=40, **{name: 0}).choices[0].message.content == plain
+        assert say(max_tokens=40, **{name: 2}).choices[0].message.content != plain
 
 
 def test_log_probabilities_are_told_of_every_token(say) -> None:
@@ -90,10 +94,10 @@ def test_log_probabilities_are_told_of_every_token(say) -> None:
 
 
 def test_a_json_object_is_one(say) -> None:
-    for seed in range(3):
-        answer = say(response_format={"type": "json_object"}, temperature=1, seed=seed, max_tokens=200)
-        if answer.choices[0].finish_reason == "stop":
-            assert isinstance(json.loads(answer.choices[0].message.content), dict)
+    form = {"type": "json_object"}
+    answers = [say(response_format=form, temperature=1, seed=seed, max_tokens=900).choices[0] for seed in range(4)]
+    whole = [answer.message.content for answer in answers if answer.finish_reason == "stop"]
+    assert whole and all(isinstance(json.loads(text), dict) for text in whole)
 
 
 SCHEMA = {

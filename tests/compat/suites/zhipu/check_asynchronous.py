@@ -35,7 +35,7 @@ def test_what_cannot_be_answered_fails_with_the_reason(client, lenient, finished
     task = client.chat.asyncCompletions.create(model="toy", messages=[{"role": "user", "content": "x" * 3000}])
     assert finished(task.id).task_status == "FAIL"
     told = lenient.get(f"/async-result/{task.id}", cast_type=object)
-    assert told["error"]["code"] == "context_length_exceeded"
+    assert told["error"]["code"] == "1261"
 
 
 def test_what_nobody_asked_for_is_not_there(client, core) -> None:
