@@ -129,6 +129,8 @@ class Recorder:
         name = f"{row.model_name}-step-{event.step}" + (f"-{run.attempt}" if run.attempt > 1 else "")
         self.catalog.publish(session, row.project_id, name, "checkpoint", _trained(spec), event.step, artifact)
         await session.flush()
+        if run.attempt > 1:
+            await JobQueries(session, SYSTEM).supersede_checkpoint(row.id, event.step, before_attempt=run.attempt)
         session.add(
             CheckpointRow(
                 id=ids.new("ftckpt"),
