@@ -52,6 +52,10 @@ class Inference:
         self.catalog = catalog
         self.routing = routing
 
+    async def check_ready(self, who: Principal, name: str) -> None:
+        """Have a replica started where none is ready for that model, and raise ReplicaUnavailable at once."""
+        await self.routing.choose(await self.catalog.resolve(who, name), waits=False)
+
     async def complete(self, who: Principal, request: CompletionRequest) -> AsyncGenerator[Delta, None]:
         """The answers as they are made, side by side; what can be refused is raised before this returns.
 
