@@ -87,11 +87,16 @@ def test_a_card_of_an_older_version_offers_the_methods_there_are_now(tmp_path: P
     installer = Installer(storage, tmp_path / "scratch", "python-that-is-not-there", FakeClock())
     card = installer.add("toy", str(folder))
     for kept, found in ((["lora"], ["lora", "qlora", "full", "ptuning_v2"]), (["full"], ["full"])):
-        storage.write("models/toy/card.json", card.model_copy(update={"methods": kept}).model_dump_json().encode())
+        older = card.model_copy(update={"methods": kept})
+        storage.write("models/toy/card.json", older.model_dump_json(exclude={"revision"}).encode())
         installer.refresh()
         renewed = installed(storage, "toy")
         assert renewed is not None
         assert renewed.methods == found
+        restricted = renewed.model_copy(update={"methods": ["lora"]})
+        storage.write("models/toy/card.json", restricted.model_dump_json().encode())
+        installer.refresh()  # what an operator chose since then stays
+        assert installed(storage, "toy") == restricted
 
 
 REFUSED = {
