@@ -173,7 +173,7 @@ async def test_only_so_many_are_made_side_by_side(house: House) -> None:
         now -= 1
         return await make(row)
 
-    house.parts.services.async_completions.make = counted  # pyright: ignore[reportAttributeAccessIssue]
+    house.parts.services.async_completions.make = counted
     tasks = [await submit(house) for _ in range(12)]
     running = asyncio.create_task(house.parts.completer.run())
     try:
@@ -245,7 +245,7 @@ async def test_a_place_that_becomes_free_is_taken_at_once(house: House, monkeypa
         await asyncio.sleep(0.05)
         return await make(row)
 
-    house.parts.services.async_completions.make = slow  # pyright: ignore[reportAttributeAccessIssue]
+    house.parts.services.async_completions.make = slow
     tasks = [await submit(house) for _ in range(6)]
     running = asyncio.create_task(completer.run())
     try:
