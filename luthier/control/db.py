@@ -107,7 +107,10 @@ class Database:
         async with self._write.begin() as session:
             yield session
         for topic in nudges:
-            self._nudges[topic].set()
+            self.nudge(topic)
+
+    def nudge(self, topic: str) -> None:
+        self._nudges[topic].set()
 
     async def nudged(self, topic: str, *, within_seconds: float) -> None:
         """Wait for a nudge on that topic, or for the time to pass: a nudge saves waiting, it is never needed."""

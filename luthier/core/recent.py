@@ -27,8 +27,10 @@ class Recent(Generic[K, V]):
 
     async def get(self, key: K, read: Callable[[], Awaitable[V | None]]) -> V | None:
         """What is kept for `key`, else what `read` gives; many who ask at once share one read. None is never kept."""
-        if (kept := self._kept.get(key)) is not None and time.monotonic() < kept[1]:
-            return kept[0]
+        if (kept := self._kept.get(key)) is not None:
+            if time.monotonic() < kept[1]:
+                return kept[0]
+            del self._kept[key]
         if (reading := self._reading.get(key)) is None:
             reading = self._reading[key] = asyncio.ensure_future(self._read(key, read))
         return await asyncio.shield(reading)  # one who goes away does not take it from the others
@@ -46,6 +48,7 @@ class Recent(Generic[K, V]):
         try:
             value = await read()
             if value is not None and self._is_current(key):
+                self._drop_expired()
                 if len(self._kept) >= self.most:
                     self._kept.clear()
                 self._kept[key] = value, until
@@ -53,6 +56,12 @@ class Recent(Generic[K, V]):
         finally:
             if self._is_current(key):
                 del self._reading[key]
+
+    def _drop_expired(self) -> None:
+        """Keys may be secrets, and values large: none stays because nobody asks for it any more. The oldest stand first."""
+        now = time.monotonic()
+        while self._kept and self._kept[first := next(iter(self._kept))][1] <= now:
+            del self._kept[first]
 
     def _is_current(self, key: K) -> bool:
         """Whether nobody said meanwhile that this read may be out of date."""

@@ -7,11 +7,12 @@ entry point of the group `luthier.methods`. A plugin is imported when it is aske
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import inspect
 import pkgutil
 from collections.abc import Collection
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 from typing import Generic, TypeVar
 
@@ -22,6 +23,14 @@ T = TypeVar("T")
 
 class MissingLibrary(Unavailable):
     code = "missing_library"
+
+
+@functools.cache
+def points_of(group: str) -> dict[str, EntryPoint]:
+    """The entry points of a group by name, looked up once in a process: it takes some milliseconds, and a package that is
+    installed later is seen by the next process. A test that brings points of its own calls `points_of.cache_clear()`.
+    """
+    return {point.name: point for point in entry_points(group=group)}
 
 
 class Registry(Generic[T]):
@@ -45,13 +54,21 @@ class Registry(Generic[T]):
         self.contract = contract
         self.kind = kind
         self.extra = extra
+        self._loaded: dict[str, type[T]] = {}
 
     def names(self) -> list[str]:
         """Every name that can be loaded, sorted; nothing is imported but the package itself."""
         return sorted(set(self._files()) | set(self._entry_points()))
 
     def load(self, name: str) -> type[T]:
-        """The class of that name. Raises InvalidParameter when there is none, MissingLibrary when it needs one."""
+        """The class of that name; again costs nothing. Raises InvalidParameter when there is none, MissingLibrary when it
+        needs one.
+        """
+        if (known := self._loaded.get(name)) is None:
+            known = self._loaded[name] = self._found(name)
+        return known
+
+    def _found(self, name: str) -> type[T]:
         if name in self._files():
             return self._class_in(self._import(f"{self.package}.{name}"))
         if name in (found := self._entry_points()):  # a file of ours always comes first
@@ -72,9 +89,8 @@ class Registry(Generic[T]):
             if module.name not in self.besides
         ]
 
-    def _entry_points(self):
-        group = "luthier." + self.package.rsplit(".", 1)[-1]
-        return {point.name: point for point in entry_points(group=group)}
+    def _entry_points(self) -> dict[str, EntryPoint]:
+        return points_of("luthier." + self.package.rsplit(".", 1)[-1])
 
     def _import(self, module: str) -> ModuleType:
         try:

@@ -52,7 +52,9 @@ _TAKEN_IN_WITHIN_SECONDS = 5.0  # by a replica that many ask at once
 
 
 class ReplicaClient:
-    """A replica by the path of its socket. Nobody there, or an answer broken off, is ReplicaUnavailable."""
+    """A replica by the path of its socket. Nobody there, or an answer broken off, is ReplicaUnavailable; one that lives, but
+    takes nobody more in, is NoCapacity.
+    """
 
     def __init__(self, socket: str | Path) -> None:
         self._socket = socket
@@ -80,11 +82,11 @@ class ReplicaClient:
     async def _call(self, call: BaseModel) -> AsyncGenerator[Answer]:
         """Send a call, yield its answers up to the final one."""
         try:
-            reader, writer = await asyncio.open_unix_connection(sock=await self._connected(), limit=LONGEST_LINE)
+            reader, writer = await self._opened()
             try:
                 writer.write(call.model_dump_json().encode() + b"\n")
                 await writer.drain()
-                while line := await reader.readline():
+                while line := await self._line(reader):
                     answer = answers.validate_json(line)
                     if isinstance(answer, Fault):
                         raise _error(answer)
@@ -97,6 +99,21 @@ class ReplicaClient:
             raise ReplicaUnavailable(f"The replica at {self._socket} cannot be reached.", retry_after=1) from broken
         raise ReplicaUnavailable(f"The replica at {self._socket} broke off its answer.", retry_after=1)
 
+    async def _opened(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        connection = await self._connected()
+        try:
+            return await asyncio.open_unix_connection(sock=connection, limit=LONGEST_LINE)
+        except BaseException:
+            connection.close()
+            raise
+
+    async def _line(self, reader: asyncio.StreamReader) -> bytes:
+        try:
+            return await reader.readline()
+        except ValueError as long:
+            told = f"The replica at {self._socket} sent a line of more than {LONGEST_LINE:,} bytes."
+            raise ReplicaUnavailable(told, retry_after=1) from long
+
     async def _connected(self) -> socket.socket:
         """A Unix socket connects at once, or says that the other side's queue is full; asyncio would take that for connected."""
         until = time.monotonic() + _TAKEN_IN_WITHIN_SECONDS
@@ -107,9 +124,11 @@ class ReplicaClient:
                 try:
                     connection.connect(str(self._socket))
                     return connection
-                except BlockingIOError:
+                except BlockingIOError as full:
                     if time.monotonic() > until:
-                        raise
+                        raise NoCapacity(
+                            "So many ask the model that nobody more is taken in.", hint="Try again.", retry_after=2
+                        ) from full
                     await asyncio.sleep(0.005)
         except BaseException:
             connection.close()

@@ -47,7 +47,13 @@ class Guides:
             start, rules = "calls", self._calls(wanted, several=request.parallel_tool_calls)
         elif request.json_schema is not None:
             text = _literals(self._renderer.before_text(), {})
-            start, rules = "text", [f"text: {text} schema", _json("schema", request.json_schema or {"type": "object"})]
+            start, rules = (
+                "text",
+                [
+                    f"text: {text} schema",
+                    _json("schema", request.json_schema or {"type": "object"}, "response_format"),
+                ],
+            )
             if request.tools:
                 start = "text | calls"
                 rules += self._calls(request.tools, several=request.parallel_tool_calls)
@@ -74,7 +80,7 @@ class Guides:
                 )
             before, behind = (_literals(text, self._renderer.tokenizer.words) for text in around)
             rules.append(f"call_{place}: {before} arguments_{place} {behind}")
-            rules.append(_json(f"arguments_{place}", {"type": "object"} | (tool.parameters or {})))
+            rules.append(_json(f"arguments_{place}", {"type": "object"} | (tool.parameters or {}), "tools"))
         return rules
 
     def _matcher(self, grammar: str, param: str) -> LLMatcher:
@@ -123,11 +129,11 @@ class AnswerGuide:
         self._matcher.consume_token(token)
 
 
-def _json(name: str, schema: Mapping[str, Any]) -> str:
+def _json(name: str, schema: Mapping[str, Any], param: str) -> str:
     try:
         return f"{name}: %json " + json.dumps({**schema, "x-guidance": {"whitespace_pattern": _BLANKS}})
     except RecursionError as deep:
-        raise InvalidParameter("response_format", "the schema is nested too deeply") from deep
+        raise InvalidParameter(param, "the schema is nested too deeply") from deep
 
 
 def _literals(text: str, words: Mapping[str, int]) -> str:

@@ -132,7 +132,7 @@ def test_tokens_are_counted_with_a_copy_of_the_tokenizer_alone(storage: Storage,
     storage.write("models/toy/weights/model.safetensors", b"never needed")
     data = jsonl(toy_rows(30))
     storage.write("counted", data)
-    options = {"format": "messages", "weights": "models/toy/weights", "result": "lengths"}
+    options = {"format": "messages", "weights": "models/toy/weights", "turn_weights": "honoured", "result": "lengths"}
     done = perform(Task(kind="count", key="counted", size=len(data), options=options), storage)
     assert done["rows"] == 30 and done["tokens"] > 0 and storage.exists("lengths")
     copied = storage.folder("models/toy/weights", only=("tokenizer.json",))

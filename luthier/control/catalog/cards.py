@@ -25,6 +25,10 @@ OFFERED = ["lora", "qlora", "full", "ptuning_v2"]
 """Methods of training that a model offers where nobody says otherwise."""
 
 
+REVISION = 1
+"""Of cards that are written now. 0: before there was more than one method; what such a card offers was nobody's choice."""
+
+
 class Facts(BaseModel):
     """What a person states of a model; the rest is read from its files."""
 
@@ -60,6 +64,9 @@ class ModelCard(Facts):
     weights_sha256: str
     renderer_sha256: str
     installed_at: datetime
+    revision: int = Field(
+        default=0, description="Which changes of ours to older cards this one has had; see `REVISION`."
+    )
 
 
 def bundled(name: str) -> tuple[Facts, PackageSource]:

@@ -22,6 +22,7 @@ from luthier.control.catalog.cards import (
     EMBEDDED,
     NAME,
     OFFERED,
+    REVISION,
     Facts,
     ModelCard,
     PackageSource,
@@ -67,7 +68,8 @@ class Installer:
 
     def refresh(self) -> None:
         """Bring the cards of installed models up to how conversations are written now, which a newer version may change, and to
-        the methods that there are now, where a card has the one that an older version knew.
+        the methods that there are now, where a card has the one that an older version knew: once, so that what is offered can be
+        restricted in the card.
 
         What was trained before keeps the fingerprint that it was trained with. A model that cannot be written any more keeps
         its card: jobs on it are refused with the reason.
@@ -79,8 +81,10 @@ class Installer:
             except InvalidRequest as refused:
                 log.warning("a model's conversations cannot be written any more", model=card.name, why=refused.text)
                 continue
-            offered = OFFERED if card.methods == _OFFERED_AT_FIRST else card.methods
-            renewed = card.model_copy(update={"renderer_sha256": found, "methods": offered})
+            widens = card.revision < 1 and card.methods == _OFFERED_AT_FIRST
+            offered = OFFERED if widens else card.methods
+            changes = {"renderer_sha256": found, "methods": offered, "revision": REVISION}
+            renewed = card.model_copy(update=changes)
             if renewed != card:
                 self.storage.write(card_key(card.name), renewed.model_dump_json(indent=2).encode())
                 log.info("a model's card was renewed", model=card.name)
@@ -117,6 +121,7 @@ class Installer:
             weights_sha256=digest(folder, "*.safetensors"),
             renderer_sha256=renderer_for(tokenizer).fingerprint(),
             installed_at=self.clock.now(),
+            revision=REVISION,
         )
 
     def keep(self, card: ModelCard, folder: Path, *, anew: bool = True) -> None:

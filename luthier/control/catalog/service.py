@@ -17,7 +17,7 @@ from luthier.control.db import Database
 from luthier.control.tenancy import Principal
 from luthier.core import ids
 from luthier.core.clock import Clock
-from luthier.core.errors import InvalidRequest, MethodNotAllowed, ModelNotDeployed, ModelNotFound
+from luthier.core.errors import InvalidParameter, InvalidRequest, MethodNotAllowed, ModelNotDeployed, ModelNotFound
 from luthier.core.pages import NumberedPage
 from luthier.core.recent import Recent
 from luthier.serving.protocol import AdapterRef
@@ -58,7 +58,7 @@ class Catalog:
         self.db = db
         self.storage = storage
         self.clock = clock
-        self._cards: Recent[str, ModelCard] = Recent(seconds=1.0)
+        self._cards: Recent[str, tuple[ModelCard | None]] = Recent(seconds=1.0)
 
     async def trainable(self, name: str, method: str) -> ModelCard:
         """The card of a base model that offers the method. Raises ModelNotFound or MethodNotAllowed."""
@@ -72,12 +72,13 @@ class Catalog:
         return card
 
     async def resolve(self, who: Principal, name: str) -> Servable:
-        """Whatever `name` leads to for this caller. A base model that was replaced may answer as it was for a second.
+        """Whatever `name` leads to for this caller. A base model that was replaced may answer as it was for a second, and one
+        that was asked for before it was added may be unknown for a second.
 
         Raises ModelNotFound, which tells what there is, and ModelNotDeployed for a model that no shared replica can answer
         for.
         """
-        card = await self._cards.get(name, lambda: asyncio.to_thread(cards.installed, self.storage, name))
+        card = await self._recent_card(name)
         if card is not None:
             return Servable(name, card.name, card.weights, card.weights_sha256, card.renderer_sha256, None)
         async with self.db.read() as session:
@@ -171,6 +172,15 @@ class Catalog:
             )
         )
 
+    async def _recent_card(self, name: str) -> ModelCard | None:
+        """What `installed` says, or said within the last second; that there is no card is kept too, as a tuned model has none."""
+
+        async def read() -> tuple[ModelCard | None]:
+            return (await asyncio.to_thread(cards.installed, self.storage, name),)
+
+        kept = await self._cards.get(name, read)
+        return kept[0] if kept is not None else None
+
     async def _unknown(self, name: str) -> ModelNotFound:
         base = [card.name for card in await asyncio.to_thread(cards.all_installed, self.storage)]
         known = (
@@ -216,4 +226,7 @@ def _of_row(row: ModelRow) -> NamedModel:
 
 def _is_callable(row: ModelRow) -> bool:
     """Whether the running base model can answer with it. Of a method that is not installed any more nothing can."""
-    return row.method in methods.names() and methods.load(row.method).is_shared
+    try:
+        return methods.load(row.method).is_shared
+    except InvalidParameter:
+        return False

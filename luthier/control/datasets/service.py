@@ -412,8 +412,18 @@ class Datasets:
     async def join(self, who: Principal, files: Sequence[File], *, param: str) -> File:
         """Make a new version of the first file that has the rows of all, in their order; all have been read.
 
-        Raises InvalidRequest for files that are not of one format, and for archives.
+        Raises what `check_joinable` raises.
         """
+        self.check_joinable(files, param=param)
+        first = files[0]
+        made = ids.new("file")
+        stored = await self.storage.write_stream(key_of(who.project, made), self._joined(files))
+        operation = {"name": "join", "files": [file.id for file in files]}
+        [joined] = await self._versions(who, first, operation, {made: ("joined", asdict(stored))}, suffix=".jsonl")
+        return joined
+
+    def check_joinable(self, files: Sequence[File], *, param: str) -> None:
+        """Raises InvalidRequest for files that are not of one format, and for archives."""
         first, others = files[0], files[1:]
         form = _format_of(first)
         for file in others:
@@ -429,11 +439,6 @@ class Datasets:
                 param=param,
                 hint="Pack their rows and images into one.",
             )
-        made = ids.new("file")
-        stored = await self.storage.write_stream(key_of(who.project, made), self._joined(files))
-        operation = {"name": "join", "files": [file.id for file in files]}
-        [joined] = await self._versions(who, first, operation, {made: ("joined", asdict(stored))}, suffix=".jsonl")
-        return joined
 
     async def _joined(self, files: Sequence[File]) -> AsyncIterator[bytes]:
         """The bytes of files, one after the other, each from the beginning of a line on."""

@@ -20,7 +20,7 @@ class FileRow(Owned, Leased, Table):
     purpose: Mapped[str] = mapped_column(String(64))
     bytes: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(String(64))
-    md5: Mapped[str | None] = mapped_column(String(32))  # of what was uploaded; files made here have none
+    md5: Mapped[str | None] = mapped_column(String(32))  # of what came as a stream: uploads, and files that were joined
     key: Mapped[str] = mapped_column(String(256))
     status: Mapped[str] = mapped_column(String(16), index=True)
     category: Mapped[str | None] = mapped_column(String(32))  # the format that the uploader said it is of

@@ -39,8 +39,8 @@ class Routing:
         # _NOTED_EVERY before the route was read.
         self._ready: Recent[str, ReplicaClient] = Recent(seconds=1.0)
 
-    async def choose(self, model: Servable) -> Route:
-        """A ready replica for the model, waiting while one starts.
+    async def choose(self, model: Servable, *, waits: bool = True) -> Route:
+        """A ready replica for the model, waiting while one starts; who does not wait is told at once that it starts.
 
         Raises ReplicaUnavailable when none becomes ready in time, with the cause where it is known. One that was ready within
         the last second may have ended since: who finds out says so to `lost` and asks again.
@@ -48,7 +48,7 @@ class Routing:
         ready = await self._ready.get(model.weights, partial(self._find_ready, model))
         if ready is not None:
             return Route(ready, model.adapter)
-        return await self._await_ready(model)
+        return await self._await_ready(model, self.ready_within_seconds if waits else 0.0)
 
     async def lost(self, model: Servable) -> None:
         """A replica that was ready does not answer: let the reconciler look at it at once."""
@@ -64,10 +64,11 @@ class Routing:
         row = await self._replica(model)
         return ReplicaClient(row.socket) if row is not None and row.status == "ready" and row.socket else None
 
-    async def _await_ready(self, model: Servable) -> Route:
-        deadline = time.monotonic() + self.ready_within_seconds
+    async def _await_ready(self, model: Servable, within_seconds: float) -> Route:
+        """Look at least once, and have a replica started where there is none."""
+        deadline = time.monotonic() + within_seconds
         wanted: str | None = None  # the replica that was started for us: when it goes, another one would too
-        while time.monotonic() < deadline:
+        while True:
             row = await self._replica(model)
             if row is not None and row.status == "ready" and row.socket:
                 return Route(ReplicaClient(row.socket), model.adapter)
@@ -79,6 +80,8 @@ class Routing:
                 )
             if row is None or row.status == "gone":
                 wanted = await self._want(model)
+            if time.monotonic() >= deadline:
+                break
             await self.db.nudged("routes", within_seconds=0.25)
         raise ReplicaUnavailable(f"The model {model.base_model} is still being loaded; try again.", retry_after=10)
 

@@ -16,10 +16,13 @@ from luthier.control.inference.tables import AsyncCompletionRow
 from luthier.control.tenancy import Principal
 from luthier.core import ids
 from luthier.core.clock import Clock
-from luthier.core.errors import LuthierError, NotFound
+from luthier.core.errors import LuthierError, NotFound, RateLimited
 
 KEPT = timedelta(days=1)
 """How long an answer can be fetched; also how long one is tried for."""
+
+MOST_PENDING = 1_000
+"""Completions of one project that are not answered yet."""
 
 _requests = TypeAdapter(CompletionRequest)
 
@@ -60,9 +63,18 @@ class AsyncCompletions:
     async def submit(self, who: Principal, request: CompletionRequest, *, request_id: str) -> AsyncCompletion:
         """Take a request on; it is answered in the background, through restarts too.
 
-        `request_id` is the caller's own word for it. Raises ModelNotFound at once; what else can be wrong is told by the result.
+        `request_id` is the caller's own word for it. Raises ModelNotFound at once, and RateLimited for a project that has
+        MOST_PENDING under way; what else can be wrong is told by the result.
         """
         await self.catalog.resolve(who, request.model)
+        async with self.db.read() as session:
+            pending = await AsyncCompletionQueries(session, who).count_pending()
+        if pending >= MOST_PENDING:
+            raise RateLimited(
+                f"{pending:,} asynchronous completions of this project are not answered yet; {MOST_PENDING:,} may be.",
+                hint="Wait until some of them have been answered.",
+                retry_after=10,
+            )
         row = AsyncCompletionRow(
             id=ids.new("task"),
             project_id=who.project,
@@ -94,9 +106,13 @@ class AsyncCompletions:
         return row.ended_at is not None and row.ended_at + KEPT <= self.clock.now()
 
     async def make(self, row: AsyncCompletionRow) -> list[Answer]:
-        """The answers to what a row asks for; made again it may be another answer, unless the request has a seed."""
+        """The answers to what a row asks for; made again it may be another answer, unless the request has a seed.
+
+        Raises ReplicaUnavailable at once where no replica is ready yet: others, whose model is, need not wait behind it.
+        """
         request = _requests.validate_python(row.request)
         who = Principal(id=row.key_id, project=row.project_id)
+        await self.inference.check_ready(who, request.model)
         deltas = await self.inference.complete(who, request)
         return await gathered(deltas, request.n, with_logprobs=request.sampling.logprobs is not None)
 
@@ -108,6 +124,7 @@ class AsyncCompletions:
 
     def _end(self, row: AsyncCompletionRow, status: str, outcome: Outcome) -> None:
         row.status, row.result, row.ended_at = status, outcome.model_dump_json(), self.clock.now()
+        row.request = {}  # nobody needs it any more
 
 
 def _completion(row: AsyncCompletionRow) -> AsyncCompletion:

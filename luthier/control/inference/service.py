@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from luthier.serving.protocol import AdapterRef, Finish, GenerateRequest, Offere
 
 MOST_ANSWERS = 128
 MOST_TO_READ = 4_000_000
-"""Characters, or tokens, of the prompt times the answers: each answer reads it anew."""
+"""Characters, or tokens, of all that is given, tools and schemas too, times the answers: each answer reads it anew."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,10 @@ class Inference:
     def __init__(self, catalog: Catalog, routing: Routing) -> None:
         self.catalog = catalog
         self.routing = routing
+
+    async def check_ready(self, who: Principal, name: str) -> None:
+        """Have a replica started where none is ready for that model, and raise ReplicaUnavailable at once."""
+        await self.routing.choose(await self.catalog.resolve(who, name), waits=False)
 
     async def complete(self, who: Principal, request: CompletionRequest) -> AsyncGenerator[Delta, None]:
         """The answers as they are made, side by side; what can be refused is raised before this returns.
@@ -161,8 +166,26 @@ def _check_count(request: CompletionRequest) -> None:
         raise InvalidParameter("n", f"must be from 1 to {MOST_ANSWERS}, got {request.n}")
     if request.n == 1:
         return
-    given = sum(len(turn.content) for turn in request.messages) + len(request.prompt or "")
+    given = _given(request)
     if request.n * given > MOST_TO_READ:
         raise InvalidParameter(
             "n", f"{request.n} answers to {given:,} characters or tokens are more than {MOST_TO_READ:,} to read"
         )
+
+
+def _given(request: CompletionRequest) -> int:
+    """Characters, or tokens, that are read for one answer, or that it is held to."""
+    turns = sum(
+        len(turn.content) + sum(len(call.name) + len(call.arguments) for call in turn.tool_calls)
+        for turn in request.messages
+    )
+    tools = sum(len(tool.name) + len(tool.description) + _written(tool.parameters, "tools") for tool in request.tools)
+    return turns + len(request.prompt or "") + tools + _written(request.json_schema, "response_format")
+
+
+def _written(schema: dict[str, Any] | None, param: str) -> int:
+    """Characters of a schema as JSON."""
+    try:
+        return len(json.dumps(schema, ensure_ascii=False)) if schema else 0
+    except RecursionError as deep:
+        raise InvalidParameter(param, "the schema is nested too deeply") from deep

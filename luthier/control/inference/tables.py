@@ -12,7 +12,10 @@ from luthier.control.db import Leased, Owned, Table
 
 
 class AsyncCompletionRow(Owned, Leased, Table):
-    """`status` is processing, succeeded (`result` has the answers) or failed (`result` has the error)."""
+    """`status` is processing, succeeded (`result` has the answers) or failed (`result` has the error).
+
+    `request` is empty once there is a result.
+    """
 
     __tablename__ = "async_completions"
 

@@ -58,10 +58,10 @@ def plan(
     )
     asked = {name: value for name in _TAKEN_AS_ASKED if (value := getattr(request, name)) is not None}
     if not numbers.learning_rate <= 1:  # where the rate itself was checked already
-        raise InvalidParameter(
-            "learning_rate_multiplier",
-            f"makes the learning rate {numbers.learning_rate:g}; it must be at most 1",
-        )
+        rate = f"{numbers.learning_rate:g}; it must be at most 1"
+        if request.learning_rate is not None:
+            raise InvalidParameter("learning_rate", f"with its multiplier it is {rate}")
+        raise InvalidParameter("learning_rate_multiplier", f"makes the learning rate {rate}")
     return _checked(
         TrainingSpec,
         job=job,

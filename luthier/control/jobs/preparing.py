@@ -68,6 +68,9 @@ class Preparation:
             )
         if _is_share_due(request) and rows < 2:
             raise InvalidParameter("validation_share", "can be kept of two rows or more; the training file has one")
+        for files, param in ((training, "training_file"), (validation, "validation_file")):
+            if len(files) > 1:  # before anything is made of any of them
+                self.datasets.check_joinable(files, param=param)
         draws = _is_share_due(request) and request.seed is None
         return Inputs(
             training_file=await self._one(who, training, "training_file"),

@@ -69,6 +69,14 @@ class JobQueries(Queries):
             marked = update(table).where(table.id.in_(rows.with_only_columns(table.id))).values(superseded=True)
             await self.session.execute(marked, execution_options={"synchronize_session": False})
 
+    async def supersede_checkpoint(self, job_id: str, step: int, *, before_attempt: int) -> None:
+        """Mark what earlier attempts saved of a step: the new attempt has saved it again, and knows no less of it."""
+        rows = self.visible(CheckpointRow).where(
+            CheckpointRow.job_id == job_id, CheckpointRow.attempt < before_attempt, CheckpointRow.step == step
+        )
+        marked = update(CheckpointRow).where(CheckpointRow.id.in_(rows.with_only_columns(CheckpointRow.id)))
+        await self.session.execute(marked.values(superseded=True), execution_options={"synchronize_session": False})
+
     def _has_pair(self, key: str, value: str) -> ColumnElement[bool]:
         """Whether a job's metadata has that pair; a key may be any text, so it is not written into a path."""
         if self.session.get_bind().dialect.name == "postgresql":

@@ -18,6 +18,7 @@ from luthier.core import ids
 from luthier.core.clock import Clock
 from luthier.serving.protocol import AdapterRef
 from luthier.training import events
+from luthier.training.methods.base import methods
 from luthier.training.spec import TrainingSpec
 
 
@@ -77,7 +78,8 @@ class Recorder:
                 )
                 row.trained_tokens = event.trained_tokens
                 best = "" if step == event.step else f" (the best checkpoint, of step {step})"
-                self.history.tell(session, row, f"New fine-tuned model created: {row.model_name}{best}")
+                told = f"New fine-tuned model created: {row.model_name}{best}{_deployment(spec)}"
+                self.history.tell(session, row, told)
                 self.history.move(session, row, Status.SUCCEEDED)
             case events.Failed():
                 self.history.fail(session, row, Error(code=event.code, message=event.message))
@@ -129,6 +131,8 @@ class Recorder:
         name = f"{row.model_name}-step-{event.step}" + (f"-{run.attempt}" if run.attempt > 1 else "")
         self.catalog.publish(session, row.project_id, name, "checkpoint", _trained(spec), event.step, artifact)
         await session.flush()
+        if run.attempt > 1:
+            await JobQueries(session, SYSTEM).supersede_checkpoint(row.id, event.step, before_attempt=run.attempt)
         session.add(
             CheckpointRow(
                 id=ids.new("ftckpt"),
@@ -149,7 +153,8 @@ class Recorder:
                 created_at=self.clock.now(),
             )
         )
-        told = f"Checkpoint created at step {event.step}: {name}" + (" (the best so far)" if event.is_best else "")
+        best = " (the best so far)" if event.is_best else ""
+        told = f"Checkpoint created at step {event.step}: {name}{best}{_deployment(spec)}"
         self.history.tell(session, row, told, run=run, event=event)
 
 
@@ -162,6 +167,11 @@ def _lost(spec: TrainingSpec, event: events.Succeeded) -> Error | None:
         return None
     told = f"{rows} rows were trained and {event.dropped_rows} dropped"
     return Error(code="rows_lost", message=f"{told}; {promised.trained_rows} of {promised.rows} were promised.")
+
+
+def _deployment(spec: TrainingSpec) -> str:
+    """What an event that names a model adds where the running base model cannot answer with it."""
+    return "" if methods.load(spec.method.name).is_shared else "; it must be deployed before it answers"
 
 
 def _trained(spec: TrainingSpec) -> Trained:

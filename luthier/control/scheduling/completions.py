@@ -8,14 +8,18 @@ from luthier.control.db import Database
 from luthier.control.inference.asynchronous import KEPT, AsyncCompletions
 from luthier.control.inference.queries import AsyncCompletionQueries
 from luthier.control.inference.tables import AsyncCompletionRow
-from luthier.control.scheduling.leases import Lease, apply
+from luthier.control.scheduling.leases import Lease, apply, release
 from luthier.control.scheduling.reconciler import Reconciler
 from luthier.control.tenancy import SYSTEM
-from luthier.core.errors import InternalError, LuthierError, Unavailable
+from luthier.core.errors import InternalError, LuthierError, NoCapacity, ReplicaUnavailable, Unavailable
+
+_AGAIN_AFTER_SECONDS = 2.0
+_LONGEST_WAIT_SECONDS = 60.0
 
 
 class AsyncCompleter(Reconciler[AsyncCompletionRow]):
-    """No model answering now is waited for; a completion that fails otherwise fails with the reason.
+    """A completion whose model does not answer now is tried again for a day, and takes no place meanwhile; one that fails
+    otherwise fails with the reason.
 
     An answer that was made when the process died is made again: nobody has read it.
     """
@@ -49,6 +53,9 @@ class AsyncCompleter(Reconciler[AsyncCompletionRow]):
             answers = await self.completions.make(row)
         except LuthierError as refused:
             waited_long = row.created_at + KEPT <= self.completions.clock.now()
+            if isinstance(refused, ReplicaUnavailable | NoCapacity) and not waited_long:
+                await release(self.db, lease, again_after_seconds=self._again_after(row))
+                return
             if isinstance(refused, Unavailable) and not waited_long:
                 raise
             async with apply(self.db, lease) as (_, row):
@@ -56,6 +63,11 @@ class AsyncCompleter(Reconciler[AsyncCompletionRow]):
             return
         async with apply(self.db, lease, self.topic) as (_, row):
             self.completions.succeed(row, answers)
+
+    def _again_after(self, row: AsyncCompletionRow) -> float:
+        """Seconds until a row whose model does not answer is looked at again: the longer it has waited, the longer."""
+        waited = (self.completions.clock.now() - row.created_at).total_seconds()
+        return min(max(waited / 10, _AGAIN_AFTER_SECONDS), _LONGEST_WAIT_SECONDS)
 
     async def give_up(self, lease: Lease[AsyncCompletionRow], fault: Exception) -> bool:
         async with apply(self.db, lease) as (_, row):

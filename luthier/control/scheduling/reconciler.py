@@ -23,7 +23,7 @@ class Reconciler(ABC, Generic[R]):
 
     topic: str
     every_seconds = 1.0
-    at_once = 1_000_000  # rows that are worked on side by side
+    at_once: int | None = None  # rows that are worked on side by side; None: any number
 
     def __init__(self, db: Database) -> None:
         self.db = db
@@ -62,14 +62,20 @@ class Reconciler(ABC, Generic[R]):
     async def run_side_by_side(self) -> None:
         """As `run`, for work that takes long: a round does not wait for the rows of the one before."""
         working: set[asyncio.Task[None]] = set()
+
+        def ended(task: asyncio.Task[None]) -> None:
+            if len(working) == self.at_once:  # somebody may wait for the room that it leaves
+                self.db.nudge(self.topic)
+            working.discard(task)
+
         try:
             while True:
                 try:
-                    free = min(self.at_once - len(working), _CLAIMED)
+                    free = _CLAIMED if self.at_once is None else min(self.at_once - len(working), _CLAIMED)
                     for lease in await claim(self.db, self.table(), *self.due(), limit=free) if free else []:
                         task = asyncio.create_task(self._one(lease))
                         working.add(task)
-                        task.add_done_callback(working.discard)
+                        task.add_done_callback(ended)
                 except Exception:
                     self.log.exception("a round failed; going on")
                 await self.db.nudged(self.topic, within_seconds=self.every_seconds)

@@ -17,7 +17,7 @@ from luthier.control.scheduling.placement import replica_cores
 from luthier.control.scheduling.reconciler import Reconciler
 from luthier.control.tenancy import SYSTEM
 from luthier.core.clock import Clock
-from luthier.core.errors import LuthierError
+from luthier.core.errors import LuthierError, NoCapacity
 from luthier.executors.base import Executor, Handle, Launch, State
 from luthier.serving.client import ReplicaClient
 from luthier.serving.spec import ReplicaSpec
@@ -152,6 +152,8 @@ class ReplicaReconciler(Reconciler[ReplicaRow]):
         assert row.socket is not None
         try:
             return (await ReplicaClient(row.socket).health(timeout=2.0)).active > 0
+        except NoCapacity:  # so many ask it that nobody more is taken in
+            return True
         except LuthierError:
             return False
 

@@ -25,7 +25,7 @@ from luthier.core.clock import Clock
 from luthier.core.errors import AlreadyExists, LuthierError, RunLost, Unavailable
 from luthier.executors.base import Executor, Handle, Launch, State
 from luthier.storage import Storage
-from luthier.training.events import attempts_key, pause_key, read_events
+from luthier.training.events import Cancelled, RunEvent, attempts_key, pause_key, read_events
 from luthier.training.spec import TrainingSpec
 
 GRACE_SECONDS = 6.0
@@ -142,10 +142,13 @@ class TrainingReconciler(Reconciler[JobRow]):
         is_pausing = run.is_pausing
         if seen.state is State.RUNNING and job.status is Status.CANCELLING:
             await asyncio.to_thread(lambda: self.executor.stop(handle, grace_seconds=GRACE_SECONDS))
-        elif seen.state is State.RUNNING and job.wish is Wish.PAUSE:
+        elif seen.state is State.RUNNING and (job.wish is Wish.PAUSE or is_pausing):
+            # to the end, even where the wish was taken back meanwhile: it has begun to stop
             await asyncio.to_thread(self._pause, job.spec, run.attempt, handle)
             is_pausing = True
-        async with apply(self.db, lease, EVENTS) as (session, row):
+        gave_word = seen.state is State.ENDED and await asyncio.to_thread(self._gave_word, job.spec, run, told)
+        news = (EVENTS,) if told or seen.state is State.ENDED else ()
+        async with apply(self.db, lease, *news) as (session, row):
             run = await JobQueries(session, SYSTEM).last_run(job.id)
             assert run is not None
             run.handle = handle
@@ -154,9 +157,14 @@ class TrainingReconciler(Reconciler[JobRow]):
                 await self.jobs.recorder.record(session, row, run, event)
                 run.last_event = event.number
             if row.status not in TERMINAL and seen.state is State.ENDED:
-                await self._ended(session, row, run, _how(seen.exit_code))
+                await self._ended(session, row, run, _how(seen.exit_code), gave_word=gave_word)
             if row.status in TERMINAL:
                 run.ended_at = self.clock.now()
+
+    def _gave_word(self, spec: TrainingSpec, run: RunRow, told: list[RunEvent]) -> bool:
+        """Whether the last that a run told is that it stopped as it was asked to, having saved what there was to save."""
+        last = told or read_events(self.storage, spec.run_key, run.attempt, run.last_event - 1)
+        return bool(last) and isinstance(last[-1], Cancelled)
 
     def _start(self, spec: TrainingSpec, attempt: int) -> Handle:
         """Start the trainer of an attempt; again is harmless."""
@@ -187,13 +195,20 @@ class TrainingReconciler(Reconciler[JobRow]):
         assert run is not None
         await self._ended(session, row, run, how)
 
-    async def _ended(self, session: AsyncSession, row: JobRow, run: RunRow, how: str) -> None:
-        """The process is gone and its last event is not a last word of the job."""
+    async def _ended(
+        self, session: AsyncSession, row: JobRow, run: RunRow, how: str, *, gave_word: bool = False
+    ) -> None:
+        """The process is gone and its last event is not a last word of the job. `gave_word`: it said that it stopped."""
         run.ended_at = self.clock.now()
         history = self.jobs.history
         if row.status == Status.CANCELLING:
             history.move(session, row, Status.CANCELLED)
             return
+        if (row.wish == Wish.PAUSE or run.is_pausing) and not gave_word:
+            told = (
+                f"The trainer {how} and did not save in time for the pause; the job goes on from its last checkpoint."
+            )
+            history.tell(session, row, told, level="warn")
         if row.wish == Wish.PAUSE:
             history.move(session, row, Status.PAUSED)
             return

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
+from dataclasses import replace
 
 import pytest
 
+from luthier.control.inference import asynchronous
 from luthier.control.inference.asynchronous import AsyncCompletion
+from luthier.control.inference.queries import AsyncCompletionQueries
 from luthier.control.inference.service import CompletionRequest, Delta, Inference
 from luthier.control.scheduling.leases import claim
-from luthier.control.tenancy import Principal
-from luthier.core.errors import ContextTooLong, ModelNotFound, NotFound, ReplicaUnavailable
+from luthier.control.tenancy import SYSTEM, Principal
+from luthier.core.errors import ContextTooLong, ModelNotFound, NotFound, RateLimited, ReplicaUnavailable
 from luthier.serving.protocol import CalledTool, Finish, OfferedTool, Sampling, TokenChunk, TokenLikelihood, Turn
 from tests.unit.control.conftest import ADA, BOB, House, on_sqlite
 
@@ -34,7 +37,12 @@ class Scripted(Inference):
     def __init__(self, house: House, script: Callable[[], None] | None = None) -> None:
         super().__init__(house.parts.services.catalog, house.parts.services.inference.routing)
         self.script = script
+        self.is_ready: Callable[[str], bool] | None = None
         self.asked: list[tuple[Principal, CompletionRequest]] = []
+
+    async def check_ready(self, who: Principal, name: str) -> None:
+        if self.is_ready is not None and not self.is_ready(name):
+            raise ReplicaUnavailable("It is being loaded.")
 
     async def complete(self, who: Principal, request: CompletionRequest) -> AsyncGenerator[Delta, None]:
         self.asked.append((who, request))
@@ -165,7 +173,7 @@ async def test_only_so_many_are_made_side_by_side(house: House) -> None:
         now -= 1
         return await make(row)
 
-    house.parts.services.async_completions.make = counted  # pyright: ignore[reportAttributeAccessIssue]
+    house.parts.services.async_completions.make = counted
     tasks = [await submit(house) for _ in range(12)]
     running = asyncio.create_task(house.parts.completer.run())
     try:
@@ -177,6 +185,76 @@ async def test_only_so_many_are_made_side_by_side(house: House) -> None:
         await asyncio.gather(running, return_exceptions=True)
     assert most == house.parts.completer.at_once == 8
     assert len(twin.asked) == 12
+
+
+@on_sqlite
+async def test_a_model_that_does_not_start_takes_no_place_from_others(house: House) -> None:
+    toy = house.parts.storage.folder((await house.parts.services.catalog.trainable("toy", "lora")).weights)
+    house.parts.installer.add("stuck", str(toy))
+    scripted(house).is_ready = lambda name: name != "stuck"
+    completions = house.parts.services.async_completions
+    stuck = [await completions.submit(BOB, replace(REQUEST, model="stuck"), request_id="x") for _ in range(20)]
+    task = await submit(house)
+    running = asyncio.create_task(house.parts.completer.run())
+    try:
+        async with asyncio.timeout(20):
+            while (await result(house, task)).status != "succeeded":
+                await asyncio.sleep(0.02)
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+    assert {(await completions.get(BOB, one.id)).status for one in stuck} == {"processing"}
+
+
+@on_sqlite
+async def test_one_that_asks_for_more_than_can_be_kept_up_with_is_told_to_wait(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asynchronous, "MOST_PENDING", 2)
+    scripted(house)
+    for _ in range(2):
+        await submit(house)
+    with pytest.raises(RateLimited, match="2 may be") as refused:
+        await submit(house)
+    assert refused.value.retry_after
+    await house.parts.services.async_completions.submit(BOB, REQUEST, request_id="another project's")
+    await house.parts.completer.once()
+    await submit(house)
+
+
+@on_sqlite
+async def test_a_request_is_not_kept_longer_than_it_is_needed(house: House) -> None:
+    scripted(house)
+    task = await submit(house)
+    await house.parts.completer.once()
+    async with house.parts.db.read() as session:
+        row = await AsyncCompletionQueries(session, SYSTEM).get(task.id)
+    assert row is not None
+    assert (row.status, row.request) == ("succeeded", {})
+
+
+@on_sqlite
+async def test_a_place_that_becomes_free_is_taken_at_once(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted(house)
+    completer = house.parts.completer
+    monkeypatch.setattr(completer, "at_once", 1)
+    monkeypatch.setattr(completer, "every_seconds", 60.0)
+    make = house.parts.services.async_completions.make
+
+    async def slow(row) -> list:
+        await asyncio.sleep(0.05)
+        return await make(row)
+
+    house.parts.services.async_completions.make = slow
+    tasks = [await submit(house) for _ in range(6)]
+    running = asyncio.create_task(completer.run())
+    try:
+        async with asyncio.timeout(20):
+            while not all([(await result(house, task)).status == "succeeded" for task in tasks]):
+                await asyncio.sleep(0.02)
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
 
 
 async def until(house: House, condition: Callable[[], bool]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 from pathlib import Path
@@ -9,10 +10,12 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select, update
 
+from luthier.control.catalog import cards
 from luthier.control.catalog.cards import EMBEDDED, OFFERED, ModelCard, bundled, installed
 from luthier.control.catalog.installing import Installer
 from luthier.control.catalog.service import Trained, artifact_id
 from luthier.control.catalog.tables import ModelRow
+from luthier.core import registry
 from luthier.core.clock import FakeClock
 from luthier.core.errors import (
     AlreadyExists,
@@ -24,6 +27,7 @@ from luthier.core.errors import (
 )
 from luthier.serving.protocol import AdapterRef
 from luthier.storage import Storage
+from luthier.training.methods.base import methods
 from tests.unit.control.conftest import ADA, BOB, House
 
 
@@ -83,11 +87,16 @@ def test_a_card_of_an_older_version_offers_the_methods_there_are_now(tmp_path: P
     installer = Installer(storage, tmp_path / "scratch", "python-that-is-not-there", FakeClock())
     card = installer.add("toy", str(folder))
     for kept, found in ((["lora"], ["lora", "qlora", "full", "ptuning_v2"]), (["full"], ["full"])):
-        storage.write("models/toy/card.json", card.model_copy(update={"methods": kept}).model_dump_json().encode())
+        older = card.model_copy(update={"methods": kept})
+        storage.write("models/toy/card.json", older.model_dump_json(exclude={"revision"}).encode())
         installer.refresh()
         renewed = installed(storage, "toy")
         assert renewed is not None
         assert renewed.methods == found
+        restricted = renewed.model_copy(update={"methods": ["lora"]})
+        storage.write("models/toy/card.json", restricted.model_dump_json().encode())
+        installer.refresh()  # what an operator chose since then stays
+        assert installed(storage, "toy") == restricted
 
 
 REFUSED = {
@@ -189,6 +198,35 @@ async def test_only_what_a_shared_replica_can_use_answers_at_once(
         kinds = set(await session.scalars(select(ModelRow.artifact_kind)))
     assert kinds == {kind or "adapter"}
     assert [model.name for model in await catalog.list(ADA)] == ["toy", "toy-ada"]
+
+
+async def test_a_tuned_model_that_is_called_again_and_again_reads_no_card_and_lists_no_plugins(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalog = house.parts.services.catalog
+    await publish(house, "toy-ada")
+    catalog._cards.seconds = 60.0
+    first = await catalog.resolve(ADA, "toy-ada")
+
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("it was looked for again")
+
+    monkeypatch.setattr(cards, "installed", fail)
+    monkeypatch.setattr(registry, "entry_points", fail)
+    monkeypatch.setattr(methods, "names", fail)
+    monkeypatch.setattr(methods, "_files", fail)
+    assert [await catalog.resolve(ADA, "toy-ada") for _ in range(2)] == [first, first]
+
+
+async def test_a_model_that_was_asked_for_too_early_is_there_a_second_after_it_was_added(house: House) -> None:
+    catalog = house.parts.services.catalog
+    assert catalog._cards.seconds <= 1
+    catalog._cards.seconds = 0.05
+    with pytest.raises(ModelNotFound):
+        await catalog.resolve(ADA, "tiny")
+    house.parts.installer.add("tiny", str(house.parts.storage.folder((await _card(house)).weights)))
+    await asyncio.sleep(0.06)
+    assert (await catalog.resolve(ADA, "tiny")).base_model == "tiny"
 
 
 async def test_a_list_shows_base_models_and_ones_own_tuned_models_but_no_checkpoints(house: House) -> None:

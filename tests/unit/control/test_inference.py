@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +15,15 @@ from luthier.control.catalog.service import Catalog
 from luthier.control.deployments.routing import Route, Routing
 from luthier.control.inference.service import MOST_ANSWERS, MOST_TO_READ, CompletionRequest, Delta, Inference
 from luthier.core.errors import ContextTooLong, InvalidParameter, InvalidRequest, ReplicaUnavailable
-from luthier.serving.protocol import Finish, GenerateRequest, Sampling, TokenChunk, Turn
+from luthier.serving.protocol import (
+    CalledTool,
+    Finish,
+    GenerateRequest,
+    OfferedTool,
+    Sampling,
+    TokenChunk,
+    Turn,
+)
 from luthier.testing import toy_model
 from tests.unit.control.conftest import ADA
 from tests.unit.serving.toys import toy_replica
@@ -100,6 +109,24 @@ async def test_many_answers_to_much_are_refused(toy: Inference) -> None:
     assert refused.value.param == "n"
     with pytest.raises(InvalidRequest, match="tokens long"):  # one answer may be asked for
         await toy.complete(ADA, CompletionRequest("toy", much))
+
+
+LONG = "x" * (MOST_TO_READ // 4 + 1)
+READ_TOO = {
+    "the schema of a tool": {"tools": [OfferedTool(name="f", parameters={"title": LONG})]},
+    "a tool's description": {"tools": [OfferedTool(name="f", description=LONG)]},
+    "the schema of the answer": {"json_schema": {"title": LONG}},
+    "a call's arguments": {
+        "messages": [Turn(role="assistant", content="", tool_calls=[CalledTool(id="1", name="f", arguments=LONG)])]
+    },
+}
+
+
+@pytest.mark.parametrize("case", READ_TOO)
+async def test_what_is_read_besides_the_texts_counts_too(toy: Inference, case: str) -> None:
+    with pytest.raises(InvalidParameter, match="to read") as refused:
+        await toy.complete(ADA, replace(asking(4), **READ_TOO[case]))
+    assert refused.value.param == "n"
 
 
 class Scripted:

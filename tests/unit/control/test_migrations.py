@@ -137,3 +137,17 @@ async def test_the_way_back_keeps_the_jobs(older: Database) -> None:
         kept = list(await connection.execute(text("SELECT request FROM jobs ORDER BY id")))
     requests = [json.loads(row[0]) if isinstance(row[0], str) else row[0] for row in kept]
     assert requests == [REQUEST, REQUEST | {"validation_file": "file-2"}]
+
+
+async def test_on_the_way_back_paused_jobs_wait_and_deleted_ones_are_cancelled(older: Database) -> None:
+    await older.migrate()
+    async with older._writer.begin() as connection:
+        await connection.execute(text("UPDATE jobs SET status = 'paused'"))
+        await connection.execute(text("UPDATE jobs SET spec = '{\"job\": 1}' WHERE id = 'ftjob-2'").columns())
+        copied = "SELECT 'ftjob-3', project_id, 'succeeded', request, base_model, model_name, created_at, created_at"
+        names = "id, project_id, status, request, base_model, model_name, created_at, deleted_at"
+        await connection.execute(text(f"INSERT INTO jobs ({names}) {copied} FROM jobs WHERE id = 'ftjob-1'"))
+    async with older._writer.begin() as connection:
+        await connection.run_sync(moved("downgrade", "0004"))
+        kept = {row.id: row.status for row in await connection.execute(text("SELECT id, status FROM jobs"))}
+    assert kept == {"ftjob-1": "checking", "ftjob-2": "queued", "ftjob-3": "cancelled"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 
 import pytest
@@ -9,7 +10,7 @@ from sqlalchemy import select
 
 from luthier.control.datasets import service
 from luthier.control.jobs.lifecycle import Status, Wish
-from luthier.control.jobs.service import Jobs
+from luthier.control.jobs.service import EVENTS, Jobs
 from luthier.control.jobs.tables import RunRow
 from luthier.control.jobs.values import Job
 from luthier.control.scheduling import training
@@ -62,6 +63,30 @@ async def test_a_running_job_pauses_and_goes_on_from_where_it_was(house: House) 
     assert not [event.message for event in events if event.level != "info"]
     steps = [one.step for one in (await house.jobs.checkpoints(ADA, job.id, PageRequest())).items]
     assert steps == [6, 4, 2]
+
+
+async def test_a_checkpoint_that_is_saved_again_after_a_pause_stands_for_the_first(house: House) -> None:
+    def play(trainer: Trainer) -> int:
+        if trainer.attempt > 1:  # it was asked to pause while it evaluated, and does both again
+            trainer.started(step=2)
+            trainer.saved(2)
+            trainer.steps(3, TOTAL)
+            trainer.saved(TOTAL)
+            return trainer.succeeded()
+        trainer.started()
+        trainer.steps(1, 2)
+        assert trainer.process.stopping.wait(60)
+        trainer.saved(2)
+        return trainer.cancelled(2)
+
+    parts = house.again(InlineExecutor(played(play)))
+    job = await rounds(parts, ADA, await house.submit(), Status.RUNNING)
+    await house.jobs.pause(ADA, job.id)
+    await rounds(parts, ADA, job, Status.PAUSED)
+    await house.jobs.resume(ADA, job.id)
+    await rounds(parts, ADA, job, *ENDS)
+    kept = (await house.jobs.checkpoints(ADA, job.id, PageRequest())).items
+    assert [(one.step, one.model_name.endswith("-2")) for one in kept] == [(6, True), (2, True)]
 
 
 async def test_pauses_use_up_no_attempt(house: House) -> None:
@@ -141,6 +166,9 @@ class Watched:
     def stopping(self, name: str) -> bool:
         return self.executor._processes[name].stopping.is_set()
 
+    def is_killed(self, name: str) -> bool:
+        return self.executor._processes[name].is_killed
+
 
 def executor_of(parts) -> Watched:
     return Watched(parts.training.executor)
@@ -168,6 +196,9 @@ async def test_a_pause_that_is_taken_back_too_late_is_a_short_one(house: House) 
     while not executor_of(parts).stopping(f"{job.id}-1"):
         await parts.training.once()
     await house.jobs.resume(ADA, job.id)
+    for _ in range(2):
+        await parts.training.once()
+    assert not executor_of(parts).is_killed(f"{job.id}-1")
     go_on.set()
     done = await rounds(parts, ADA, job, *ENDS)
     assert done.status is Status.SUCCEEDED
@@ -211,7 +242,16 @@ async def test_a_trainer_that_dies_instead_of_saving_is_paused_where_it_last_sav
     await house.jobs.resume(ADA, job.id)
     done = await rounds(parts, ADA, job, *ENDS)
     assert done.status is Status.SUCCEEDED
-    assert trained_steps(await told(parts, ADA, done)) == [1, 2, 3, 4, 5, 6]
+    events = await told(parts, ADA, done)
+    assert trained_steps(events) == [1, 2, 3, 4, 5, 6]
+    assert UNSAVED in warnings_of(events)[0]
+
+
+UNSAVED = "did not save in time for the pause; the job goes on from its last checkpoint."
+
+
+def warnings_of(events) -> list[str]:
+    return [event.message for event in events if event.level == "warn"]
 
 
 async def test_a_trainer_that_does_not_hear_of_its_pause_is_ended_by_force(
@@ -220,6 +260,11 @@ async def test_a_trainer_that_does_not_hear_of_its_pause_is_ended_by_force(
     deaf = threading.Event()
 
     def play(trainer: Trainer) -> int:
+        if trainer.attempt > 1:
+            trainer.started(step=0)
+            trainer.steps(1, TOTAL)
+            trainer.saved(TOTAL)
+            return trainer.succeeded()
         trainer.started()
         deaf.wait(60)
         return 0
@@ -229,7 +274,51 @@ async def test_a_trainer_that_does_not_hear_of_its_pause_is_ended_by_force(
     job = await rounds(parts, ADA, await house.submit(), Status.RUNNING)
     await house.jobs.pause(ADA, job.id)
     assert (await rounds(parts, ADA, job, Status.PAUSED)).status is Status.PAUSED
+    await house.jobs.resume(ADA, job.id)
+    done = await rounds(parts, ADA, job, *ENDS)
     deaf.set()
+    assert done.status is Status.SUCCEEDED
+    [warning] = warnings_of(await told(parts, ADA, done))
+    assert UNSAVED in warning
+
+
+async def test_a_trainer_that_was_asked_to_pause_is_ended_by_force_though_the_pause_was_taken_back(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deaf = threading.Event()
+
+    def play(trainer: Trainer) -> int:
+        trainer.started()
+        deaf.wait(60)
+        return 0
+
+    parts = house.again(InlineExecutor(played(play)))
+    job = await rounds(parts, ADA, await house.submit(), Status.RUNNING)
+    await house.jobs.pause(ADA, job.id)
+    while not executor_of(parts).stopping(f"{job.id}-1"):
+        await parts.training.once()
+    await house.jobs.resume(ADA, job.id)
+    monkeypatch.setattr(training, "PAUSE_GRACE_SECONDS", 0.0)
+    async with asyncio.timeout(20):
+        while f"{job.id}-2" not in [launch.name for launch in parts.training.executor.started]:  # pyright: ignore
+            await parts.training.once()
+    deaf.set()
+    events = await told(parts, ADA, job)
+    assert UNSAVED in warnings_of(events)[0]
+    assert (await house.jobs.get(ADA, job.id)).status in (Status.STARTING, Status.RUNNING)
+
+
+async def test_who_follows_events_is_woken_only_by_news(house: House) -> None:
+    parts = house.again(InlineExecutor(played(until_stopped)))
+    job = await rounds(parts, ADA, await house.submit(), Status.RUNNING)
+    await parts.training.once()  # whatever it had still to tell
+    await parts.db.nudged(EVENTS, within_seconds=0)
+    await parts.training.once()
+    assert not parts.db._nudges[EVENTS].is_set()
+    await house.jobs.cancel(ADA, job.id)
+    await parts.db.nudged(EVENTS, within_seconds=0)
+    await rounds(parts, ADA, job, Status.CANCELLED)
+    assert parts.db._nudges[EVENTS].is_set()
 
 
 async def ended(house: House) -> Job:

@@ -112,6 +112,7 @@ NAN, MUCH = float("nan"), float("inf")
         ({"learning_rate_multiplier": NAN}, "learning_rate_multiplier", "above 0"),
         ({"learning_rate_multiplier": MUCH}, "learning_rate_multiplier", "above 0"),
         ({"learning_rate_multiplier": 1e9}, "learning_rate_multiplier", "it must be at most 1"),
+        ({"learning_rate": 0.5, "learning_rate_multiplier": 4.0}, "learning_rate", "it is 2; it must be at most 1"),
         ({"schedule": "cosines"}, "schedule", "\"wsd\", got 'cosines'"),
         ({"warmup_ratio": 1.0}, "warmup_ratio", "below 1"),
         ({"weight_decay": -0.1}, "weight_decay", "at least 0"),

@@ -131,6 +131,22 @@ async def test_files_of_two_formats_of_one_kind_are_not_joined(house: House) -> 
         await house.submit(training_files=[file.id for file in files])
 
 
+async def test_validation_files_that_cannot_be_one_are_refused_before_the_training_files_are_joined(
+    house: House,
+) -> None:
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}]
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "c"}]
+    training = [(await house.upload(rows=3)).id for _ in range(2)]
+    calling = (await house.upload(content=jsonl([{"messages": turns, "tools": tools}]))).id
+    validation = [(await house.upload(rows=3)).id, calling]
+    before = house.parts.storage.list("files")
+    with pytest.raises(InvalidRequest, match="only files of one format") as refused:
+        await house.submit(training_files=training, validation_files=validation)
+    assert refused.value.param == "validation_file"
+    assert house.parts.storage.list("files") == before
+    assert not await house.parts.services.datasets.children(ADA, training[0])
+
+
 @pytest.mark.parametrize(
     ("rows", "asked", "kept"),
     [

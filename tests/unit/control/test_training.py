@@ -79,6 +79,16 @@ async def test_a_job_goes_from_an_unread_file_to_a_model_that_can_be_called(hous
     assert run.ended_at is not None
 
 
+@pytest.mark.parametrize(("method", "must"), [("lora", False), ("full", True)])
+async def test_a_model_that_must_be_deployed_first_is_told_with_that(house: House, method: str, must: bool) -> None:
+    parts = house.again(InlineExecutor(played(whole)))
+    job = await rounds(parts, ADA, await house.submit(method={"name": method}), *ENDS)
+    messages = [event.message for event in await told(parts, ADA, job)]
+    named = [message for message in messages if message.startswith(("Checkpoint created", "New fine-tuned model"))]
+    assert len(named) >= 2
+    assert {message.endswith("; it must be deployed before it answers") for message in named} == {must}
+
+
 async def test_a_job_tells_its_best_checkpoint_and_what_its_objective_measures(house: House) -> None:
     def play(trainer: Trainer) -> int:
         trainer.started()

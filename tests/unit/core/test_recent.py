@@ -108,3 +108,21 @@ async def test_no_more_is_kept_than_it_has_room_for() -> None:
     for key in range(100):
         await recent.get(key, source.read)
     assert len(recent._kept) <= 10
+
+
+async def test_what_is_too_old_is_dropped_when_something_else_is_read() -> None:
+    source, recent = Source(), Recent[str, str](seconds=0.02)
+    for key in ("a secret", "another"):
+        await recent.get(key, source.read)
+    await asyncio.sleep(0.03)
+    await recent.get("key", source.read)
+    assert list(recent._kept) == ["key"]
+
+
+async def test_what_is_too_old_is_dropped_when_it_is_found() -> None:
+    source, recent = Source(), Recent[str, str](seconds=0.02)
+    await recent.get("key", source.read)
+    await asyncio.sleep(0.03)
+    source.value = None
+    assert await recent.get("key", source.read) is None
+    assert not recent._kept

@@ -45,7 +45,9 @@ def instruments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Reg
         (package / f"{name}.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(sys.modules, __name__, sys.modules[__name__])
+    registry.points_of.cache_clear()
     yield Registry("tests_of_registry", Instrument, kind="instrument", extra="strings")
+    registry.points_of.cache_clear()
     for name in [name for name in sys.modules if name.startswith("tests_of_registry")]:
         del sys.modules[name]
 
@@ -92,6 +94,19 @@ def test_an_entry_point_adds_a_plugin_but_cannot_shadow_a_file(instruments, monk
     assert "harp" in instruments.names()
     assert instruments.load("harp") is Foreign
     assert instruments.load("cello").__name__ == "Cello"
+
+
+def test_entry_points_are_looked_up_once_and_a_plugin_is_searched_for_once(instruments, monkeypatch) -> None:
+    looked: list[str] = []
+    monkeypatch.setattr(registry, "entry_points", lambda group: looked.append(group) or [])
+    for _ in range(3):
+        assert "cello" in instruments.names()
+        with pytest.raises(InvalidParameter):
+            instruments.load("harp")
+    assert looked == ["luthier.tests_of_registry"]
+    cello = instruments.load("cello")
+    monkeypatch.setattr(instruments, "_files", lambda: pytest.fail("it was searched for again"))
+    assert instruments.load("cello") is cello
 
 
 def test_with_folders_only_folders_are_plugins(instruments) -> None:

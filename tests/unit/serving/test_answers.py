@@ -16,6 +16,7 @@ from luthier.chat.token_bytes import TokenBytes
 from luthier.chat.tokenizer import Tokenizer
 from luthier.core.errors import InvalidParameter, InvalidRequest, NotOffered
 from luthier.nets.loading import load_model
+from luthier.serving import guides
 from luthier.serving.client import ReplicaClient
 from luthier.serving.protocol import CalledTool, Finish, GenerateRequest, OfferedTool, Sampling, TokenLikelihood, Turn
 from luthier.testing import toy_model
@@ -123,6 +124,16 @@ async def test_an_empty_schema_is_any_object(client: ReplicaClient) -> None:
 async def test_an_answer_of_a_form_that_is_cut_says_so(client: ReplicaClient) -> None:
     answer = await said(client, json_schema=SCHEMAS["an object"], sampling=WILD | {"max_tokens": 5})
     assert (answer.finish.reason, len(answer.text), answer.text[0]) == ("length", 5, "{")
+
+
+@pytest.mark.parametrize("param", ["tools", "response_format"])
+def test_a_schema_that_is_nested_too_deeply_is_refused_by_the_name_of_its_field(param: str) -> None:
+    schema: dict[str, Any] = {}
+    for _ in range(200_000):
+        schema = {"items": schema}
+    with pytest.raises(InvalidParameter, match="too deeply") as refused:
+        guides._json("schema", schema, param)
+    assert refused.value.param == param
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from luthier.core.errors import ReplicaUnavailable
+from luthier.core.errors import NoCapacity, ReplicaUnavailable
 from luthier.serving.client import ReplicaClient
 from luthier.serving.protocol import Finish, GenerateRequest, Turn
 
@@ -56,8 +56,35 @@ async def test_a_replica_that_takes_nobody_in_is_not_waited_for_without_end(
         listening.listen(1)
         waiting = [asyncio.create_task(ask(path)) for _ in range(2)]
         await asyncio.sleep(0)
-        with pytest.raises(ReplicaUnavailable):
+        with pytest.raises(NoCapacity) as refused:  # it lives: nobody need look after it
             await ask(path)
+        assert refused.value.retry_after
         for one in waiting:
             one.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def test_a_line_that_is_too_long_is_the_replicas_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def ramble(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        writer.write(b"x" * 1000 + b"\n")
+        writer.close()
+
+    monkeypatch.setattr("luthier.serving.client.LONGEST_LINE", 100)
+    async with await asyncio.start_unix_server(ramble, tmp_path / "r.sock"):
+        with pytest.raises(ReplicaUnavailable, match="more than 100 bytes"):
+            await ask(tmp_path / "r.sock")
+
+
+async def test_a_connection_that_cannot_be_used_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[socket.socket] = []
+
+    async def fail(*, sock: socket.socket, limit: int) -> None:
+        used.append(sock)
+        raise OSError("no")
+
+    async with await asyncio.start_unix_server(answer, tmp_path / "r.sock"):
+        monkeypatch.setattr(asyncio, "open_unix_connection", fail)
+        with pytest.raises(ReplicaUnavailable):
+            await ask(tmp_path / "r.sock")
+    assert [one.fileno() for one in used] == [-1]

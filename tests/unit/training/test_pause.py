@@ -51,6 +51,11 @@ PLACES: dict[str, Callable[[RunEvent], bool]] = {
 }
 
 
+def checkpoints(told) -> dict[int, str]:
+    """The adapters that a run saved, by step."""
+    return {event.step: event.artifact_sha256 for event in told if isinstance(event, CheckpointSaved)}
+
+
 @pytest.mark.parametrize("place", PLACES)
 def test_a_run_that_paused_goes_on_as_if_nothing_had_been(storage, told, place):
     patient = CHANGES | {"patience": 3}
@@ -64,6 +69,8 @@ def test_a_run_that_paused_goes_on_as_if_nothing_had_been(storage, told, place):
     if place == "before the first step":
         first = []  # it begins again
     assert first + kept(told(halted, 2)) == kept(told(whole))
+    saved = checkpoints(told(halted)) | checkpoints(told(halted, 2))  # of one step, the later attempt's
+    assert saved | checkpoints(told(whole)) == saved
 
 
 def test_a_run_may_pause_at_every_step(storage, told):

@@ -14,7 +14,14 @@ branch_labels = None
 depends_on = None
 
 Json = sa.JSON().with_variant(postgresql.JSONB(astext_type=sa.Text()), "postgresql")
-_jobs = sa.table("jobs", sa.column("id", sa.String), sa.column("request", Json))
+_jobs = sa.table(
+    "jobs",
+    sa.column("id", sa.String),
+    sa.column("status", sa.String),
+    sa.column("request", Json),
+    sa.column("spec", Json),
+    sa.column("deleted_at", UtcDateTime()),
+)
 
 
 def upgrade() -> None:
@@ -41,6 +48,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    _end_what_is_new()
     _rewrite(_with_one_file)
     with op.batch_alter_table("job_events", schema=None) as batch_op:
         batch_op.drop_index("ix_job_events_job_id_number")
@@ -48,6 +56,15 @@ def downgrade() -> None:
     op.drop_column("runs", "is_pausing")
     for name in ("deleted_at", "created_by", "lost_runs", "told", "inputs", "wish"):
         op.drop_column("jobs", name)
+
+
+def _end_what_is_new() -> None:
+    """Paused jobs wait again, where they waited before; deleted ones, which are seen again, are cancelled."""
+    connection = op.get_bind()
+    for job, spec in connection.execute(sa.select(_jobs.c.id, _jobs.c.spec).where(_jobs.c.status == "paused")).all():
+        waits = "checking" if spec is None else "queued"
+        connection.execute(_jobs.update().where(_jobs.c.id == job).values(status=waits))
+    connection.execute(_jobs.update().where(_jobs.c.deleted_at.is_not(None)).values(status="cancelled"))
 
 
 def _rewrite(change) -> None:
