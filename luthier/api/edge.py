@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from luthier.api.auth import Gate
 from luthier.api.dialect import Dialect
+from luthier.api.presence import CallerLeft, nobody_answered
 from luthier.core import ids, logs
 from luthier.core.errors import InternalError, InvalidRequest, LuthierError, NotFound
 
@@ -159,6 +160,7 @@ def install(app: FastAPI, dialects: list[Dialect], *, upload_limit_bytes: int) -
         return told(request, _from_framework(request, error))
 
     app.add_exception_handler(LuthierError, known)
+    app.add_exception_handler(CallerLeft, nobody_answered)
     app.add_exception_handler(RequestValidationError, malformed)
     app.add_exception_handler(HTTPException, framework)
     prefixes = tuple(f"{path}/" for path, _, _ in mounts)

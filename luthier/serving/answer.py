@@ -24,6 +24,7 @@ class AnswerChunks:
         self._tokenizer = renderer.tokenizer
         self._stops = request.sampling.stop
         self._one_call = not request.parallel_tool_calls
+        self._only_calls = request.must_call is not None
         is_chat = request.prompt is None
         self._reader = renderer.reader(calls=bool(request.tools)) if is_chat else PlainReader()
         self._divider = renderer.divider if is_chat else None
@@ -59,7 +60,8 @@ class AnswerChunks:
 
     def rest(self) -> list[TokenChunk]:
         """What was held back, once no token follows."""
-        has_ended = self._one_call and self.has_calls  # what was made behind the call is not said
+        # What was made behind the one call is not said, nor where nothing but calls was asked for the half of another.
+        has_ended = self.has_calls and (self._one_call or self._only_calls)
         chunks = [] if has_ended else self._chunks([*self._given(self._text.rest()), *self._reader.rest()])
         self.is_stopped = self.is_stopped or self._text.is_stopped
         if self._likelihoods is None:

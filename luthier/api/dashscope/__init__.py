@@ -13,7 +13,7 @@ from luthier.core.errors import LuthierError
 class DashScope(Dialect):
     def mounts(self) -> dict[str, APIRouter]:
         router = APIRouter(responses=errors.DOCUMENTED)
-        for part in (files, fine_tunes, models, generation):
+        for part in (generation, files, fine_tunes, models):
             router.include_router(part.router)
         return {"/api/v1": router}
 

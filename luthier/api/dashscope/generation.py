@@ -14,6 +14,7 @@ from luthier.api.auth import Asked, Caller
 from luthier.api.dashscope.streaming import server_sent_events
 from luthier.api.dashscope.wire.envelope import RequestId
 from luthier.api.dashscope.wire.generation import Choice, Generated, GenerationRequest, Parameters, usage
+from luthier.api.presence import while_present
 from luthier.api.streaming import EVENT
 from luthier.control.inference.service import Delta
 from luthier.core.errors import InvalidParameter, InvalidRequest
@@ -40,7 +41,7 @@ async def create(
     sse: Annotated[str, Header(alias="X-DashScope-SSE", description="enable: stream the answer.")] = "",
 ) -> Response:
     try:
-        answer = await services.inference.complete(who, body.to_request())
+        answer = await while_present(request, services.inference.complete(who, body.to_request()))
     except InvalidRequest as error:
         raise _named_here(error) from error
     asked = body.parameters or Parameters()

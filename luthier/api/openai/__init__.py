@@ -19,14 +19,14 @@ class OpenAI(Dialect):
     def mounts(self) -> dict[str, APIRouter]:
         """The last one is for a client of DashScope's that speaks OpenAI's form below DashScope's path."""
         router = APIRouter()
-        for part in (
+        for part in (  # in the order in which they are looked through: what is asked most comes first
+            chat.at("/chat/completions"),
+            completions.router,
             files.router,
             uploads.router,
             fine_tuning.router,
             jobs.router,
             models.router,
-            chat.at("/chat/completions"),
-            completions.router,
             shared.router,
             not_offered.router,
         ):

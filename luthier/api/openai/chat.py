@@ -9,6 +9,7 @@ from luthier.api.auth import Asked, Caller
 from luthier.api.openai.errors import table
 from luthier.api.openai.fingerprint import FINGERPRINT
 from luthier.api.openai.wire.chat import ChatRequest
+from luthier.api.presence import while_present
 from luthier.api.shapes import chat
 from luthier.api.shapes.errors import DESCRIBED
 from luthier.api.streaming import server_sent_events
@@ -18,7 +19,7 @@ _STYLE = chat.Style({"system_fingerprint": FINGERPRINT})
 
 
 async def create(body: ChatRequest, who: Caller, services: Asked, request: Request) -> Response:
-    deltas = await services.inference.complete(who, body.to_request())
+    deltas = await while_present(request, services.inference.complete(who, body.to_request()))
     if body.stream:
         return server_sent_events(chat.chunks(deltas, body, _STYLE), table.body)
     return await chat.whole(deltas, body, _STYLE, request)

@@ -14,6 +14,7 @@ from luthier.api.auth import Asked, Caller
 from luthier.api.openai.errors import table
 from luthier.api.openai.fingerprint import FINGERPRINT
 from luthier.api.openai.wire.completions import Completion, CreateCompletion, Offsets, choice, logprobs
+from luthier.api.presence import while_present
 from luthier.api.shapes.gathering import gathered
 from luthier.api.shapes.wire.answers import usage
 from luthier.api.streaming import EVENT, server_sent_events
@@ -39,16 +40,15 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
 async def create(body: CreateCompletion, who: Caller, services: Asked, request: Request) -> Response:
     """Several prompts are answered one after the other."""
     first, *others = body.to_requests()
-    deltas = await services.inference.complete(
-        who, first
-    )  # what the first prompt is refused for is told before a stream begins; the others' faults end it
+    # What the first prompt is refused for is told before a stream begins; the others' faults end it.
+    deltas = await while_present(request, services.inference.complete(who, first))
     if body.stream:
         return server_sent_events(_chunks(deltas, first, others, body, who, services), table.body)
     choices: list[dict[str, Any]] = []
     prompt_tokens = completion_tokens = 0
     for asked in (first, *others):
         if asked is not first:
-            deltas = await services.inference.complete(who, asked)
+            deltas = await while_present(request, services.inference.complete(who, asked))
         answers = await gathered(request, deltas, body.answers, with_logprobs=body.logprobs is not None)
         if answers is None:
             return Response(status_code=499)

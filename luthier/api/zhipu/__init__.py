@@ -17,7 +17,7 @@ from luthier.core.errors import LuthierError
 class Zhipu(Dialect):
     def mounts(self) -> dict[str, APIRouter]:
         router = APIRouter()
-        for part in (files, uploads, fine_tuning, jobs, models, chat, async_completions, not_offered):
+        for part in (chat, async_completions, files, uploads, fine_tuning, jobs, models, not_offered):
             router.include_router(part.router, responses=DESCRIBED)
         return {"/api/paas/v4": router}
 
