@@ -109,6 +109,7 @@ def _check(client: Client, told: dict[str, str], folder: Path) -> str:
         cwd=home,
         capture_output=True,
         text=True,
+        timeout=PATIENCE_SECONDS * 4,  # a client that hangs is told, not waited for
     )
     said = f"{done.stdout}\n{done.stderr}"
     assert done.returncode == 0, said
