@@ -46,7 +46,7 @@ def test_an_error_inside_a_stream_ends_it_with_its_own_words(faulty, core, name:
     stream = said(faulty, f"fail-{name}-late", stream=True)
     with pytest.raises(core.APIResponseError) as told:
         texts.extend(chunk.choices[0].delta.content or "" for chunk in stream)
-    # The client leaves it open. Collected as garbage while the pool of connections is locked, it would wait for that lock for ever.
+    # The client leaves it open. As garbage, collected while the pool of connections is locked, it would wait for ever.
     stream.response.close()
     assert "".join(texts) == "Hello"
     assert told.value.message and told.value.message != "An error occurred during streaming"
