@@ -25,19 +25,14 @@ def test_a_file_is_uploaded_described_and_deleted(tmp_path: Path, data: Path) ->
     assert made["file_id"] in gone.message and gone.request_id.startswith("req-")
 
 
-def test_files_are_listed_to_the_end(rows: str, validation: str) -> None:
-    found: list[str] = []
-    page, total = 0, 1
-    while len(found) < total:
-        page += 1
+def test_files_are_listed_to_the_end(rows: str, validation: str, all_pages) -> None:
+    def page_of(page: int) -> tuple[list[str], int]:
         listed = dashscope.Files.list(page=page, page_size=2)
         assert listed.status_code == 200
         assert (listed.output["page_no"], listed.output["page_size"]) == (page, 2)
-        assert listed.output["files"], "a page before the end is empty"
-        total = listed.output["total"]
-        found += [file["file_id"] for file in listed.output["files"]]
-    assert {rows, validation} <= set(found)
-    assert dashscope.Files.list(page=page + 1, page_size=2).output["files"] == []
+        return [file["file_id"] for file in listed.output["files"]], listed.output["total"]
+
+    assert {rows, validation} <= set(all_pages(page_of))
 
 
 def test_a_file_that_is_refused_says_why(tmp_path: Path) -> None:

@@ -26,17 +26,13 @@ def test_waiting_for_a_job_ends_with_it(trained) -> None:
     assert FineTunes.wait(trained.job_id).output.status == "SUCCEEDED"
 
 
-def test_jobs_are_listed_to_the_end(trained) -> None:
-    found: list[str] = []
-    page, total = 0, 1
-    while len(found) < total:
-        page += 1
+def test_jobs_are_listed_to_the_end(trained, all_pages) -> None:
+    def page_of(page: int) -> tuple[list[str], int]:
         listed = FineTunes.list(page_no=page, page_size=1)
         assert listed.status_code == 200
-        assert listed.output.jobs, "a page before the end is empty"
-        total = listed.output.total
-        found += [job.job_id for job in listed.output.jobs]
-    assert trained.job_id in found
+        return [job.job_id for job in listed.output.jobs], listed.output.total
+
+    assert trained.job_id in all_pages(page_of)
 
 
 def test_the_log_is_read_as_the_client_reads_it(trained) -> None:

@@ -27,7 +27,7 @@ def whole() -> str:
 
 
 def test_a_fine_tuned_model_is_called_by_its_name(trained) -> None:
-    answer = Generation.call(trained.finetuned_output, "abc", max_tokens=8)
+    answer = Generation.call(trained.finetuned_output, "abc", temperature=0, max_tokens=8)
     assert answer.status_code == 200, answer
     assert answer.output.text and answer.output.finish_reason in ("stop", "length")
     assert answer.usage.total_tokens == answer.usage.input_tokens + answer.usage.output_tokens

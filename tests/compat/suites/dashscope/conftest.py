@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from itertools import count
 from pathlib import Path
 
 import dashscope
@@ -133,3 +134,27 @@ def upload(path: Path) -> str:
     sent = dashscope.Files.upload(str(path), description="checked")
     assert sent.status_code == 200, sent
     return sent.output["uploaded_files"][0]["file_id"]
+
+
+@pytest.fixture
+def all_pages(waiting):
+    """What every page up to an empty one has, by a function that gives the ids and the total of a page.
+
+    Other clients add and delete at the same time, which moves what is behind: it is read until nothing has moved.
+    """
+
+    def read(page_of) -> list[str]:
+        def walk() -> list[str] | None:
+            found: list[str] = []
+            totals: set[int] = set()
+            for page in count(1):
+                ids, total = page_of(page)
+                found += ids
+                totals.add(total)
+                if not ids:
+                    break
+            return found if totals == {len(found)} and len(set(found)) == len(found) else None
+
+        return waiting(walk)
+
+    return read
