@@ -46,7 +46,7 @@ EVENTS = "job-events"
 
 
 class Jobs:
-    patience_seconds = 10.0
+    patience_seconds = 60.0
     """How long a request for a job waits for files that are being checked."""
 
     def __init__(self, db: Database, catalog: Catalog, datasets: Datasets, clock: Clock, *, cores: int) -> None:
