@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Form, UploadFile
@@ -18,8 +18,6 @@ router = APIRouter(prefix="/files", tags=["files"])
 
 PURPOSE = "fine-tune"
 """What a file is for where nobody says it: no client and no command line of this API ever sends a purpose."""
-
-_CHUNK = 1024 * 1024  # bytes
 
 
 @router.post(
@@ -42,7 +40,11 @@ async def upload(
         name = file.filename or "upload"
         try:
             stored = await services.datasets.add_file(
-                who, name, _purpose(purpose or [], place), _chunks(file), description=_at(descriptions or [], place)
+                who,
+                name,
+                _purpose(purpose or [], place),
+                forms.chunks(file),
+                description=_at(descriptions or [], place),
             )
         except LuthierError as error:
             refused.append((name, error))
@@ -85,13 +87,8 @@ def _together(refused: list[tuple[str, LuthierError]]) -> LuthierError:
 def _purpose(sent: Sequence[str], place: int) -> str:
     """The SDK's own constant is spelled fine_tune."""
     said = sent[0] if len(sent) == 1 else _at(sent, place)
-    return (said or PURPOSE).replace("fine_tune", PURPOSE)
+    return PURPOSE if said in (None, "", "fine_tune") else said
 
 
 def _at(sent: Sequence[str], place: int) -> str | None:
     return sent[place] if place < len(sent) else None
-
-
-async def _chunks(file: UploadFile) -> AsyncIterator[bytes]:
-    while chunk := await file.read(_CHUNK):
-        yield chunk

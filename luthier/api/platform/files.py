@@ -18,8 +18,6 @@ from luthier.training.objectives.base import objectives
 
 router = APIRouter()
 
-_CHUNK = 1024 * 1024  # bytes
-
 Objective = Annotated[str | None, Query(description="Absent: the one that trains on the file's kind.")]
 MaxLength = Annotated[
     int | None,
@@ -41,11 +39,9 @@ async def upload(
         str | None, Form(description="The format that the file is of; absent: it is told from the rows.")
     ] = None,
 ) -> FileVersion:
-    async def chunks():
-        while chunk := await file.read(_CHUNK):
-            yield chunk
-
-    stored = await services.datasets.add_file(who, file.filename or "upload", purpose, chunks(), category=category)
+    stored = await services.datasets.add_file(
+        who, file.filename or "upload", purpose, forms.chunks(file), category=category
+    )
     return FileVersion.of(stored)
 
 

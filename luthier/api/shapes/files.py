@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Form, Query, UploadFile
@@ -16,8 +15,6 @@ from luthier.core.errors import NotOffered
 from luthier.core.pages import PageRequest
 
 router = APIRouter(tags=["Files"])
-
-_CHUNK = 1024 * 1024  # bytes
 
 
 @router.post(
@@ -39,7 +36,7 @@ async def upload(
         raise NotOffered("Files that expire are not offered by this version; delete them.", param="expires_after")
     name = file.filename or "upload"
     return FileObject.of(
-        await services.datasets.add_file(who, name, purpose(purpose_), chunks(file), category=category)
+        await services.datasets.add_file(who, name, purpose(purpose_), forms.chunks(file), category=category)
     )
 
 
@@ -77,9 +74,3 @@ async def content(file_id: str, who: Caller, services: Asked) -> StreamingRespon
 async def delete(file_id: str, who: Caller, services: Asked) -> Deleted:
     await services.datasets.delete(who, file_id)
     return Deleted(id=file_id, object="file")
-
-
-async def chunks(file: UploadFile) -> AsyncIterator[bytes]:
-    """The bytes of a part of a form, as they are stored."""
-    while chunk := await file.read(_CHUNK):
-        yield chunk

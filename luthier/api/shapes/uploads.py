@@ -6,7 +6,6 @@ from fastapi import APIRouter, UploadFile
 
 from luthier.api import forms
 from luthier.api.auth import Asked, Caller
-from luthier.api.shapes.files import chunks
 from luthier.api.shapes.wire.files import purpose
 from luthier.api.shapes.wire.uploads import CompleteUpload, CreateUpload, UploadObject, UploadPart
 
@@ -25,7 +24,7 @@ async def create(body: CreateUpload, who: Caller, services: Asked) -> UploadObje
     "/uploads/{upload_id}/parts", summary="Add a part", openapi_extra=forms.example(data="the bytes of one part")
 )
 async def add_part(upload_id: str, data: UploadFile, who: Caller, services: Asked) -> UploadPart:
-    return UploadPart.of(await services.uploads.add_part(who, upload_id, chunks(data)))
+    return UploadPart.of(await services.uploads.add_part(who, upload_id, forms.chunks(data)))
 
 
 @router.post("/uploads/{upload_id}/complete", summary="Make the file of its parts")
