@@ -24,8 +24,9 @@ SHOWN = Message("assistant", "Hello!", trained=False)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    toy_tokenizer(tmp_path_factory.mktemp("toy"))
-    return tmp_path_factory.getbasetemp() / "toy0"
+    folder = tmp_path_factory.mktemp("toy")
+    toy_tokenizer(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
