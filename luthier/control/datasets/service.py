@@ -207,11 +207,7 @@ class Datasets:
         deadline = time.monotonic() + patience_seconds
         while (file := await self._for_training(who, file_id, param)).report is None:
             if time.monotonic() >= deadline:
-                raise FileNotChecked(
-                    f"The file {file.filename!r} is still being checked.",
-                    param=param,
-                    hint="Wait until its status is processed, then create the job.",
-                )
+                raise FileNotChecked(f"The file {file.filename!r} is still being checked.", param=param)
             await asyncio.sleep(_LOOK_AGAIN_SECONDS)
         if not file.report.fit:
             problems = [(problem.line or 0, problem.text.en) for problem in file.report.problems]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import secrets
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from luthier.control.catalog.cards import ModelCard
@@ -17,18 +19,20 @@ from luthier.training.spec import TrainingSpec
 
 
 class Inputs(Value):
-    """The files that a job is trained on: those that were asked for, or what was made of them; `seed` is drawn where rows are
-    to be split and none was given.
+    """The files that a job is trained on: those that were asked for, or what is made of them.
+
+    `training_file` is None until several have been joined, `validation_file` also until rows have been split off, or where
+    none is used. `seed` is drawn where rows are to be split and none was given.
     """
 
-    training_file: str
+    training_file: str | None
     validation_file: str | None = None
     seed: int | None = None
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """How far a job is; `spec` is None while a file is read, or the tokens of one are counted."""
+    """How far a job is; `spec` is None while a file is made or read, or the tokens of one are counted."""
 
     inputs: Inputs
     spec: TrainingSpec | None = None
@@ -43,23 +47,29 @@ class Preparation:
         self.cores = cores
 
     async def begin(self, who: Principal, request: JobRequest, *, patience_seconds: float = 0.0) -> Inputs:
-        """Look at the files that were asked for, which must have been read within the patience, and join several.
+        """Look at the files that were asked for, all of which must have been read within the patience. Makes nothing.
 
-        Raises what is wrong with them, FileNotChecked included, and with the request.
+        Raises what is wrong with the request, or with one of the files; FileNotChecked where that is all there is.
         """
         card = await self.catalog.trainable(request.base_model, request.method.name)
         _limit(card, request)
-        training: list[File] = []
-        for file_id in request.training_files:
-            least = request.least_rows if len(request.training_files) == 1 else 1
-            found = await self._ready(who, file_id, request, "training_file", least, patience_seconds)
-            request = _aimed(request, found)
-            training.append(found)
-        validation = [
-            await self._ready(who, file_id, request, "validation_file", 1, patience_seconds)
-            for file_id in request.validation_files
-        ]
-        rows = sum(file.report.rows for file in training if file.report)
+        deadline = time.monotonic() + patience_seconds
+        asked = {"training_file": request.training_files, "validation_file": request.validation_files}
+        files: dict[str, list[File]] = {param: [] for param in asked}
+        unread: FileNotChecked | None = None
+        for param, file_ids in asked.items():
+            least = request.least_rows if (param, len(file_ids)) == ("training_file", 1) else 1
+            for file_id in file_ids:
+                try:
+                    file = await self._ready(who, file_id, request, param, least, deadline - time.monotonic())
+                except FileNotChecked as error:  # the others are looked at all the same
+                    unread = unread or error
+                    continue
+                request = _aimed(request, file)
+                files[param].append(file)
+        if unread is not None:
+            raise unread
+        rows = sum(file.report.rows for file in files["training_file"] if file.report)
         if rows < request.least_rows:
             raise DatasetInvalid(
                 f"The training files have {rows} rows together; at least {request.least_rows} are needed.",
@@ -68,29 +78,40 @@ class Preparation:
             )
         if _is_share_due(request) and rows < 2:
             raise InvalidParameter("validation_share", "can be kept of two rows or more; the training file has one")
-        for files, param in ((training, "training_file"), (validation, "validation_file")):
-            if len(files) > 1:  # before anything is made of any of them
-                self.datasets.check_joinable(files, param=param)
+        for param, found in files.items():
+            if len(found) > 1:
+                self.datasets.check_joinable(found, param=param)
         draws = _is_share_due(request) and request.seed is None
         return Inputs(
-            training_file=await self._one(who, training, "training_file"),
-            validation_file=await self._one(who, validation, "validation_file") if validation else None,
+            training_file=_only(request.training_files),
+            validation_file=_only(request.validation_files),
             seed=secrets.randbelow(2**31) if draws else request.seed,
         )
 
-    async def go_on(self, who: Principal, job: str, request: JobRequest, inputs: Inputs) -> Prepared:
-        """Do what can be done next for a job: split rows off, have tokens counted, compute what was left to us.
+    def is_to_make(self, request: JobRequest, inputs: Inputs) -> bool:
+        """Whether files must be made before a job is trained, which takes as long as reading and writing them."""
+        wants_validation = bool(request.validation_files) or _is_share_due(request)
+        return inputs.training_file is None or (wants_validation and inputs.validation_file is None)
 
-        Raises what is wrong with it.
+    async def go_on(self, who: Principal, job: str, request: JobRequest, inputs: Inputs) -> Prepared:
+        """Do what is next for a job: join files, split rows off, have tokens counted, compute what was left to us.
+
+        A file that is made is handed back at once, so that it is written down before anything else can fail. Raises what is
+        wrong with the job.
         """
         card = await self.catalog.trainable(request.base_model, request.method.name)
         limit = _limit(card, request)
+        if inputs.training_file is None:
+            joined = await self._joined(who, request.training_files, request, "training_file")
+            return Prepared(inputs.model_copy(update={"training_file": joined}))
+        if request.validation_files and inputs.validation_file is None:
+            joined = await self._joined(who, request.validation_files, request, "validation_file")
+            return Prepared(inputs.model_copy(update={"validation_file": joined}))
         try:
             training = await self._ready(who, inputs.training_file, request, "training_file")
             request = _aimed(request, training).model_copy(update={"seed": inputs.seed})
             if _is_share_due(request) and inputs.validation_file is None:
-                inputs = await self._split(who, training, request, inputs)
-                training = await self._ready(who, inputs.training_file, request, "training_file")
+                return Prepared(await self._split(who, training, request, inputs))
             files = [training]
             if inputs.validation_file is not None:
                 files.append(await self._ready(who, inputs.validation_file, request, "validation_file"))
@@ -127,8 +148,9 @@ class Preparation:
             who, file_id, param=param, wants=wants, at_least=at_least, patience_seconds=patience_seconds
         )
 
-    async def _one(self, who: Principal, files: list[File], param: str) -> str:
-        return files[0].id if len(files) == 1 else (await self.datasets.join(who, files, param=param)).id
+    async def _joined(self, who: Principal, file_ids: Sequence[str], request: JobRequest, param: str) -> str:
+        files = [await self._ready(who, file_id, request, param) for file_id in file_ids]
+        return (await self.datasets.join(who, files, param=param)).id
 
     async def _split(self, who: Principal, file: File, request: JobRequest, inputs: Inputs) -> Inputs:
         """Keep the share of the rows for validation: at least one, and at most as many as were asked for."""
@@ -138,6 +160,10 @@ class Preparation:
         options = {"ratio": wanted / rows, "seed": inputs.seed}
         training, validation, _ = await self.datasets.split(who, file.id, options)
         return inputs.model_copy(update={"training_file": training.id, "validation_file": validation.id})
+
+
+def _only(file_ids: Sequence[str]) -> str | None:
+    return file_ids[0] if len(file_ids) == 1 else None
 
 
 def _is_share_due(request: JobRequest) -> bool:

@@ -46,8 +46,8 @@ EVENTS = "job-events"
 
 
 class Jobs:
-    patience_seconds = 60.0
-    """How long a request for a job waits for files that are being checked."""
+    patience_seconds = 5.0
+    """How long a request for a job waits for files that are being checked, to tell at once what is wrong with small ones."""
 
     def __init__(self, db: Database, catalog: Catalog, datasets: Datasets, clock: Clock, *, cores: int) -> None:
         self.db = db
@@ -59,20 +59,25 @@ class Jobs:
     # What customers ask for
 
     async def submit(self, who: Principal, request: JobRequest) -> Job:
-        """Take a job. What is wrong with it is raised now; only what the tokens of large files tell is judged later.
-
-        Files that were uploaded just now are waited for a little.
+        """Take a job. What is wrong with it is raised now, or fails it later where that takes long to find out: with files that
+        are still being read after a little while, and by the tokens of large ones.
         """
         _check_request(request)
         job_id = ids.new("ftjob")
-        inputs = await self.preparation.begin(who, request, patience_seconds=self.patience_seconds)
-        prepared = await self.preparation.go_on(who, job_id, request, inputs)
+        try:
+            inputs = await self.preparation.begin(who, request, patience_seconds=self.patience_seconds)
+        except FileNotChecked:
+            prepared = None
+        else:
+            prepared = Prepared(inputs)
+            if not self.preparation.is_to_make(request, inputs):
+                prepared = await self.preparation.go_on(who, job_id, request, inputs)
         row = JobRow(
             id=job_id,
             project_id=who.project,
             status=Status.CHECKING,
             request=request.model_dump(mode="json"),
-            inputs=prepared.inputs.model_dump(mode="json"),
+            inputs=None,
             spec=None,
             base_model=request.base_model,
             model_name="",
@@ -87,13 +92,12 @@ class Jobs:
             await session.flush()
             audit.note(session, who, "job.created", row.id, self.clock)
             self.history.tell(session, row, "The job was created.")
-            for what, files in (("training", request.training_files), ("validation", request.validation_files)):
-                if len(files) > 1:
-                    self.history.tell(session, row, f"The rows of its {len(files)} {what} files were joined.")
-            if prepared.spec is None:
-                self.history.tell(session, row, "The tokens of its files are being counted.")
+            if prepared is None:
+                self.history.tell(session, row, "The files are still being checked; the job waits for them.")
             else:
-                self.queue(session, row, prepared.spec)
+                self.keep(session, row, prepared)
+                if prepared.spec is None:
+                    self.history.tell(session, row, "Its files are being made ready.")
         return _job(row)
 
     async def get(self, who: Principal, job_id: str) -> Job:
@@ -253,14 +257,19 @@ class Jobs:
             row = _found(await JobQueries(session, who).get(job.id), job.id)
         try:
             known = Inputs.model_validate(row.inputs) if row.inputs else await self.preparation.begin(who, job.request)
-        except FileNotChecked:  # it is being read once more, by a newer version of ours
+        except FileNotChecked:
             return None
         prepared = await self.preparation.go_on(who, job.id, job.request, known)
         return prepared if prepared.spec is not None or prepared.inputs.model_dump() != row.inputs else None
 
     def keep(self, session: AsyncSession, row: JobRow, prepared: Prepared) -> None:
         """Write down how far the files of a job that is being checked are, and queue it once it has a spec."""
-        row.inputs = prepared.inputs.model_dump(mode="json")
+        before, now = row.inputs or {}, prepared.inputs.model_dump(mode="json")
+        request = JobRequest.model_validate(row.request)
+        for what, files in (("training", request.training_files), ("validation", request.validation_files)):
+            if len(files) > 1 and now[f"{what}_file"] and not before.get(f"{what}_file"):
+                self.history.tell(session, row, f"The rows of its {len(files)} {what} files were joined.")
+        row.inputs = now
         if prepared.spec is not None:
             self.queue(session, row, prepared.spec)
 

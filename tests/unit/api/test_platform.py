@@ -301,13 +301,11 @@ def test_ten_rows_are_asked_for_when_a_job_is_made_not_at_upload(api: Api) -> No
     assert (status, "has 9 rows; at least 10 are needed" in error["message"]) == (400, True)
 
 
-def test_a_job_on_a_file_that_is_being_checked_is_refused_with_what_to_do(
-    api: Api, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_job_is_taken_though_its_file_is_still_being_checked(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(type(api.parts.inspector), "due", lambda self: [service.FileRow.status == "never"])
     monkeypatch.setattr(api.parts.services.jobs, "patience_seconds", 0.2)
     file = api.upload(api.ada, jsonl(toy_rows(12)))
     sent = {"model": "toy", "training_file": file}
-    status, error = api.refused("POST", "/v1/fine_tuning/jobs", api.ada, json=sent)
-    assert (status, error["code"], error["param"]) == (400, "file_not_checked", "training_file")
-    assert "still being checked" in error["message"] and "processed" in error["message"]
+    job = api.call("POST", "/v1/fine_tuning/jobs", api.ada, json=sent).json()
+    assert (job["status"], job["training_file"]) == ("validating_files", file)
+    assert api.call("POST", f"/v1/fine_tuning/jobs/{job['id']}/cancel", api.ada).json()["status"] == "cancelled"

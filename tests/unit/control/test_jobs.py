@@ -14,7 +14,6 @@ from luthier.control.jobs.values import JobRequest
 from luthier.core import ids
 from luthier.core.errors import (
     DatasetInvalid,
-    FileNotChecked,
     FileNotFound,
     InvalidParameter,
     InvalidTransition,
@@ -23,7 +22,7 @@ from luthier.core.errors import (
     ModelNotFound,
 )
 from luthier.core.pages import PageRequest
-from luthier.testing import jsonl, toy_rows
+from luthier.testing import jsonl, toy_pairs, toy_rows
 from tests.unit.control.conftest import ADA, BOB, House, add
 from tests.unit.control.trainers import told
 
@@ -42,12 +41,45 @@ async def test_a_job_on_a_file_that_was_read_is_queued_with_every_number_written
     ]
 
 
-async def test_a_job_on_a_file_that_was_not_read_is_refused(house: House) -> None:
+@pytest.mark.parametrize(
+    ("content", "status", "code"),
+    [
+        (jsonl(toy_rows(12)), Status.QUEUED, None),
+        (jsonl(toy_rows(9)), Status.FAILED, "invalid_training_file"),
+        (b"{\n", Status.FAILED, "invalid_training_file"),
+    ],
+    ids=["good", "nine rows", "broken"],
+)
+async def test_a_job_on_a_file_that_was_not_read_waits_for_it(
+    house: House, content: bytes, status: Status, code: str | None
+) -> None:
     house.jobs.patience_seconds = 0.0
-    file = await add(house.parts, ADA, b"{\n")
-    with pytest.raises(FileNotChecked, match="is still being checked") as refused:
-        await house.submit(training_files=[file.id])
-    assert refused.value.param == "training_file"
+    file = await add(house.parts, ADA, content)
+    job = await house.submit(training_files=[file.id], least_rows=10)
+    await house.parts.training.once()
+    assert (await house.jobs.get(ADA, job.id)).status is Status.CHECKING
+    waits = "The files are still being checked; the job waits for them."
+    assert [event.message for event in await told(house.parts, ADA, job)] == ["The job was created.", waits]
+    await house.parts.inspector.once()
+    await house.parts.training.once()
+    done = await house.jobs.get(ADA, job.id)
+    assert (done.status, done.error and done.error.code) == (status, code)
+    assert not done.error or done.error.param == "training_file"
+
+
+async def test_what_is_known_to_be_wrong_is_told_though_another_file_was_not_read(house: House) -> None:
+    house.jobs.patience_seconds = 0.0
+    pairs = await house.upload(content=jsonl(toy_pairs(3)))
+    unread = await add(house.parts, ADA, b"{\n")
+    for asked, error, param in (
+        ({"validation_files": ["file-none"]}, FileNotFound, "validation_file"),
+        ({"validation_files": [pairs.id]}, DatasetInvalid, "validation_file"),
+        ({"base_model": "gpt-9"}, ModelNotFound, "model"),
+        ({"max_length": 10**6}, InvalidParameter, "max_length"),
+    ):
+        with pytest.raises(error) as refused:
+            await house.submit(training_files=[unread.id], **asked)
+        assert refused.value.param == param
 
 
 async def test_a_job_waits_a_little_for_a_file_that_was_uploaded_just_now(house: House) -> None:

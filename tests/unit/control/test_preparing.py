@@ -12,7 +12,6 @@ from luthier.control.jobs.lifecycle import Status
 from luthier.control.jobs.values import Job
 from luthier.core.errors import (
     DatasetInvalid,
-    FileNotChecked,
     FileNotFound,
     InvalidParameter,
     InvalidRequest,
@@ -21,7 +20,7 @@ from luthier.core.errors import (
 from luthier.core.pages import PageRequest
 from luthier.testing import jsonl, toy_pairs, toy_rows
 from luthier.training.spec import DataFile
-from tests.unit.control.conftest import ADA, BOB, House, add
+from tests.unit.control.conftest import ADA, BOB, House
 from tests.unit.control.trainers import told
 
 
@@ -51,10 +50,13 @@ def rows_of(house: House, file: DataFile | None) -> list[dict[str, Any]]:
 async def test_several_files_are_trained_as_one(house: House) -> None:
     parts = [toy_rows(3, seed=seed) for seed in range(3)]
     job = await on_files(house, *parts)
-    assert [event.message for event in await told(house.parts, ADA, job)][
-        1
-    ] == "The rows of its 3 training files were joined."
     done = await ready(house, job)
+    assert [event.message for event in await told(house.parts, ADA, job)] == [
+        "The job was created.",
+        "Its files are being made ready.",
+        "The rows of its 3 training files were joined.",
+        "The job is queued.",
+    ]
     assert done.spec is not None
     assert rows_of(house, done.spec.training) == [row for rows in parts for row in rows]
     assert (done.spec.training.rows, done.spec.training.trained_rows) == (9, 9)
@@ -94,21 +96,15 @@ async def test_files_are_joined_at_the_ends_of_their_lines(house: House, first: 
 async def test_files_that_cannot_be_one_are_refused_and_nothing_is_made(house: House) -> None:
     chat = [(await house.upload(rows=3)).id for _ in range(2)]
     pairs = (await house.upload(content=jsonl(toy_pairs(3)))).id
-    unread = (await add(house.parts, ADA, b"{\n")).id
-    house.jobs.patience_seconds = 0.0
     strange = (await house.upload(BOB)).id
     refusals: list[tuple[dict[str, Any], type[InvalidRequest | FileNotFound], str]] = [
         ({"training_files": [chat[0], pairs]}, DatasetInvalid, "holds preference rows; this job wants chat"),
         ({"training_files": [chat[0], pairs], "objective": None}, DatasetInvalid, "holds preference rows"),
         ({"training_files": chat, "least_rows": 7}, DatasetInvalid, "have 6 rows together; at least 7 are needed"),
         ({"training_files": [chat[0], strange]}, FileNotFound, "no file"),
-        ({"training_files": [chat[0], unread]}, FileNotChecked, "still being checked"),
     ]
     before = house.parts.storage.list("files")
     for asked, error, said in refusals:
-        if error is FileNotChecked:
-            asked["training_files"][1] = (await add(house.parts, ADA, b"{\n")).id
-            before = house.parts.storage.list("files")
         with pytest.raises(error, match=said) as refused:
             await house.submit(**asked)
         assert refused.value.param == "training_file"
@@ -237,6 +233,7 @@ async def test_a_job_waits_for_what_was_made_for_it_and_is_split_once(
 async def test_a_split_that_cannot_be_done_now_is_tried_again(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     house.parts.training.every_seconds = 0.0
     job = await on_files(house, toy_rows(6), toy_rows(6, seed=1), validation_share=0.25)
+    await house.parts.training.once()
     await house.parts.inspector.once()
     split = service.Datasets.split
     faults = iter([Unavailable("The storage does not answer.")])
@@ -252,8 +249,30 @@ async def test_a_split_that_cannot_be_done_now_is_tried_again(house: House, monk
     assert (await ready(house, job)).status is Status.QUEUED
 
 
+async def test_a_file_that_was_made_is_not_made_again_where_what_follows_fails(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house.parts.training.every_seconds = 0.0
+    validation = [(await house.upload(rows=count)).id for count in (2, 3)]
+    job = await on_files(house, toy_rows(6), toy_rows(6, seed=1), validation_files=validation)
+    join, faults = service.Datasets.join, iter([Unavailable("The storage does not answer.")])
+
+    async def failing(self, who, files, *, param):
+        if param == "validation_file":
+            for fault in faults:
+                raise fault
+        return await join(self, who, files, param=param)
+
+    monkeypatch.setattr(service.Datasets, "join", failing)
+    for _ in range(3):
+        await house.parts.training.once()
+    assert (await ready(house, job)).status is Status.QUEUED
+    assert len(await house.parts.services.datasets.children(ADA, job.request.training_files[0])) == 1
+
+
 async def test_what_was_made_and_is_gone_again_fails_the_job(house: House) -> None:
     job = await on_files(house, toy_rows(6), toy_rows(6, seed=1))
+    await house.parts.training.once()
     datasets = house.parts.services.datasets
     [made] = await datasets.children(ADA, job.request.training_files[0])
     await datasets.delete(ADA, made.id)

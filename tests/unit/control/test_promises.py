@@ -97,7 +97,7 @@ async def test_a_job_waits_until_its_rows_are_counted(house: House, monkeypatch:
     monkeypatch.setattr(service, "_COUNTED_AT_ONCE", 10)
     job = await submit(house, max_length=50)
     assert (job.status, job.spec) == (Status.CHECKING, None)
-    assert (await told(house.parts, ADA, job))[-1].message == "The tokens of its files are being counted."
+    assert (await told(house.parts, ADA, job))[-1].message == "Its files are being made ready."
     await house.parts.training.once()
     assert (await house.jobs.get(ADA, job.id)).status is Status.CHECKING
     await house.parts.counter.once()
