@@ -29,6 +29,7 @@ from luthier.control.inference.service import Inference
 from luthier.control.jobs.service import Jobs
 from luthier.control.scheduling.background import Inspector, TokenCounter, UploadCleaner
 from luthier.control.scheduling.completions import AsyncCompleter
+from luthier.control.scheduling.preparing import JobPreparer
 from luthier.control.scheduling.reconciler import Reconciler
 from luthier.control.scheduling.replicas import Pool, ReplicaReconciler
 from luthier.control.scheduling.training import Trainers, TrainingReconciler
@@ -54,13 +55,14 @@ class Parts:
     inspector: Inspector
     counter: TokenCounter
     cleaner: UploadCleaner
+    preparer: JobPreparer
     training: TrainingReconciler
     replicas: ReplicaReconciler
     completer: AsyncCompleter
 
     @property
     def reconcilers(self) -> list[Reconciler]:
-        return [self.inspector, self.counter, self.cleaner, self.training, self.replicas, self.completer]
+        return [self.inspector, self.counter, self.cleaner, self.preparer, self.training, self.replicas, self.completer]
 
 
 def assemble(
@@ -126,6 +128,7 @@ def assemble(
         inspector=Inspector(db, work, image_hosts=settings.data.image_hosts, advised_rows=settings.data.advised_rows),
         counter=TokenCounter(db, work),
         cleaner=UploadCleaner(db, storage, clock),
+        preparer=JobPreparer(db, jobs),
         training=TrainingReconciler(db, jobs, storage, executor, trainers, clock),
         replicas=ReplicaReconciler(db, executor, pool, clock),
         completer=AsyncCompleter(db, async_completions),

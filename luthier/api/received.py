@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
@@ -19,11 +20,7 @@ class Received(BaseModel):
         """Also where something else than None stands for what is absent."""
         if not isinstance(value, dict):
             return value
-        stood_for = {
-            field.alias or name
-            for name, field in cls.model_fields.items()
-            if not field.is_required() and field.get_default(call_default_factory=True, validated_data={}) is not None
-        }
+        stood_for = _stood_for(cls)
         return {name: inner for name, inner in value.items() if inner is not None or name not in stood_for}
 
     @field_validator("*", mode="before")
@@ -31,6 +28,16 @@ class Received(BaseModel):
     def _can_be_kept(cls, value: Any) -> Any:
         _refuse_what_is_no_text(value)
         return value
+
+
+@cache
+def _stood_for(received: type[BaseModel]) -> frozenset[str]:
+    """The fields for whose absence something else than None stands."""
+    return frozenset(
+        field.alias or name
+        for name, field in received.model_fields.items()
+        if not field.is_required() and field.get_default(call_default_factory=True, validated_data={}) is not None
+    )
 
 
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")

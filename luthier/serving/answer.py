@@ -60,9 +60,12 @@ class AnswerChunks:
 
     def rest(self) -> list[TokenChunk]:
         """What was held back, once no token follows."""
-        # What was made behind the one call is not said, nor where nothing but calls was asked for the half of another.
-        has_ended = self.has_calls and (self._one_call or self._only_calls)
-        chunks = [] if has_ended else self._chunks([*self._given(self._text.rest()), *self._reader.rest()])
+        said = [*self._given(self._text.rest()), *self._reader.rest()]
+        if self.has_calls and self._one_call:  # what was made behind it is not said
+            said = []
+        elif self.has_calls and self._only_calls:  # nor the half of another where nothing but calls was asked for
+            said = [one for one in said if isinstance(one, ToolCall)]
+        chunks = self._chunks(said)
         self.is_stopped = self.is_stopped or self._text.is_stopped
         if self._likelihoods is None:
             return chunks

@@ -20,6 +20,7 @@ from luthier.core.clock import Clock
 from luthier.core.errors import InvalidParameter, InvalidRequest, MethodNotAllowed, ModelNotDeployed, ModelNotFound
 from luthier.core.pages import NumberedPage
 from luthier.core.recent import Recent
+from luthier.core.registry import MissingLibrary
 from luthier.serving.protocol import AdapterRef
 from luthier.storage import Storage
 from luthier.training.methods.base import methods
@@ -85,7 +86,7 @@ class Catalog:
             row = await ModelQueries(session, who).named(name)
         if row is None:
             raise await self._unknown(name)
-        if not _is_callable(row):
+        if not answers_at_once(row.method):
             raise ModelNotDeployed(
                 f"The model {name!r} was made by {row.method}; it must be deployed before it can answer.",
                 param="model",
@@ -220,13 +221,13 @@ def _of_row(row: ModelRow) -> NamedModel:
         row.base_model,
         job=row.job_id,
         method=row.method,
-        is_callable=_is_callable(row),
+        is_callable=answers_at_once(row.method),
     )
 
 
-def _is_callable(row: ModelRow) -> bool:
-    """Whether the running base model can answer with it. Of a method that is not installed any more nothing can."""
+def answers_at_once(method: str) -> bool:
+    """Whether the running base model can answer with what a method makes. Of one that is not installed any more nothing can."""
     try:
-        return methods.load(row.method).is_shared
-    except InvalidParameter:
+        return methods.load(method).is_shared
+    except (InvalidParameter, MissingLibrary):
         return False

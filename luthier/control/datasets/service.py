@@ -392,29 +392,31 @@ class Datasets:
         [repaired] = await self._versions(who, file, operation, files, suffix=done["suffix"])
         return repaired, changes
 
-    async def split(self, who: Principal, file_id: str, options: dict[str, Any]) -> tuple[File, File, dict[str, Any]]:
-        """Make a training and a validation version; both, and how the rows were divided."""
+    async def split(
+        self, who: Principal, file_id: str, options: dict[str, Any], *, made_for: str | None = None
+    ) -> tuple[File, File, dict[str, Any]]:
+        """Make a training and a validation version; both, and how the rows were divided. `made_for` is told with them."""
         file = await self.get(who, file_id)
         _fit(file, "split")
         made = {name: ids.new("file") for name in ("training", "validation")}
         keys = {name: key_of(who.project, file_id) for name, file_id in made.items()}
         task = Task(kind="split", key=file.key, size=file.bytes, options={"split": options, **keys})
         done = await self.workshop.do(task)
-        operation = {"name": "split", "options": options, "division": done["division"]}
+        operation = {"name": "split", "options": options, "division": done["division"], **_made_for(made_for)}
         files = {made[name]: (name, done[name]) for name in ("training", "validation")}
         training, validation = await self._versions(who, file, operation, files, suffix=done["suffix"])
         return training, validation, done["division"]
 
-    async def join(self, who: Principal, files: Sequence[File], *, param: str) -> File:
+    async def join(self, who: Principal, files: Sequence[File], *, param: str, made_for: str) -> File:
         """Make a new version of the first file that has the rows of all, in their order; all have been read.
 
-        Raises what `check_joinable` raises.
+        The job that it is made for is told with it. Raises what `check_joinable` raises.
         """
         self.check_joinable(files, param=param)
         first = files[0]
         made = ids.new("file")
         stored = await self.storage.write_stream(key_of(who.project, made), self._joined(files))
-        operation = {"name": "join", "files": [file.id for file in files]}
+        operation = {"name": "join", "files": [file.id for file in files], **_made_for(made_for)}
         [joined] = await self._versions(who, first, operation, {made: ("joined", asdict(stored))}, suffix=".jsonl")
         return joined
 
@@ -572,3 +574,7 @@ def _file(row: FileRow) -> File:
         md5=row.md5,
         description=row.description,
     )
+
+
+def _made_for(job: str | None) -> dict[str, str]:
+    return {} if job is None else {"made_for": job}

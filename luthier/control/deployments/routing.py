@@ -22,6 +22,8 @@ from luthier.serving.client import ReplicaClient
 from luthier.serving.protocol import AdapterRef
 
 _NOTED_EVERY = timedelta(seconds=30)
+_TRIED_AGAIN_AFTER = timedelta(minutes=5)
+"""Since the last start that failed, where nobody waits for the model at the other end of a connection."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Routing:
         ready = await self._ready.get(model.weights, partial(self._find_ready, model))
         if ready is not None:
             return Route(ready, model.adapter)
-        return await self._await_ready(model, self.ready_within_seconds if waits else 0.0)
+        return await self._await_ready(model, waits=waits)
 
     async def lost(self, model: Servable) -> None:
         """A replica that was ready does not answer: let the reconciler look at it at once."""
@@ -64,15 +66,15 @@ class Routing:
         row = await self._replica(model)
         return ReplicaClient(row.socket) if row is not None and row.status == "ready" and row.socket else None
 
-    async def _await_ready(self, model: Servable, within_seconds: float) -> Route:
+    async def _await_ready(self, model: Servable, *, waits: bool) -> Route:
         """Look at least once, and have a replica started where there is none."""
-        deadline = time.monotonic() + within_seconds
+        deadline = time.monotonic() + (self.ready_within_seconds if waits else 0.0)
         wanted: str | None = None  # the replica that was started for us: when it goes, another one would too
         while True:
             row = await self._replica(model)
             if row is not None and row.status == "ready" and row.socket:
                 return Route(ReplicaClient(row.socket), model.adapter)
-            if row is not None and row.status == "gone" and row.id == wanted:
+            if row is not None and row.status == "gone" and (row.id == wanted or (not waits and self._failed_now(row))):
                 raise ReplicaUnavailable(
                     f"The model {model.base_model} could not be started.",
                     hint="The server's log says why.",
@@ -84,6 +86,10 @@ class Routing:
                 break
             await self.db.nudged("routes", within_seconds=0.25)
         raise ReplicaUnavailable(f"The model {model.base_model} is still being loaded; try again.", retry_after=10)
+
+    def _failed_now(self, row: ReplicaRow) -> bool:
+        """Whether a replica that is gone was started a moment ago and never became ready: so would another one."""
+        return row.last_used_at == row.created_at and self.clock.now() - row.created_at < _TRIED_AGAIN_AFTER
 
     async def _replica(self, model: Servable) -> ReplicaRow | None:
         async with self.db.read() as session:
@@ -97,6 +103,7 @@ class Routing:
 
     async def _want(self, model: Servable) -> str | None:
         """Ask for a replica and return its id; when somebody else just did, theirs will do."""
+        at = self.clock.now()
         row = ReplicaRow(
             id=ids.new("rep"),
             project_id=SYSTEM.project,
@@ -104,8 +111,8 @@ class Routing:
             base_model=model.base_model,
             weights=model.weights,
             weights_sha256=model.weights_sha256,
-            last_used_at=self.clock.now(),
-            created_at=self.clock.now(),
+            last_used_at=at,
+            created_at=at,
         )
         try:
             async with self.db.write("replicas") as session:

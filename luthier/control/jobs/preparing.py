@@ -13,7 +13,7 @@ from luthier.control.datasets.service import Datasets, File
 from luthier.control.jobs.planning import Data, limit_of, objective_for, plan, positions_of
 from luthier.control.jobs.values import JobRequest, Value
 from luthier.control.tenancy import Principal
-from luthier.core.errors import DatasetInvalid, FileNotChecked, InvalidParameter
+from luthier.core.errors import DatasetInvalid, FileNotChecked
 from luthier.training.objectives.base import objectives
 from luthier.training.spec import TrainingSpec
 
@@ -39,7 +39,9 @@ class Prepared:
 
 
 class Preparation:
-    """Files that are made on the way are new versions of the first of those that were asked for; a crash may leave one unused."""
+    """Files that are made on the way are new versions of the first of those that were asked for, and tell the job they are
+    made for: who begins again finds them.
+    """
 
     def __init__(self, catalog: Catalog, datasets: Datasets, *, cores: int) -> None:
         self.catalog = catalog
@@ -65,7 +67,7 @@ class Preparation:
                 except FileNotChecked as error:  # the others are looked at all the same
                     unread = unread or error
                     continue
-                request = _aimed(request, file)
+                request = _aimed(request, file) if param == "training_file" else request
                 files[param].append(file)
         if unread is not None:
             raise unread
@@ -77,7 +79,9 @@ class Preparation:
                 param="training_file",
             )
         if _is_share_due(request) and rows < 2:
-            raise InvalidParameter("validation_share", "can be kept of two rows or more; the training file has one")
+            raise DatasetInvalid(
+                "The training file has one row; two are needed to keep some for validation.", [], param="training_file"
+            )
         for param, found in files.items():
             if len(found) > 1:
                 self.datasets.check_joinable(found, param=param)
@@ -88,30 +92,23 @@ class Preparation:
             seed=secrets.randbelow(2**31) if draws else request.seed,
         )
 
-    def is_to_make(self, request: JobRequest, inputs: Inputs) -> bool:
-        """Whether files must be made before a job is trained, which takes as long as reading and writing them."""
-        wants_validation = bool(request.validation_files) or _is_share_due(request)
-        return inputs.training_file is None or (wants_validation and inputs.validation_file is None)
-
-    async def go_on(self, who: Principal, job: str, request: JobRequest, inputs: Inputs) -> Prepared:
+    async def go_on(
+        self, who: Principal, job: str, request: JobRequest, inputs: Inputs, *, may_make: bool = True
+    ) -> Prepared:
         """Do what is next for a job: join files, split rows off, have tokens counted, compute what was left to us.
 
-        A file that is made is handed back at once, so that it is written down before anything else can fail. Raises what is
-        wrong with the job.
+        Making a file takes as long as reading and writing its rows; who may not do it gets the inputs as they are. Raises
+        what is wrong with the job.
         """
         card = await self.catalog.trainable(request.base_model, request.method.name)
         limit = _limit(card, request)
-        if inputs.training_file is None:
-            joined = await self._joined(who, request.training_files, request, "training_file")
-            return Prepared(inputs.model_copy(update={"training_file": joined}))
-        if request.validation_files and inputs.validation_file is None:
-            joined = await self._joined(who, request.validation_files, request, "validation_file")
-            return Prepared(inputs.model_copy(update={"validation_file": joined}))
         try:
+            if inputs.training_file is None or (request.validation_files and inputs.validation_file is None):
+                return Prepared(await self._joined(who, job, request, inputs) if may_make else inputs)
             training = await self._ready(who, inputs.training_file, request, "training_file")
             request = _aimed(request, training).model_copy(update={"seed": inputs.seed})
             if _is_share_due(request) and inputs.validation_file is None:
-                return Prepared(await self._split(who, training, request, inputs))
+                return Prepared(await self._split(who, job, training, request, inputs) if may_make else inputs)
             files = [training]
             if inputs.validation_file is not None:
                 files.append(await self._ready(who, inputs.validation_file, request, "validation_file"))
@@ -148,18 +145,38 @@ class Preparation:
             who, file_id, param=param, wants=wants, at_least=at_least, patience_seconds=patience_seconds
         )
 
-    async def _joined(self, who: Principal, file_ids: Sequence[str], request: JobRequest, param: str) -> str:
+    async def _joined(self, who: Principal, job: str, request: JobRequest, inputs: Inputs) -> Inputs:
+        """Make one file of several, for training if that is due, else for validation."""
+        param, file_ids = "training_file", request.training_files
+        if inputs.training_file is not None:
+            param, file_ids = "validation_file", request.validation_files
         files = [await self._ready(who, file_id, request, param) for file_id in file_ids]
-        return (await self.datasets.join(who, files, param=param)).id
+        made = await self._made_before(who, files[0], job, "join")
+        joined = made.get("joined") or await self.datasets.join(who, files, param=param, made_for=job)
+        return inputs.model_copy(update={param: joined.id})
 
-    async def _split(self, who: Principal, file: File, request: JobRequest, inputs: Inputs) -> Inputs:
+    async def _split(self, who: Principal, job: str, file: File, request: JobRequest, inputs: Inputs) -> Inputs:
         """Keep the share of the rows for validation: at least one, and at most as many as were asked for."""
-        assert file.report is not None and request.validation_share is not None
-        rows = file.report.rows
-        wanted = min(max(round(rows * request.validation_share), 1), rows - 1, request.validation_rows_at_most or rows)
-        options = {"ratio": wanted / rows, "seed": inputs.seed}
-        training, validation, _ = await self.datasets.split(who, file.id, options)
-        return inputs.model_copy(update={"training_file": training.id, "validation_file": validation.id})
+        made = await self._made_before(who, file, job, "split")
+        if not made:
+            assert file.report is not None and request.validation_share is not None
+            rows = file.report.rows
+            wanted = min(max(round(rows * request.validation_share), 1), rows - 1)
+            wanted = min(wanted, request.validation_rows_at_most or rows)
+            options = {"ratio": wanted / rows, "seed": inputs.seed}
+            made["training"], made["validation"], _ = await self.datasets.split(who, file.id, options, made_for=job)
+        return inputs.model_copy(
+            update={"training_file": made["training"].id, "validation_file": made["validation"].id}
+        )
+
+    async def _made_before(self, who: Principal, file: File, job: str, operation: str) -> dict[str, File]:
+        """What an earlier try made of a file for that job, by the names of the outputs."""
+        made: dict[str, File] = {}
+        for child in await self.datasets.children(who, file.id):
+            told = child.operation or {}
+            if (told.get("name"), told.get("made_for")) == (operation, job):
+                made[told["output"]] = child
+        return made
 
 
 def _only(file_ids: Sequence[str]) -> str | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from luthier.control.catalog.service import Catalog, Trained, artifact_id
+from luthier.control.catalog.service import Catalog, Trained, answers_at_once, artifact_id
 from luthier.control.jobs.history import History
 from luthier.control.jobs.lifecycle import TERMINAL, Status
 from luthier.control.jobs.queries import JobQueries
@@ -18,7 +18,6 @@ from luthier.core import ids
 from luthier.core.clock import Clock
 from luthier.serving.protocol import AdapterRef
 from luthier.training import events
-from luthier.training.methods.base import methods
 from luthier.training.spec import TrainingSpec
 
 
@@ -171,7 +170,7 @@ def _lost(spec: TrainingSpec, event: events.Succeeded) -> Error | None:
 
 def _deployment(spec: TrainingSpec) -> str:
     """What an event that names a model adds where the running base model cannot answer with it."""
-    return "" if methods.load(spec.method.name).is_shared else "; it must be deployed before it answers"
+    return "" if answers_at_once(spec.method.name) else "; it must be deployed before it answers"
 
 
 def _trained(spec: TrainingSpec) -> Trained:

@@ -44,6 +44,9 @@ _SUFFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 EVENTS = "job-events"
 """What is nudged when something may have been told of a job."""
 
+CHECKING = "checking"
+"""What is nudged when a job may come nearer to its spec."""
+
 
 class Jobs:
     patience_seconds = 5.0
@@ -66,12 +69,9 @@ class Jobs:
         job_id = ids.new("ftjob")
         try:
             inputs = await self.preparation.begin(who, request, patience_seconds=self.patience_seconds)
+            prepared = await self.preparation.go_on(who, job_id, request, inputs, may_make=False)
         except FileNotChecked:
             prepared = None
-        else:
-            prepared = Prepared(inputs)
-            if not self.preparation.is_to_make(request, inputs):
-                prepared = await self.preparation.go_on(who, job_id, request, inputs)
         row = JobRow(
             id=job_id,
             project_id=who.project,
@@ -86,7 +86,7 @@ class Jobs:
             created_by=who.id,
             created_at=self.clock.now(),
         )
-        async with self.db.write("jobs", EVENTS) as session:
+        async with self.db.write("jobs", CHECKING, EVENTS) as session:
             row.model_name = await self._unused_name(session, request.base_model, request.suffix)
             session.add(row)
             await session.flush()
@@ -173,7 +173,7 @@ class Jobs:
 
         Raises InvalidTransition for every other.
         """
-        async with self.db.write("jobs", EVENTS) as session:
+        async with self.db.write("jobs", CHECKING, EVENTS) as session:
             row = _found(await JobQueries(session, who).get(job_id), job_id)
             if row.status != Status.PAUSED and row.wish != Wish.PAUSE:
                 raise InvalidTransition(f"The job {job_id} {_STATE[Status(row.status)]}; only a paused job can go on.")
@@ -252,25 +252,26 @@ class Jobs:
 
     async def prepare(self, job: Job) -> Prepared | None:
         """Bring a job nearer to its spec; None where there is nothing new. Raises what is wrong with its files."""
-        who = Principal(id="system", project=job.project)
+        who = Principal(id=job.created_by or SYSTEM.id, project=job.project)
         async with self.db.read() as session:
             row = _found(await JobQueries(session, who).get(job.id), job.id)
-        try:
-            known = Inputs.model_validate(row.inputs) if row.inputs else await self.preparation.begin(who, job.request)
-        except FileNotChecked:
-            return None
-        prepared = await self.preparation.go_on(who, job.id, job.request, known)
+        if row.inputs is None:
+            try:
+                return Prepared(await self.preparation.begin(who, job.request))
+            except FileNotChecked:
+                return None
+        prepared = await self.preparation.go_on(who, job.id, job.request, Inputs.model_validate(row.inputs))
         return prepared if prepared.spec is not None or prepared.inputs.model_dump() != row.inputs else None
 
     def keep(self, session: AsyncSession, row: JobRow, prepared: Prepared) -> None:
-        """Write down how far the files of a job that is being checked are, and queue it once it has a spec."""
+        """Write down how far the files of a job are, and queue it once it has a spec, unless it waits for something else."""
         before, now = row.inputs or {}, prepared.inputs.model_dump(mode="json")
         request = JobRequest.model_validate(row.request)
         for what, files in (("training", request.training_files), ("validation", request.validation_files)):
             if len(files) > 1 and now[f"{what}_file"] and not before.get(f"{what}_file"):
                 self.history.tell(session, row, f"The rows of its {len(files)} {what} files were joined.")
         row.inputs = now
-        if prepared.spec is not None:
+        if prepared.spec is not None and row.status == Status.CHECKING:
             self.queue(session, row, prepared.spec)
 
     def queue(self, session: AsyncSession, row: JobRow, spec: TrainingSpec) -> None:

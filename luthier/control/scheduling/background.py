@@ -16,6 +16,7 @@ from luthier.control.datasets.tasks import Task
 from luthier.control.datasets.uploads import folder_of
 from luthier.control.datasets.workshop import Workshop, WorkStopped
 from luthier.control.db import Database
+from luthier.control.jobs.service import CHECKING
 from luthier.control.scheduling.leases import Lease, apply, release
 from luthier.control.scheduling.reconciler import Reconciler
 from luthier.control.tenancy import SYSTEM
@@ -66,7 +67,7 @@ class Inspector(Reconciler[FileRow]):
         return True
 
     async def _apply(self, lease: Lease[FileRow], report: DatasetReport) -> None:
-        async with apply(self.db, lease, "jobs") as (_, row):
+        async with apply(self.db, lease, CHECKING) as (_, row):
             row.report = report.model_dump(mode="json")
             row.status = "processed" if report.fit else "error"
         self.log.info("file read", file=lease.id, rows=report.rows, problems=sum(report.counts.values()))
@@ -107,11 +108,11 @@ class TokenCounter(Reconciler[LengthsRow]):
                 if may_pass(refused):
                     raise
                 result = {"why": refused.text, "again": isinstance(refused, WorkStopped)}
-        async with apply(self.db, lease, "jobs") as (_, row):
+        async with apply(self.db, lease, CHECKING) as (_, row):
             row.result, row.status = result, status
 
     async def give_up(self, lease: Lease[LengthsRow], fault: Exception) -> bool:
-        async with apply(self.db, lease, "jobs") as (_, row):
+        async with apply(self.db, lease, CHECKING) as (_, row):
             row.result, row.status = {"why": _OURS, "again": True}, "error"
         return True
 

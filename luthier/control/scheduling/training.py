@@ -1,4 +1,4 @@
-"""Jobs → runs: makes jobs ready, starts their trainers, follows what they tell, starts lost ones again."""
+"""Jobs → runs: starts the trainers of jobs that are ready, follows what they tell, starts lost ones again."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from luthier.control.jobs.queries import JobQueries
 from luthier.control.jobs.service import EVENTS, Jobs, described
 from luthier.control.jobs.tables import JobRow, RunRow
 from luthier.control.jobs.values import Error, Job
-from luthier.control.scheduling.background import may_pass
 from luthier.control.scheduling.leases import Lease, apply, release
 from luthier.control.scheduling.placement import fits
 from luthier.control.scheduling.reconciler import Reconciler
@@ -65,33 +64,14 @@ class TrainingReconciler(Reconciler[JobRow]):
         return JobRow
 
     def due(self) -> list:
-        return [JobRow.status.not_in(TERMINAL | {Status.PAUSED})]
+        return [JobRow.status.not_in(TERMINAL | {Status.CHECKING, Status.PAUSED})]
 
     async def work(self, lease: Lease[JobRow]) -> None:
         job = await self.jobs.get(SYSTEM, lease.id)
-        if job.status is Status.CHECKING:
-            await self._prepare(lease, job)
-        elif job.status is Status.QUEUED:
+        if job.status is Status.QUEUED:
             await self._place(lease, job)
         else:
             await self._follow(lease, job)
-
-    async def _prepare(self, lease: Lease[JobRow], job: Job) -> None:
-        try:
-            prepared = await self.jobs.prepare(job)
-        except LuthierError as refused:
-            if may_pass(refused):
-                raise
-            async with apply(self.db, lease, EVENTS) as (session, row):
-                if row.status == Status.CHECKING:
-                    self.jobs.history.fail(session, row, described(refused))
-            return
-        if prepared is None:
-            await release(self.db, lease)
-            return
-        async with apply(self.db, lease, "jobs", EVENTS) as (session, row):
-            if row.status == Status.CHECKING:
-                self.jobs.keep(session, row, prepared)
 
     async def _place(self, lease: Lease[JobRow], job: Job) -> None:
         """Start the oldest queued job when its cores are free. The run's row is written before the process is started."""

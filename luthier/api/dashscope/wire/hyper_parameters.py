@@ -82,14 +82,11 @@ class HyperParameters(BaseModel):
 
     def division(self, validation_files: list[str]) -> dict[str, Any]:
         """The fields of a JobRequest that say what is kept for validation, where no file is named for it."""
-        if self.split is not None and validation_files:
-            raise wrong("split", "is for jobs without validation files; this one names some")
-        if self.split is None and self.max_split_val_dataset_sample is not None:
-            raise wrong("max_split_val_dataset_sample", "is for a split; say its share as split")
-        if self.split in (None, 1.0):
+        share = 0.0 if self.split is None else round(1 - self.split, 9)
+        if not 0 < share < 1 or validation_files:
             return {}
         return {
-            "validation_share": round(1 - self.split, 9),
+            "validation_share": share,
             "validation_rows_at_most": self.max_split_val_dataset_sample,
         }
 

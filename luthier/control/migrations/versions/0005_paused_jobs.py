@@ -20,7 +20,6 @@ _jobs = sa.table(
     sa.column("status", sa.String),
     sa.column("request", Json),
     sa.column("spec", Json),
-    sa.column("deleted_at", UtcDateTime()),
 )
 
 
@@ -59,12 +58,11 @@ def downgrade() -> None:
 
 
 def _end_what_is_new() -> None:
-    """Paused jobs wait again, where they waited before; deleted ones, which are seen again, are cancelled."""
+    """Paused jobs wait again, where they waited before. Deleted ones, which have ended, are seen again."""
     connection = op.get_bind()
     for job, spec in connection.execute(sa.select(_jobs.c.id, _jobs.c.spec).where(_jobs.c.status == "paused")).all():
         waits = "checking" if spec is None else "queued"
         connection.execute(_jobs.update().where(_jobs.c.id == job).values(status=waits))
-    connection.execute(_jobs.update().where(_jobs.c.deleted_at.is_not(None)).values(status="cancelled"))
 
 
 def _rewrite(change) -> None:
