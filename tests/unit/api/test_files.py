@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime
 from typing import Any
 
@@ -101,6 +102,26 @@ def test_a_file_past_its_time_is_not_there(api: Api, prefix: str) -> None:
     for method, path in (("GET", ""), ("GET", "/content"), ("DELETE", "")):
         assert api.call(method, f"{prefix}/files/{made}{path}", api.ada).status_code == 404
     assert made not in [file["id"] for file in api.call("GET", f"{prefix}/files", api.ada).json()["data"]]
+
+
+def test_a_server_that_runs_removes_it(api: Api) -> None:
+    made = uploaded(api, "/v1", FORM)["id"]
+    api.until(f"/v1/files/{made}", api.ada, "processed")  # else the lease of whoever reads it may have to run out first
+    api.client.portal.call(_let_expire, api, made)  # type: ignore[union-attr]
+    assert api.client.portal.call(_removed, api, made)  # type: ignore[union-attr]
+
+
+async def _removed(api: Api, file_id: str) -> bool:
+    """Whether a file that may have expired is removed by itself, soon after the sweeper was woken."""
+    for _ in range(100):
+        api.parts.db.nudge("expiry")
+        await asyncio.sleep(0.02)
+        async with api.parts.db.read() as session:
+            row = await session.get(FileRow, file_id)
+            assert row is not None
+            if row.deleted_at is not None:
+                return True
+    return False
 
 
 async def _let_expire(api: Api, file_id: str) -> None:
