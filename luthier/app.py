@@ -27,7 +27,7 @@ from luthier.control.deployments.routing import Routing
 from luthier.control.inference.asynchronous import AsyncCompletions
 from luthier.control.inference.service import Inference
 from luthier.control.jobs.service import Jobs
-from luthier.control.scheduling.background import Inspector, TokenCounter, UploadCleaner
+from luthier.control.scheduling.background import FileSweeper, Inspector, TokenCounter, UploadCleaner
 from luthier.control.scheduling.completions import AsyncCompleter
 from luthier.control.scheduling.preparing import JobPreparer
 from luthier.control.scheduling.reconciler import Reconciler
@@ -54,6 +54,7 @@ class Parts:
     services: Services
     inspector: Inspector
     counter: TokenCounter
+    sweeper: FileSweeper
     cleaner: UploadCleaner
     preparer: JobPreparer
     training: TrainingReconciler
@@ -62,7 +63,16 @@ class Parts:
 
     @property
     def reconcilers(self) -> list[Reconciler]:
-        return [self.inspector, self.counter, self.cleaner, self.preparer, self.training, self.replicas, self.completer]
+        return [
+            self.inspector,
+            self.counter,
+            self.sweeper,
+            self.cleaner,
+            self.preparer,
+            self.training,
+            self.replicas,
+            self.completer,
+        ]
 
 
 def assemble(
@@ -125,8 +135,11 @@ def assemble(
         storage=storage,
         installer=Installer(storage, data / "scratch", trainers.python, clock),
         services=Services(accounts, datasets, uploads, catalog, jobs, inference, async_completions),
-        inspector=Inspector(db, work, image_hosts=settings.data.image_hosts, advised_rows=settings.data.advised_rows),
-        counter=TokenCounter(db, work),
+        inspector=Inspector(
+            db, work, clock, image_hosts=settings.data.image_hosts, advised_rows=settings.data.advised_rows
+        ),
+        counter=TokenCounter(db, work, clock),
+        sweeper=FileSweeper(db, datasets, clock),
         cleaner=UploadCleaner(db, storage, clock),
         preparer=JobPreparer(db, jobs),
         training=TrainingReconciler(db, jobs, storage, executor, trainers, clock),

@@ -60,7 +60,7 @@ class AnswerChunks:
 
     def rest(self) -> list[TokenChunk]:
         """What was held back, once no token follows."""
-        said = [*self._given(self._text.rest()), *self._reader.rest()]
+        said: Sequence[Said] = [*self._given(self._text.rest()), *self._reader.rest()]
         if self.has_calls and self._one_call:  # what was made behind it is not said
             said = []
         elif self.has_calls and self._only_calls:  # nor the half of another where nothing but calls was asked for
@@ -79,7 +79,7 @@ class AnswerChunks:
             self._read += len(text.encode())
         return self._reader.add(text)
 
-    def _chunks(self, said: list[Said]) -> list[TokenChunk]:
+    def _chunks(self, said: Sequence[Said]) -> list[TokenChunk]:
         chunks: list[TokenChunk] = []
         for is_text, pieces in groupby(said, lambda one: isinstance(one, str)):
             if is_text:

@@ -10,8 +10,8 @@ from starlette.responses import StreamingResponse
 from luthier.api import forms
 from luthier.api.auth import Asked, Caller
 from luthier.api.shapes.wire.base import Deleted, ListPage, page
-from luthier.api.shapes.wire.files import FileObject, purpose
-from luthier.core.errors import NotOffered
+from luthier.api.shapes.wire.files import Anchor, FileObject, Lifetime, purpose
+from luthier.core.errors import InvalidParameter
 from luthier.core.pages import PageRequest
 
 router = APIRouter(tags=["Files"])
@@ -27,17 +27,29 @@ async def upload(
     services: Asked,
     file: UploadFile,
     purpose_: Annotated[str, Form(alias="purpose", examples=["fine-tune"])],
-    expires: Annotated[str | None, Form(alias="expires_after[anchor]")] = None,
+    anchor: Annotated[
+        Anchor | None, Form(alias="expires_after[anchor]", description="Sent with `expires_after[seconds]`.")
+    ] = None,
+    seconds: Annotated[
+        Lifetime | None,
+        Form(alias="expires_after[seconds]", description="How long the file stays; absent: until it is deleted."),
+    ] = None,
     category: Annotated[
         str | None, Form(description="Ours: the format of its rows; absent: it is told from them.")
     ] = None,
 ) -> FileObject:
-    if expires is not None:
-        raise NotOffered("Files that expire are not offered by this version; delete them.", param="expires_after")
-    name = file.filename or "upload"
-    return FileObject.of(
-        await services.datasets.add_file(who, name, purpose(purpose_), forms.chunks(file), category=category)
+    if (anchor is None) != (seconds is None):
+        missing, other = ("anchor", "seconds") if anchor is None else ("seconds", "anchor")
+        raise InvalidParameter(f"expires_after[{missing}]", f"must be sent with expires_after[{other}].")
+    stored = await services.datasets.add_file(
+        who,
+        file.filename or "upload",
+        purpose(purpose_),
+        forms.chunks(file),
+        category=category,
+        expires_after_seconds=seconds,
     )
+    return FileObject.of(stored)
 
 
 @router.get("/files", summary="List files", response_model=ListPage[FileObject])

@@ -14,10 +14,16 @@ router = APIRouter(tags=["Uploads"])
 
 @router.post("/uploads", summary="Begin a file that comes in parts")
 async def create(body: CreateUpload, who: Caller, services: Asked) -> UploadObject:
-    body.refuse_what_is_not_offered()
-    return UploadObject.of(
-        await services.uploads.create(who, body.filename, purpose(body.purpose), body.bytes, category=body.category)
+    lifetime = body.expires_after.seconds if body.expires_after else None
+    upload = await services.uploads.create(
+        who,
+        body.filename,
+        purpose(body.purpose),
+        body.bytes,
+        category=body.category,
+        file_expires_after_seconds=lifetime,
     )
+    return UploadObject.of(upload)
 
 
 @router.post(

@@ -1,4 +1,4 @@
-"""Files: taken in, read once, listed, given back, deleted; how long their rows are, and whether one can be trained on."""
+"""Files: taken in, read once, listed, given back, removed; how long their rows are, and whether one can be trained on."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import PurePath
 from typing import Any, Protocol
 
@@ -43,6 +43,9 @@ from luthier.storage import Storage, StoredObject
 
 PURPOSES = ("fine-tune",)
 
+EXPIRES_AFTER_AT_LEAST_SECONDS = 3600
+EXPIRES_AFTER_AT_MOST_SECONDS = 30 * 24 * 3600
+
 _LOOK_AGAIN_SECONDS = 0.1
 
 _COUNTED_AT_ONCE = 1024 * 1024  # bytes
@@ -69,6 +72,7 @@ class File:
     operation: dict[str, Any] | None
     report: DatasetReport | None
     created_at: datetime
+    expires_at: datetime | None = None
     md5: str | None = None
     description: str | None = None
 
@@ -108,16 +112,29 @@ class Datasets:
         *,
         category: str | None = None,
         description: str | None = None,
+        expires_after_seconds: int | None = None,
     ) -> File:
-        """Store a file whole, then add its row; it is read in the background."""
+        """Store a file whole, then add its row; it is read in the background.
+
+        It is there for `expires_after_seconds`; None: until it is deleted.
+        """
         check_name(filename)
         check_purpose(purpose)
         check_category(category)
+        check_expires_after(expires_after_seconds)
         file_id = ids.new("file")
         stored = await self.storage.write_stream(key_of(who.project, file_id), content)
         async with self.db.write("files") as session:
             return self.admit(
-                session, who, file_id, filename, purpose, stored, category=category, description=description
+                session,
+                who,
+                file_id,
+                filename,
+                purpose,
+                stored,
+                category=category,
+                description=description,
+                expires_after_seconds=expires_after_seconds,
             )
 
     def admit(
@@ -131,13 +148,15 @@ class Datasets:
         *,
         category: str | None = None,
         description: str | None = None,
+        expires_after_seconds: int | None = None,
         parent: str | None = None,
         operation: dict[str, Any] | None = None,
     ) -> File:
         """Add the row of a file whose bytes are stored, in the caller's transaction, which should nudge "files".
 
-        `parent` is the file it was made from by `operation`.
+        Its time begins now. `parent` is the file it was made from by `operation`.
         """
+        at = self.clock.now()
         row = FileRow(
             id=file_id,
             project_id=who.project,
@@ -153,7 +172,8 @@ class Datasets:
             parent_id=parent,
             operation=operation,
             report=None,
-            created_at=self.clock.now(),
+            created_at=at,
+            expires_at=None if expires_after_seconds is None else at + timedelta(seconds=expires_after_seconds),
             deleted_at=None,
         )
         session.add(row)
@@ -162,17 +182,17 @@ class Datasets:
 
     async def get(self, who: Principal, file_id: str) -> File:
         async with self.db.read() as session:
-            return _file(_found(await FileQueries(session, who).get(file_id), file_id))
+            return _file(_found(await self._files(session, who).get(file_id), file_id))
 
     async def list(self, who: Principal, page: PageRequest, *, purpose: str | None, newest_first: bool) -> Page[File]:
         async with self.db.read() as session:
-            rows = await FileQueries(session, who).page(page, purpose=purpose, newest_first=newest_first)
+            rows = await self._files(session, who).page(page, purpose=purpose, newest_first=newest_first)
         return Page([_file(row) for row in rows.items], rows.has_more)
 
     async def numbered(self, who: Principal, number: int, size: int) -> NumberedPage[File]:
         """Newest first; `number` counts pages from 1."""
         async with self.db.read() as session:
-            rows = await FileQueries(session, who).numbered(number, size)
+            rows = await self._files(session, who).numbered(number, size)
         return NumberedPage([_file(row) for row in rows.items], number, size, rows.total)
 
     async def content(self, who: Principal, file_id: str) -> AsyncIterator[bytes]:
@@ -182,12 +202,21 @@ class Datasets:
     async def delete(self, who: Principal, file_id: str) -> None:
         """Forget a file and how long its rows are. Its bytes stay while a job that was made with it may still read them."""
         async with self.db.write() as session:
-            row = _found(await FileQueries(session, who).get(file_id), file_id)
-            row.deleted_at = self.clock.now()
-            audit.note(session, who, "file.deleted", file_id, self.clock)
-            counted = [one.key for one in await LengthsQueries(session, who).all_of(file_id)]
-        for key in counted:
-            await asyncio.to_thread(self.storage.delete, key)
+            row = _found(await self._files(session, who).get(file_id), file_id)
+            self.remove(session, who, row, "file.deleted")
+        await self.forget_lengths(who, file_id)
+
+    def remove(self, session: AsyncSession, who: Principal, row: FileRow, deed: str) -> None:
+        """Forget a file, in the caller's transaction; `deed` is what the audit calls that."""
+        row.deleted_at = self.clock.now()
+        audit.note(session, who, deed, row.id, self.clock)
+
+    async def forget_lengths(self, who: Principal, file_id: str) -> None:
+        """Forget how long the rows of a file are that nobody finds any more. May be called again."""
+        async with self.db.read() as session:
+            counted = await LengthsQueries(session, who).all_of(file_id)
+        for one in counted:
+            await asyncio.to_thread(self.storage.delete, one.key)
 
     async def ready(
         self,
@@ -228,7 +257,7 @@ class Datasets:
 
     async def _for_training(self, who: Principal, file_id: str, param: str) -> File:
         async with self.db.read() as session:
-            row = await FileQueries(session, who).get(file_id)
+            row = await self._files(session, who).get(file_id)
         if row is None:
             raise FileNotFound(
                 f"There is no file {file_id!r}.", param=param, hint="Upload it first, with purpose fine-tune."
@@ -480,7 +509,7 @@ class Datasets:
         Raises InvalidRequest for one that is being read, or that has no problem.
         """
         async with self.db.write("files") as session:
-            row = _found(await FileQueries(session, who).get(file_id), file_id)
+            row = _found(await self._files(session, who).get(file_id), file_id)
             if row.status != "error":
                 state = "has not been checked yet" if row.status == "uploaded" else "was checked and has no problem"
                 raise InvalidRequest(f"The file {row.filename!r} {state}.")
@@ -491,7 +520,10 @@ class Datasets:
     async def children(self, who: Principal, file_id: str) -> list[File]:
         """Versions that were made from a file, oldest first."""
         async with self.db.read() as session:
-            return [_file(row) for row in await FileQueries(session, who).children(file_id)]
+            return [_file(row) for row in await self._files(session, who).children(file_id)]
+
+    def _files(self, session: AsyncSession, who: Principal) -> FileQueries:
+        return FileQueries(session, who, self.clock.now())
 
 
 def check_category(category: str | None) -> None:
@@ -535,6 +567,14 @@ def check_purpose(purpose: str) -> None:
         raise InvalidParameter("purpose", f"must be {' or '.join(map(repr, PURPOSES))}, got {purpose!r}")
 
 
+def check_expires_after(seconds: int | None) -> None:
+    least, most = EXPIRES_AFTER_AT_LEAST_SECONDS, EXPIRES_AFTER_AT_MOST_SECONDS
+    if seconds is not None and not least <= seconds <= most:
+        raise InvalidParameter(
+            "expires_after", f"must be from {least:,} seconds (an hour) to {most:,} (30 days), got {seconds:,}."
+        )
+
+
 def counting(row: LengthsRow, key: str, size: int, form: str) -> Task:
     """The task that counts the rows of a file."""
     options = {
@@ -571,6 +611,7 @@ def _file(row: FileRow) -> File:
         operation=row.operation,
         report=DatasetReport.model_validate(row.report) if row.report else None,
         created_at=row.created_at,
+        expires_at=row.expires_at,
         md5=row.md5,
         description=row.description,
     )

@@ -29,6 +29,7 @@ class FileRow(Owned, Leased, Table):
     operation: Mapped[dict[str, Any] | None]  # how: name, options, what came of it
     report: Mapped[dict[str, Any] | None]
     created_at: Mapped[datetime]
+    expires_at: Mapped[datetime | None] = mapped_column(index=True)  # None: it stays until it is deleted
     deleted_at: Mapped[datetime | None]
 
 
@@ -66,6 +67,7 @@ class UploadRow(Owned, Leased, Table):
     part_count: Mapped[int]
     part_bytes: Mapped[int] = mapped_column(BigInteger)
     file_id: Mapped[str | None] = mapped_column(String(64))
+    file_expires_after_seconds: Mapped[int | None]  # from when the file is made; None: it stays until it is deleted
     md5: Mapped[str | None] = mapped_column(String(32))  # of the file, once completed
     order_sha256: Mapped[str | None] = mapped_column(String(64))  # of the part ids it was completed with
     created_at: Mapped[datetime]

@@ -18,7 +18,15 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from luthier.control import audit
 from luthier.control.datasets.queries import UploadQueries
-from luthier.control.datasets.service import Datasets, File, check_category, check_name, check_purpose, key_of
+from luthier.control.datasets.service import (
+    Datasets,
+    File,
+    check_category,
+    check_expires_after,
+    check_name,
+    check_purpose,
+    key_of,
+)
 from luthier.control.datasets.tables import UploadPartRow, UploadRow
 from luthier.control.db import Database, now
 from luthier.control.tenancy import Principal
@@ -46,7 +54,7 @@ class UploadEnded(Conflict):
 
 @dataclass(frozen=True)
 class Upload:
-    """`file` is there once the upload is completed, unless it has been deleted since."""
+    """`file` is there once the upload is completed, unless it has been deleted since, or has expired."""
 
     id: str
     filename: str
@@ -102,12 +110,23 @@ class Uploads:
         self.expires_after = timedelta(seconds=expires_after_seconds)
 
     async def create(
-        self, who: Principal, filename: str, purpose: str, size: int, *, category: str | None = None
+        self,
+        who: Principal,
+        filename: str,
+        purpose: str,
+        size: int,
+        *,
+        category: str | None = None,
+        file_expires_after_seconds: int | None = None,
     ) -> Upload:
-        """Announce a file of `size` bytes. It takes parts until it is ended, or has got none for too long."""
+        """Announce a file of `size` bytes. It takes parts until it is ended, or has got none for too long.
+
+        The file stays for that time from when it is made, None until it is deleted.
+        """
         check_name(filename)
         check_purpose(purpose)
         check_category(category)
+        check_expires_after(file_expires_after_seconds)
         if not 1 <= size <= self.total_limit_bytes:
             raise InvalidParameter(
                 "bytes",
@@ -125,6 +144,7 @@ class Uploads:
             status="pending",
             part_count=0,
             part_bytes=0,
+            file_expires_after_seconds=file_expires_after_seconds,
             created_at=at,
             expires_at=at + self.expires_after,
         )
@@ -256,7 +276,14 @@ class Uploads:
             if row.lease_token != claim.token:
                 raise _Lost
             file = self.datasets.admit(
-                session, who, claim.file_id, row.filename, row.purpose, stored, category=row.category
+                session,
+                who,
+                claim.file_id,
+                row.filename,
+                row.purpose,
+                stored,
+                category=row.category,
+                expires_after_seconds=row.file_expires_after_seconds,
             )
             row.status = "completed"
             row.ended_at = self.clock.now()

@@ -1,4 +1,4 @@
-"""Reads files that were uploaded and not read yet, counts their tokens; removes the parts of uploads that have ended."""
+"""Reads files that were uploaded, counts their tokens; removes expired files, and the parts of uploads that have ended."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from datetime import timedelta
 
 from sqlalchemy import or_
 
-from luthier.control.datasets.queries import FileQueries, LengthsQueries, UploadQueries
+from luthier.control.datasets.queries import FileQueries, LengthsQueries, UploadQueries, is_there
 from luthier.control.datasets.report import DatasetReport, of_problem
-from luthier.control.datasets.service import counting, key_of
+from luthier.control.datasets.service import Datasets, counting, key_of
 from luthier.control.datasets.tables import FileRow, LengthsRow, UploadRow
 from luthier.control.datasets.tasks import Task
 from luthier.control.datasets.uploads import folder_of
@@ -19,7 +19,7 @@ from luthier.control.db import Database
 from luthier.control.jobs.service import CHECKING
 from luthier.control.scheduling.leases import Lease, apply, release
 from luthier.control.scheduling.reconciler import Reconciler
-from luthier.control.tenancy import SYSTEM
+from luthier.control.tenancy import SYSTEM, Principal
 from luthier.core.clock import Clock
 from luthier.core.errors import LuthierError, Unavailable
 from luthier.records.problems import Problem
@@ -32,10 +32,17 @@ class Inspector(Reconciler[FileRow]):
     topic = "files"
 
     def __init__(
-        self, db: Database, workshop: Workshop, *, image_hosts: Sequence[str] = (), advised_rows: int | None = None
+        self,
+        db: Database,
+        workshop: Workshop,
+        clock: Clock,
+        *,
+        image_hosts: Sequence[str] = (),
+        advised_rows: int | None = None,
     ) -> None:
         super().__init__(db)
         self.workshop = workshop
+        self.clock = clock
         self.options = {"image_hosts": list(image_hosts), "advised_rows": advised_rows}
 
     async def run(self) -> None:
@@ -45,11 +52,11 @@ class Inspector(Reconciler[FileRow]):
         return FileRow
 
     def due(self) -> list:
-        return [FileRow.status == "uploaded", FileRow.deleted_at.is_(None)]
+        return [FileRow.status == "uploaded", is_there(self.clock.now())]
 
     async def work(self, lease: Lease[FileRow]) -> None:
         async with self.db.read() as session:
-            row = await FileQueries(session, SYSTEM).get(lease.id)
+            row = await FileQueries(session, SYSTEM, self.clock.now()).get(lease.id)
         if row is None:
             return
         options = {"category": row.category, "pins": f"images/{row.project_id}", **self.options}
@@ -78,9 +85,10 @@ class TokenCounter(Reconciler[LengthsRow]):
 
     topic = "lengths"
 
-    def __init__(self, db: Database, workshop: Workshop) -> None:
+    def __init__(self, db: Database, workshop: Workshop, clock: Clock) -> None:
         super().__init__(db)
         self.workshop = workshop
+        self.clock = clock
 
     async def run(self) -> None:
         await self.run_side_by_side()
@@ -94,12 +102,13 @@ class TokenCounter(Reconciler[LengthsRow]):
     async def work(self, lease: Lease[LengthsRow]) -> None:
         async with self.db.read() as session:
             row = await LengthsQueries(session, SYSTEM).get(lease.id)
-            file = await FileQueries(session, SYSTEM).get(row.file_id) if row is not None else None
+            files = FileQueries(session, SYSTEM, self.clock.now())
+            file = await files.get(row.file_id) if row is not None else None
         if row is None:
             return
         status = "error"
         if file is None or file.report is None:
-            result = {"why": "The file was deleted."}
+            result = {"why": "The file was deleted, or has expired."}
         else:
             try:
                 result = await self.workshop.do(counting(row, file.key, file.bytes, file.report["format"]))
@@ -124,6 +133,30 @@ def _stopped(why: str) -> DatasetReport:
 def may_pass(error: LuthierError) -> bool:
     """Whether the same work may go well another time; what went over a limit would do so again."""
     return isinstance(error, Unavailable) and not isinstance(error, WorkStopped)
+
+
+class FileSweeper(Reconciler[FileRow]):
+    """Removes files whose time is over. Nobody finds them any more by then, so it need not hurry."""
+
+    topic = "expiry"
+    every_seconds = 30.0
+
+    def __init__(self, db: Database, datasets: Datasets, clock: Clock) -> None:
+        super().__init__(db)
+        self.datasets = datasets
+        self.clock = clock
+
+    def table(self) -> type[FileRow]:
+        return FileRow
+
+    def due(self) -> list:
+        return [FileRow.expires_at <= self.clock.now(), FileRow.deleted_at.is_(None)]
+
+    async def work(self, lease: Lease[FileRow]) -> None:
+        await self.datasets.forget_lengths(SYSTEM, lease.id)
+        async with apply(self.db, lease) as (session, row):
+            self.datasets.remove(session, Principal(SYSTEM.id, row.project_id), row, "file.expired")
+        self.log.info("file expired", file=lease.id)
 
 
 class UploadCleaner(Reconciler[UploadRow]):

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from luthier.control.db import Database
 from luthier.control.jobs.lifecycle import ACTIVE, TERMINAL, Status, Wish
 from luthier.control.jobs.queries import JobQueries
-from luthier.control.jobs.service import EVENTS, Jobs, described
+from luthier.control.jobs.service import EVENTS, Jobs
 from luthier.control.jobs.tables import JobRow, RunRow
 from luthier.control.jobs.values import Error, Job
 from luthier.control.scheduling.leases import Lease, apply, release

@@ -64,7 +64,6 @@ def test_an_upload_is_cancelled_without_a_body(api: Api) -> None:
         ({"purpose": "vision"}, "invalid_parameter", "purpose", "must be 'fine-tune', got 'vision'"),
         ({"filename": None}, "invalid_request", "filename", "valid string"),
         ({"filename": "a\0b"}, "invalid_request", "filename", "not text"),
-        ({"expires_after": {"anchor": "created_at", "seconds": 3600}}, "not_offered", "expires_after", "expire"),
     ],
     ids=str,
 )

@@ -142,11 +142,15 @@ class House:
         return await self.jobs.submit(who, JobRequest.model_validate({"base_model": "toy"} | asked))
 
 
-async def add(parts: Parts, who: Principal, content: bytes, name: str = "rows.jsonl") -> File:
+async def add(
+    parts: Parts, who: Principal, content: bytes, name: str = "rows.jsonl", *, expires_after_seconds: int | None = None
+) -> File:
     async def chunks() -> AsyncIterator[bytes]:
         yield content
 
-    return await parts.services.datasets.add_file(who, name, "fine-tune", chunks())
+    return await parts.services.datasets.add_file(
+        who, name, "fine-tune", chunks(), expires_after_seconds=expires_after_seconds
+    )
 
 
 async def add_projects(db: Database) -> None:

@@ -130,6 +130,22 @@ async def test_older_lengths_are_those_of_weights_that_are_honoured(parts: Parts
         assert list(await session.scalars(text("SELECT turn_weights FROM file_lengths"))) == ["honoured"]
 
 
+async def test_older_files_do_not_expire(parts: Parts) -> None:
+    await parts.sweeper.once()
+    assert (await parts.services.datasets.get(ADA, "file-1")).expires_at is None
+
+
+async def test_the_way_back_keeps_files_that_would_have_expired(older: Database) -> None:
+    await older.migrate()
+    async with older._writer.begin() as connection:
+        await connection.execute(text("UPDATE files SET expires_at = created_at"))
+        await connection.run_sync(moved("downgrade", "0009"))
+        assert list(await connection.scalars(text("SELECT id FROM files"))) == ["file-1"]
+    await older.migrate()
+    async with older._writer.begin() as connection:
+        assert list(await connection.execute(text("SELECT id, expires_at FROM files"))) == [("file-1", None)]
+
+
 async def test_the_way_back_keeps_the_jobs(older: Database) -> None:
     await older.migrate()
     async with older._writer.begin() as connection:

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
+from pydantic import Field
+
+from luthier.api.received import Received
 from luthier.api.shapes.wire.base import Sent
-from luthier.control.datasets.service import File
+from luthier.control.datasets.service import EXPIRES_AFTER_AT_LEAST_SECONDS, EXPIRES_AFTER_AT_MOST_SECONDS, File
+
+Anchor = Literal["created_at"]
+Lifetime = Annotated[int, Field(ge=EXPIRES_AFTER_AT_LEAST_SECONDS, le=EXPIRES_AFTER_AT_MOST_SECONDS)]
+"""Seconds that a file stays."""
+
+
+class ExpiresAfter(Received):
+    anchor: Anchor
+    seconds: Lifetime
 
 
 class FileObject(Sent):
@@ -30,6 +42,7 @@ class FileObject(Sent):
                 "purpose": purpose(file.purpose),
                 "status": file.status,
                 "status_details": file.report.summary if file.report else None,
+                "expires_at": int(file.expires_at.timestamp()) if file.expires_at else None,
             }
         )
 

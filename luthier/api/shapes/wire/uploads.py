@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
 from luthier.api.received import Received
 from luthier.api.shapes.wire.base import Sent
-from luthier.api.shapes.wire.files import FileObject, purpose
+from luthier.api.shapes.wire.files import ExpiresAfter, FileObject, purpose
 from luthier.control.datasets.uploads import Part, Upload
-from luthier.core.errors import NotOffered
 
 
 class CreateUpload(Received):
@@ -32,11 +31,9 @@ class CreateUpload(Received):
     purpose: str
     category: str | None = None
     mime_type: str | None = None
-    expires_after: dict[str, Any] | None = None
-
-    def refuse_what_is_not_offered(self) -> None:
-        if self.expires_after is not None:
-            raise NotOffered("Files that expire are not offered by this version; delete them.", param="expires_after")
+    expires_after: Annotated[
+        ExpiresAfter | None, Field(description="How long the file stays that is made of the parts, from then on.")
+    ] = None
 
 
 class CompleteUpload(Received):

@@ -62,12 +62,42 @@ def test_a_file_whose_name_says_that_it_holds_no_rows_is_refused_at_once(client:
         client.files.create(file=("notes.txt", b"just words\n"), purpose="fine-tune")
 
 
-def test_files_that_expire_are_not_offered(client: OpenAI, data) -> None:
+def test_a_file_that_expires_says_when(client: OpenAI, data) -> None:
+    rows, hour = data / "rows.jsonl", {"anchor": "created_at", "seconds": 3600}
+    file = client.files.create(file=rows, purpose="fine-tune", expires_after=hour)
+    assert file.expires_at == file.created_at + 3600
+    assert client.files.retrieve(file.id).expires_at == file.expires_at
+    assert [one.expires_at for one in client.files.list() if one.id == file.id] == [file.expires_at]
+    assert client.files.create(file=rows, purpose="fine-tune").expires_at is None
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"), [({"seconds": 60}, "seconds"), ({"seconds": 2592001}, "seconds"), ({"anchor": "x"}, "anchor")]
+)
+def test_a_life_that_no_file_can_have_is_refused_by_the_field(client: OpenAI, data, wrong, named: str) -> None:
+    asked = {"anchor": "created_at", "seconds": 3600} | wrong
     with pytest.raises(openai.BadRequestError) as refused:
-        client.files.create(
-            file=data / "rows.jsonl", purpose="fine-tune", expires_after={"anchor": "created_at", "seconds": 3600}
+        client.files.create(file=data / "rows.jsonl", purpose="fine-tune", expires_after=asked)
+    assert refused.value.param == f"expires_after[{named}]"
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.uploads.create(
+            bytes=1, filename="a.jsonl", mime_type="application/jsonl", purpose="fine-tune", expires_after=asked
         )
-    assert refused.value.code == "not_offered"
+    assert refused.value.param == f"expires_after.{named}"
+
+
+def test_the_file_of_an_upload_expires_from_when_it_was_made(client: OpenAI, data) -> None:
+    content = (data / "rows.jsonl").read_bytes()
+    upload = client.uploads.create(
+        bytes=len(content),
+        filename="a.jsonl",
+        mime_type="application/jsonl",
+        purpose="fine-tune",
+        expires_after={"anchor": "created_at", "seconds": 7200},
+    )
+    part = client.uploads.parts.create(upload.id, data=content)
+    file = client.uploads.complete(upload.id, part_ids=[part.id]).file
+    assert file is not None and file.expires_at == file.created_at + 7200
 
 
 def test_an_upload_in_parts_is_a_file_of_the_parts_in_their_order(client: OpenAI, data) -> None:
