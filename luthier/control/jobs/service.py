@@ -257,9 +257,11 @@ class Jobs:
             row = _found(await JobQueries(session, who).get(job.id), job.id)
         if row.inputs is None:
             try:
-                return Prepared(await self.preparation.begin(who, job.request))
+                inputs = await self.preparation.begin(who, job.request)
             except FileNotChecked:
                 return None
+            # What is drawn here is written down before anything is made with it.
+            return await self.preparation.go_on(who, job.id, job.request, inputs, may_make=False)
         prepared = await self.preparation.go_on(who, job.id, job.request, Inputs.model_validate(row.inputs))
         return prepared if prepared.spec is not None or prepared.inputs.model_dump() != row.inputs else None
 

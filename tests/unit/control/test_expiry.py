@@ -189,7 +189,7 @@ async def test_a_job_whose_files_are_still_prepared_fails_when_one_expires(house
     job = await house.submit(training_files=[(await house.upload()).id, (await expiring(house)).id])
     assert job.status == Status.CHECKING
     house.clock.advance(HOUR)
-    await house.parts.training.once()
+    await house.parts.preparer.once()
     failed = await house.jobs.get(ADA, job.id)
     assert failed.error is not None
     assert (failed.status, failed.error.code) == (Status.FAILED, "file_not_found")
@@ -199,7 +199,7 @@ async def test_versions_of_a_file_stay_when_it_expires(house: House) -> None:
     file = await expiring(house)
     datasets = house.parts.services.datasets
     training, validation, _ = await datasets.split(ADA, file.id, {"ratio": 0.5, "seed": 1})
-    joined = await datasets.join(ADA, [file, file], param="training_file")
+    joined = await datasets.join(ADA, [file, file], param="training_file", made_for="ftjob-1")
     house.clock.advance(HOUR)
     await house.parts.sweeper.once()
     assert sorted(await listed(house)) == sorted([training.id, validation.id, joined.id])

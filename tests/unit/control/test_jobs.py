@@ -56,12 +56,12 @@ async def test_a_job_on_a_file_that_was_not_read_waits_for_it(
     house.jobs.patience_seconds = 0.0
     file = await add(house.parts, ADA, content)
     job = await house.submit(training_files=[file.id], least_rows=10)
-    await house.parts.training.once()
+    await house.parts.preparer.once()
     assert (await house.jobs.get(ADA, job.id)).status is Status.CHECKING
     waits = "The files are still being checked; the job waits for them."
     assert [event.message for event in await told(house.parts, ADA, job)] == ["The job was created.", waits]
     await house.parts.inspector.once()
-    await house.parts.training.once()
+    await house.parts.preparer.once()
     done = await house.jobs.get(ADA, job.id)
     assert (done.status, done.error and done.error.code) == (status, code)
     assert not done.error or done.error.param == "training_file"
@@ -257,7 +257,7 @@ async def test_a_job_without_a_process_is_cancelled_at_once_and_again_changes_no
         assert (cancelled.status, cancelled.finished_at) == (Status.CANCELLED, house.clock.now())
         assert await house.jobs.cancel(ADA, job.id) == cancelled
     await house.parts.counter.once()
-    await house.parts.training.once()
+    await house.parts.preparer.once()
     assert (await house.jobs.get(ADA, counting.id)).status is Status.CANCELLED
 
 
@@ -265,7 +265,7 @@ async def test_a_job_that_has_ended_cannot_be_cancelled(house: House, monkeypatc
     monkeypatch.setattr(service, "_COUNTED_AT_ONCE", 10)
     job = await house.submit(overlength="fail", max_length=8)
     await house.parts.counter.once()
-    await house.parts.training.once()
+    await house.parts.preparer.once()
     failed = await house.jobs.get(ADA, job.id)
     assert failed.status is Status.FAILED
     assert failed.error is not None

@@ -136,11 +136,11 @@ async def test_a_job_that_waits_is_paused_at_once_and_goes_on_where_it_waited(
         assert (await house.jobs.pause(ADA, job.id)).status is Status.PAUSED
     await house.parts.counter.once()
     for _ in range(2):
-        await house.parts.training.once()
+        await house.parts.preparer.once()
     for job in (queued, checking):
         assert (await house.jobs.get(ADA, job.id)).status is Status.PAUSED
         assert (await house.jobs.resume(ADA, job.id)).status is job.status
-    await house.parts.training.once()
+    await house.parts.preparer.once()
     assert (await house.jobs.get(ADA, checking.id)).status is Status.QUEUED
 
 

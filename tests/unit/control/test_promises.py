@@ -98,10 +98,10 @@ async def test_a_job_waits_until_its_rows_are_counted(house: House, monkeypatch:
     job = await submit(house, max_length=50)
     assert (job.status, job.spec) == (Status.CHECKING, None)
     assert (await told(house.parts, ADA, job))[-1].message == "Its files are being made ready."
-    await house.parts.training.once()
+    await house.parts.preparer.once()
     assert (await house.jobs.get(ADA, job.id)).status is Status.CHECKING
     await house.parts.counter.once()
-    await house.parts.training.once()
+    await house.parts.preparer.once()
     ready = await house.jobs.get(ADA, job.id)
     assert ready.spec is not None
     assert (ready.spec.training.rows, ready.spec.training.trained_rows) == (5, 3)
