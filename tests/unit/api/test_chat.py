@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import AsyncGenerator, Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -438,6 +439,27 @@ def test_an_answer_is_fetched_later_in_zhipus_words(api: Api) -> None:
         "choices": [{"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}],
         "usage": USAGE | {"prompt_tokens": 1, "total_tokens": 3},
     }
+
+
+@pytest.mark.parametrize(
+    ("asked", "name"), [({"functions": [WEATHER["function"]]}, "function_call"), ({"tools": [WEATHER]}, "tool_calls")]
+)
+def test_an_answer_that_is_fetched_later_calls_in_the_form_that_was_asked_for(
+    api: Api, model: Model, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any], name: str
+) -> None:
+    async def is_ready(who: object, name: str) -> None:
+        """No replica runs here."""
+
+    monkeypatch.setattr(api.parts.services.inference, "check_ready", is_ready)
+    model.says(TokenChunk(tool_calls=CALLS[:1]), CALLED)
+    sent = {"model": "toy", "messages": USER} | asked
+    task = api.call("POST", "/api/paas/v4/async/chat/completions", api.ada, json=sent).json()["id"]
+    deadline = time.monotonic() + 60
+    while (told := api.call("GET", f"/api/paas/v4/async-result/{task}", api.ada).json())["task_status"] == "PROCESSING":
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert told["choices"] == whole(api, ZHIPU, **asked)["choices"]
+    assert told["choices"][0]["finish_reason"] == name and name in told["choices"][0]["message"]
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,8 @@ def result(completion: AsyncCompletion) -> dict[str, Any]:
     """The fields of an AsyncResult; those that do not apply are left out."""
     fields = _fields(completion) | {"created": int(completion.created_at.timestamp())}
     if completion.answers:
-        fields["choices"] = [answers.choice(index, answer) for index, answer in enumerate(completion.answers)]
+        form = completion.calls_functions
+        fields["choices"] = [answers.choice(n, one, calls_functions=form) for n, one in enumerate(completion.answers)]
         fields["usage"] = answers.usage_of(completion.answers)
     if completion.error is not None:
         code = code_of(kind_named(completion.error.code), completion.error.param)
