@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
@@ -12,7 +11,7 @@ from luthier.api.dashscope.wire.envelope import Paged, Sent, moment
 from luthier.api.dashscope.wire.hyper_parameters import HyperParameters, used
 from luthier.api.received import Received
 from luthier.control.jobs.lifecycle import Status
-from luthier.control.jobs.values import Checkpoint, Job, JobEvent, JobRequest
+from luthier.control.jobs.values import SUFFIX, Checkpoint, Job, JobEvent, JobRequest
 from luthier.core.errors import InvalidParameter
 from luthier.training.spec import PluginChoice
 
@@ -26,8 +25,6 @@ _KINDS: dict[str, tuple[str, str]] = {
     "dpo_lora": ("lora", "dpo"),
 }
 """Method and objective of a training type."""
-
-_SUFFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class CreateFineTune(Received):
@@ -91,7 +88,7 @@ class CreateFineTune(Received):
         for name in ("finetuned_output_suffix", "model_name", "finetuned_output"):
             if (sent := getattr(self, name)) is None:
                 continue
-            if not _SUFFIX.fullmatch(sent):
+            if not SUFFIX.fullmatch(sent):
                 raise InvalidParameter(
                     name,
                     "becomes a part of the model's name, which must fit into an address: 1 to 64 letters, digits, "
