@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from luthier.api.auth import Gate
 from luthier.api.dialect import Dialect
 from luthier.api.presence import CallerLeft, nobody_answered
+from luthier.api.shown import read_examples
 from luthier.core import ids, logs
 from luthier.core.errors import InternalError, InvalidRequest, LuthierError, NotFound
 
@@ -143,7 +144,7 @@ def install(app: FastAPI, dialects: list[Dialect], *, upload_limit_bytes: int) -
     for path, _, router in mounts:
         app.include_router(_Mounted(path, router), prefix=path, dependencies=[Depends(_findable)])
 
-    _describe_keys(app, tuple(f"{path}/" for path, _, _ in mounts))
+    _describe(app, tuple(f"{path}/" for path, _, _ in mounts))
 
     def told(request: Request, error: LuthierError) -> Response:
         request_id = request.scope.get("state", {}).get("request_id", "")
@@ -179,13 +180,16 @@ def install(app: FastAPI, dialects: list[Dialect], *, upload_limit_bytes: int) -
     app.add_middleware(RequestId)
 
 
-def _describe_keys(app: FastAPI, prefixes: tuple[str, ...]) -> None:
-    """Say in the API's document that everything below these paths wants a key; the Gate is what sees to it."""
+def _describe(app: FastAPI, prefixes: tuple[str, ...]) -> None:
+    """Say in the API's document that everything below these paths wants a key, since the Gate is what sees to it; and put
+    in the examples of answers.
+    """
     framework_openapi = app.openapi
 
     def described() -> dict[str, Any]:
         if app.openapi_schema is None:
             document = framework_openapi()
+            read_examples(document)
             document.setdefault("components", {})["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
             for path, operations in document["paths"].items():
                 if f"{path}/".startswith(prefixes):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
+from luthier.api import examples
 from luthier.api.shapes.wire.base import Sent
 from luthier.control.datasets.service import File
 
@@ -32,6 +33,10 @@ class FileObject(Sent):
                 "status_details": file.report.summary if file.report else None,
             }
         )
+
+    @classmethod
+    def example(cls) -> Any:
+        return cls.of(examples.FILE)
 
 
 def purpose(asked: str) -> str:

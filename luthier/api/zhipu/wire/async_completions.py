@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from luthier.api import examples
 from luthier.api.kept_errors import kind_named
 from luthier.api.shapes.wire import answers
 from luthier.api.shapes.wire.base import Sent
@@ -27,6 +28,10 @@ class AsyncTask(Sent):
     def of(cls, completion: AsyncCompletion) -> AsyncTask:
         return cls.model_validate(_fields(completion))
 
+    @classmethod
+    def example(cls) -> Any:
+        return cls.of(examples.TAKEN)
+
 
 class AsyncResult(AsyncTask):
     """With `choices` and `usage` when it has succeeded, with `error` when it has failed."""
@@ -35,6 +40,10 @@ class AsyncResult(AsyncTask):
     choices: list[answers.Choice] | None = None
     usage: answers.Usage | None = None
     error: dict[str, Any] | None = None
+
+    @classmethod
+    def example(cls) -> Any:
+        return result(examples.LATER)
 
 
 def result(completion: AsyncCompletion) -> dict[str, Any]:
