@@ -189,17 +189,22 @@ def test_an_example_has_no_field_that_its_answer_does_not_describe(document: dic
             assert set(shown(document, content)) <= set(schema["properties"]), name
 
 
-def test_the_document_is_the_same_whenever_it_is_made(document: dict[str, Any], api: Api) -> None:
-    program = "import json; from luthier.api.dialect import dialects; from fastapi import FastAPI; from luthier.api import edge\n"
-    program += (
-        "app = FastAPI(); edge.install(app, [dialects.load(n)() for n in dialects.names()], upload_limit_bytes=1)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", f"{program}print(json.dumps(app.openapi()['components']))"],
-        capture_output=True,
-        text=True,
-    )
-    assert json.loads(done.stdout) == json.loads(json.dumps(document["components"])), done.stderr
+ANOTHER = """
+import json
+from fastapi import FastAPI
+from luthier.api import edge
+from luthier.api.dialect import dialects
+
+app = FastAPI()
+edge.install(app, [dialects.load(name)() for name in dialects.names()], upload_limit_bytes=1)
+print(json.dumps(app.openapi()["paths"]))
+"""
+
+
+def test_another_process_makes_the_same_document(document: dict[str, Any]) -> None:
+    done = subprocess.run([sys.executable, "-c", ANOTHER], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {path: item for path, item in document["paths"].items() if path != "/healthz"}
 
 
 def test_an_example_is_a_request_that_is_understood(api: Api, document: dict[str, Any]) -> None:
