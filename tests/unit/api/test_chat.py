@@ -353,6 +353,20 @@ def test_a_function_is_called_in_the_older_form(api: Api, model: Model) -> None:
     assert end["finish_reason"] == "function_call"
 
 
+@pytest.mark.parametrize("path", [OPENAI, ZHIPU, ALIAS, "/api/v1/services/aigc/text-generation/generation"])
+def test_an_event_is_one_line_to_every_client(api: Api, model: Model, path: str) -> None:
+    """Some split a stream as Python splits a text, which takes more signs for the end of a line than the format does."""
+    said = "a\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029\r\n谢"
+    model.says(TokenChunk(text=said), DONE)
+    asked = {"model": "toy", "messages": USER, "input": {"messages": USER}, "stream": True}
+    answer = api.call("POST", path, api.ada, json=asked, headers={"x-dashscope-sse": "enable"})
+    events = [
+        json.loads(line[5:]) for line in answer.text.splitlines() if line.startswith("data:") and "[DONE]" not in line
+    ]
+    assert json.dumps(said)[1:-1] in json.dumps(events)
+    assert "谢" in answer.text  # what ends no line is not written longer than it is
+
+
 SURE = TokenLikelihood(
     token="a", logprob=-0.25, bytes=[97], likeliest=[Likelihood(token="é", logprob=float("-inf"), bytes=[195, 169])]
 )
