@@ -16,10 +16,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from luthier.api.auth import Gate
 from luthier.api.dialect import Dialect
 from luthier.api.presence import CallerLeft, nobody_answered
+from luthier.api.shown import read_examples
 from luthier.core import ids, logs
 from luthier.core.errors import InternalError, InvalidRequest, LuthierError, NotFound
 
 log = logs.get("api")
+
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 JSON_LIMIT_BYTES = 32 * 1024 * 1024
 
@@ -30,6 +33,10 @@ class TooLarge(InvalidRequest):
 
 class WrongMethod(InvalidRequest):
     code = "method_not_supported"
+
+
+_OUTSIDE: dict[type[LuthierError], int] = {NotFound: 404, WrongMethod: 405, InternalError: 500}
+"""Statuses outside of all dialects; 400 for the rest."""
 
 
 class RequestId:
@@ -137,14 +144,14 @@ def install(app: FastAPI, dialects: list[Dialect], *, upload_limit_bytes: int) -
     for path, _, router in mounts:
         app.include_router(_Mounted(path, router), prefix=path, dependencies=[Depends(_findable)])
 
-    _describe_keys(app, tuple(f"{path}/" for path, _, _ in mounts))
+    _describe(app, tuple(f"{path}/" for path, _, _ in mounts))
 
     def told(request: Request, error: LuthierError) -> Response:
         request_id = request.scope.get("state", {}).get("request_id", "")
         for path, dialect, _ in mounts:
             if _lies_below(request.scope["path"], path):
                 return dialect.render_error(error, request_id)
-        status = 404 if isinstance(error, NotFound) else 500 if isinstance(error, InternalError) else 400
+        status = next((status for kind, status in _OUTSIDE.items() if isinstance(error, kind)), 400)
         return JSONResponse({"code": error.code, "message": error.text, "request_id": request_id}, status)
 
     async def known(request: Request, error: Exception) -> Response:
@@ -157,7 +164,10 @@ def install(app: FastAPI, dialects: list[Dialect], *, upload_limit_bytes: int) -
 
     async def framework(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        return told(request, _from_framework(request, error))
+        response = told(request, _from_framework(request, error))
+        if error.status_code == 405:
+            response.headers["allow"] = ", ".join(_taken(app, request.scope))
+        return response
 
     app.add_exception_handler(LuthierError, known)
     app.add_exception_handler(CallerLeft, nobody_answered)
@@ -170,13 +180,16 @@ def install(app: FastAPI, dialects: list[Dialect], *, upload_limit_bytes: int) -
     app.add_middleware(RequestId)
 
 
-def _describe_keys(app: FastAPI, prefixes: tuple[str, ...]) -> None:
-    """Say in the API's document that everything below these paths wants a key; the Gate is what sees to it."""
+def _describe(app: FastAPI, prefixes: tuple[str, ...]) -> None:
+    """Say in the API's document that everything below these paths wants a key, since the Gate is what sees to it; and put
+    in the examples of answers.
+    """
     framework_openapi = app.openapi
 
     def described() -> dict[str, Any]:
         if app.openapi_schema is None:
             document = framework_openapi()
+            read_examples(document)
             document.setdefault("components", {})["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
             for path, operations in document["paths"].items():
                 if f"{path}/".startswith(prefixes):
@@ -189,6 +202,16 @@ def _describe_keys(app: FastAPI, prefixes: tuple[str, ...]) -> None:
 
 def _lies_below(asked: str, path: str) -> bool:
     return asked.startswith(path) and (len(asked) == len(path) or asked[len(path)] == "/")
+
+
+def _taken(app: FastAPI, scope: Scope) -> list[str]:
+    """The methods that the asked path takes: the framework's own word is of the first of its routes alone."""
+
+    def takes(method: str) -> bool:
+        asked = {**scope, "method": method}
+        return any(route.matches(asked)[0] is Match.FULL for route in app.router.routes)
+
+    return [method for method in _METHODS if takes(method)]
 
 
 async def _findable(request: Request) -> None:

@@ -13,7 +13,9 @@ from luthier.core import logs
 from luthier.core.errors import InternalError, LuthierError
 
 log = logs.get("streaming")
-as_json = msgspec.json.Encoder().encode
+_encode = msgspec.json.Encoder().encode
+
+_ENDS_OF_LINES = {sign.encode(): f"\\u{ord(sign):04x}".encode() for sign in ("\x85", "\u2028", "\u2029")}
 
 EVENT: dict[str, Any] = {
     "type": "object",
@@ -54,5 +56,13 @@ def server_sent_events(
     return StreamingResponse(body(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
 
 
+def in_one_line(frame: dict[str, Any]) -> bytes:
+    """JSON in one line, also to the clients that take more signs for the end of one than the format of events does."""
+    written = _encode(frame)
+    for sign, escaped in _ENDS_OF_LINES.items():
+        written = written.replace(sign, escaped)
+    return written
+
+
 def _data(frame: dict[str, Any]) -> bytes:
-    return b"data: " + as_json(frame) + b"\n\n"
+    return b"data: " + in_one_line(frame) + b"\n\n"

@@ -1,8 +1,8 @@
 """A server whose answers fail as its model's name says: `python -m tests.compat.faulty --port N --data FOLDER`.
 
-The dialects, the key and the wire are the real ones; only the service behind them is replaced, since most of these errors
+The dialects, the key and the wire are the real ones; only the services behind them are replaced, since most of these errors
 cannot be had at will. `fail-NAME` fails at once, `fail-NAME-late` after the first word of a stream, `fail-NAME-once-ANYTHING` the
-first time it is called and not again.
+first time it is called and not again; looking such a model up in the catalog fails at once.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from typing import Any, ClassVar
 
 import uvicorn
 
+from luthier.api.edge import TooLarge
 from luthier.app import assemble, build
+from luthier.control.catalog.service import Catalog, NamedModel
 from luthier.control.inference.service import CompletionRequest, Delta, Inference
 from luthier.control.tenancy import Principal
 from luthier.core import errors, logs
@@ -32,8 +34,18 @@ FAILURES: dict[str, Exception] = {
     "limited": errors.RateLimited("Too many requests.", retry_after=1),
     "fault": errors.InternalError("A fault of ours."),
     "crash": RuntimeError("what nobody expected"),
+    "too-large": TooLarge("The request is larger than what is taken here."),
     "unavailable": errors.ReplicaUnavailable("The model is being loaded.", retry_after=1),
 }
+
+
+class FaultyCatalog(Catalog):
+    """Fails when it is asked for a model by such a name, which is for callers that call none."""
+
+    async def get(self, who: Principal, name: str) -> NamedModel:
+        if name.startswith("fail-"):
+            raise FAILURES[name.removeprefix("fail-")]
+        return await super().get(who, name)
 
 
 class Faulty(Inference):
@@ -70,8 +82,12 @@ def main() -> None:
     told: dict[str, Any] = {"server": {"data": asked.data}, "models": {"embedded": False}}
     settings = Settings(**told)
     parts = assemble(settings)
-    faulty = Faulty(parts.services.catalog, parts.services.inference.routing)
-    parts = dataclasses.replace(parts, services=dataclasses.replace(parts.services, inference=faulty))
+    catalog = parts.services.catalog
+    faulty = Faulty(catalog, parts.services.inference.routing)
+    services = dataclasses.replace(
+        parts.services, inference=faulty, catalog=FaultyCatalog(catalog.db, catalog.storage, catalog.clock)
+    )
+    parts = dataclasses.replace(parts, services=services)
     uvicorn.run(build(settings, parts=parts), host="127.0.0.1", port=asked.port, log_level="warning")
 
 

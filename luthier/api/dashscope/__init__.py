@@ -12,7 +12,7 @@ from luthier.core.errors import LuthierError
 
 class DashScope(Dialect):
     def mounts(self) -> dict[str, APIRouter]:
-        router = APIRouter(responses=errors.DOCUMENTED)
+        router = APIRouter(responses=errors.described())
         for part in (generation, files, fine_tunes, models):
             router.include_router(part.router)
         return {"/api/v1": router}

@@ -10,9 +10,11 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
+from luthier.api import examples
 from luthier.api.dashscope.wire.envelope import Fault
 from luthier.api.edge import TooLarge, WrongMethod
 from luthier.api.kept_errors import kind_named
+from luthier.api.shown import in_document
 from luthier.core import errors
 
 _TABLE: dict[type[errors.LuthierError], tuple[int, str]] = {
@@ -31,15 +33,22 @@ _TABLE: dict[type[errors.LuthierError], tuple[int, str]] = {
     errors.LuthierError: (500, "InternalError"),
 }
 
-DOCUMENTED: dict[int | str, dict[str, Any]] = {
-    "4XX": {"model": Fault, "description": "What the caller can change."},
-    "5XX": {"model": Fault, "description": "A fault of ours, or nothing is there to answer now."},
-}
-"""What every route may answer, for the API's document."""
-
 
 def body(error: errors.LuthierError, request_id: str) -> dict[str, Any]:
     return {"code": code_of(type(error)), "message": error.text, "request_id": request_id}
+
+
+def described() -> dict[int | str, dict[str, Any]]:
+    """What every route may answer besides, for the API's document."""
+    refused, absent = (in_document(body(error, examples.REQUEST_ID)) for error in (examples.REFUSAL, examples.ABSENCE))
+    return {
+        "4XX": {"model": Fault, "description": "What the caller can change.", "content": refused},
+        "5XX": {
+            "model": Fault,
+            "description": "A fault of ours, or nothing is there to answer now.",
+            "content": absent,
+        },
+    }
 
 
 def render(error: errors.LuthierError, request_id: str) -> JSONResponse:

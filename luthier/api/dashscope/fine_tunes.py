@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 from starlette.responses import StreamingResponse
 
+from luthier.api import examples
 from luthier.api.auth import Asked, Caller
 from luthier.api.dashscope.streaming import server_sent_events
 from luthier.api.dashscope.wire.envelope import Answer, PageNumber, PageSize, RequestId, counts
@@ -28,7 +29,17 @@ from luthier.core.pages import PageRequest
 
 router = APIRouter(prefix="/fine-tunes", tags=["fine-tunes"])
 
-_STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": EVENT}}}}
+
+async def _events(found: AsyncGenerator[JobEvent | None, None]) -> AsyncGenerator[dict[str, Any] | None, None]:
+    async with aclosing(found):
+        async for one in found:
+            yield event(one) if one else None
+
+
+_EXAMPLE = examples.events(server_sent_events(_events(examples.events_of_job()), examples.REQUEST_ID))
+_STREAM: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/event-stream": {"schema": EVENT, "example": _EXAMPLE}}}
+}
 
 
 @router.post("", summary="Create a job")
@@ -104,9 +115,3 @@ async def export(job_id: str, checkpoint: str, who: Caller, services: Asked) -> 
         f"Checkpoints are not exported: where its method is shared, {checkpoint!r} can be called at once.",
         hint="Its model_name is in the list of the job's checkpoints.",
     )
-
-
-async def _events(found: AsyncGenerator[JobEvent | None, None]) -> AsyncGenerator[dict[str, Any] | None, None]:
-    async with aclosing(found):
-        async for one in found:
-            yield event(one) if one else None

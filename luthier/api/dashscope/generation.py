@@ -10,28 +10,19 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Request
 from starlette.responses import JSONResponse, Response
 
+from luthier.api import examples
 from luthier.api.auth import Asked, Caller
 from luthier.api.dashscope.streaming import server_sent_events
 from luthier.api.dashscope.wire.envelope import RequestId
 from luthier.api.dashscope.wire.generation import Choice, Generated, GenerationRequest, Parameters, usage
 from luthier.api.presence import while_present
+from luthier.api.shown import in_document
 from luthier.api.streaming import EVENT
 from luthier.control.inference.service import Delta
 from luthier.core.errors import InvalidParameter, InvalidRequest
 from luthier.serving.protocol import Finish
 
-router = APIRouter(prefix="/services/aigc/text-generation", tags=["generation"])
 
-_ANSWERS: dict[int | str, dict[str, Any]] = {
-    200: {
-        "model": Generated,
-        "description": "The answer; with the header X-DashScope-SSE or Accept: text/event-stream a stream of them.",
-        "content": {"text/event-stream": {"schema": EVENT}},
-    }
-}
-
-
-@router.post("/generation", summary="Call a model", response_class=JSONResponse, responses=_ANSWERS)
 async def create(
     body: GenerationRequest,
     who: Caller,
@@ -66,9 +57,13 @@ async def _whole(answer: AsyncGenerator[Delta, None], asked: Parameters, request
             choices[delta.choice].add(delta.part)
             if not isinstance(delta.part, Finish) and await request.is_disconnected():
                 return Response(status_code=499)
+    return JSONResponse(_answer(choices, asked, request_id))
+
+
+def _answer(choices: list[Choice], asked: Parameters, request_id: str) -> dict[str, Any]:
     output = choices[0].as_text() if asked.form == "text" else {"choices": [choice.shown() for choice in choices]}
     counted = usage([choice.finish for choice in choices if choice.finish])
-    return JSONResponse({"request_id": request_id, "output": output, "usage": counted})
+    return {"request_id": request_id, "output": output, "usage": counted}
 
 
 async def _frames(
@@ -92,3 +87,26 @@ async def _frames(
             if isinstance(part, Finish):
                 frame["usage"] = usage([part])
             yield frame
+
+
+def _described() -> dict[int | str, dict[str, Any]]:
+    """For the API's document: the answer and its stream, with an example of each."""
+    asked, choice = Parameters(result_format="message", incremental_output=True), Choice(0)
+    for delta in examples.all_of(examples.deltas()):
+        choice.add(delta.part)
+    frames = _frames(examples.deltas(), asked, examples.REQUEST_ID)
+    stream = examples.events(server_sent_events(frames, examples.REQUEST_ID))
+    return {
+        200: {
+            "model": Generated,
+            "description": "The answer; with the header X-DashScope-SSE or Accept: text/event-stream a stream of them.",
+            "content": {
+                "text/event-stream": {"schema": EVENT, "example": stream},
+                **in_document(_answer([choice], asked, examples.REQUEST_ID)),
+            },
+        }
+    }
+
+
+router = APIRouter(prefix="/services/aigc/text-generation", tags=["generation"])
+router.post("/generation", summary="Call a model", response_class=JSONResponse, responses=_described())(create)

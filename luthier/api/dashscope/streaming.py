@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from starlette.responses import StreamingResponse
 
 from luthier.api.dashscope import errors
+from luthier.api.streaming import in_one_line
 from luthier.core import logs
 from luthier.core.errors import InternalError, LuthierError
 
@@ -50,5 +50,5 @@ def _failed(number: int, error: LuthierError, request_id: str) -> bytes:
 
 
 def _event(number: int, kind: str, status: int, data: dict[str, Any], more: str = "") -> bytes:
-    written = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-    return f"id:{number}\nevent:{kind}\n:HTTP_STATUS/{status}\n{more}data:{written}\n\n".encode()
+    head = f"id:{number}\nevent:{kind}\n:HTTP_STATUS/{status}\n{more}data:"
+    return head.encode() + in_one_line(data) + b"\n\n"

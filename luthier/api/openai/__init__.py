@@ -11,7 +11,7 @@ from luthier.api.openai.errors import table
 from luthier.api.shapes import files, models, uploads
 from luthier.api.shapes import fine_tuning as jobs
 from luthier.api.shapes import not_offered as shared
-from luthier.api.shapes.errors import DESCRIBED
+from luthier.api.shapes.errors import described
 from luthier.core.errors import LuthierError
 
 
@@ -30,7 +30,7 @@ class OpenAI(Dialect):
             shared.router,
             not_offered.router,
         ):
-            router.include_router(part, responses=DESCRIBED)
+            router.include_router(part, responses=described(table))
         return {"/v1": router, "/compatible-mode/v1": router, "/api/v1/chat/completions": chat.at("")}
 
     def render_error(self, error: LuthierError, request_id: str) -> Response:

@@ -11,7 +11,7 @@ from luthier.api.openai.fingerprint import FINGERPRINT
 from luthier.api.openai.wire.chat import ChatRequest
 from luthier.api.presence import while_present
 from luthier.api.shapes import chat
-from luthier.api.shapes.errors import DESCRIBED
+from luthier.api.shapes.errors import described
 from luthier.api.streaming import server_sent_events
 from luthier.core.errors import NotFound
 
@@ -31,7 +31,7 @@ async def list_kept(who: Caller) -> Response:
 
 def at(path: str) -> APIRouter:
     """The routes of this file, at that path."""
-    router = APIRouter(tags=["Chat"], responses=DESCRIBED)
-    router.post(path, summary="Answer a conversation", responses=chat.DESCRIBED)(create)
+    router = APIRouter(tags=["Chat"], responses=described(table))
+    router.post(path, summary="Answer a conversation", responses=chat.described(_STYLE, table.body))(create)
     router.get(path, include_in_schema=False)(list_kept)
     return router

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
+from luthier.api import examples
 from luthier.api.auth import Asked, Caller
 from luthier.api.openai.errors import table
 from luthier.api.openai.fingerprint import FINGERPRINT
@@ -17,33 +19,24 @@ from luthier.api.openai.wire.completions import Completion, CreateCompletion, Of
 from luthier.api.presence import while_present
 from luthier.api.shapes.gathering import gathered
 from luthier.api.shapes.wire.answers import usage
+from luthier.api.shown import in_document
 from luthier.api.streaming import EVENT, server_sent_events
 from luthier.control.inference.answers import Answer
 from luthier.control.inference.service import CompletionRequest, Delta
-from luthier.control.tenancy import Principal
 from luthier.core import ids
-from luthier.services import Services
 from luthier.serving.protocol import Finish
 
-router = APIRouter(tags=["Completions"])
-
-_ANSWERS: dict[int | str, dict[str, Any]] = {
-    200: {
-        "model": Completion,
-        "description": "The answer; with `stream` its chunks as server-sent events, then `data: [DONE]`.",
-        "content": {"text/event-stream": {"schema": EVENT}},
-    }
-}
+Complete = Callable[[CompletionRequest], Awaitable[AsyncGenerator[Delta, None]]]
 
 
-@router.post("/completions", summary="Continue a text", responses=_ANSWERS)
 async def create(body: CreateCompletion, who: Caller, services: Asked, request: Request) -> Response:
     """Several prompts are answered one after the other."""
     first, *others = body.to_requests()
     # What the first prompt is refused for is told before a stream begins; the others' faults end it.
     deltas = await while_present(request, services.inference.complete(who, first))
     if body.stream:
-        return server_sent_events(_chunks(deltas, first, others, body, who, services), table.body)
+        complete = partial(services.inference.complete, who)
+        return server_sent_events(_chunks(deltas, first, others, body, complete), table.body)
     choices: list[dict[str, Any]] = []
     prompt_tokens = completion_tokens = 0
     for asked in (first, *others):
@@ -55,7 +48,11 @@ async def create(body: CreateCompletion, who: Caller, services: Asked, request: 
         choices += [_choice(len(choices) + place, answer, asked, body) for place, answer in enumerate(answers)]
         prompt_tokens += answers[0].prompt_tokens
         completion_tokens += sum(answer.completion_tokens for answer in answers)
-    return JSONResponse({**_head(body), "choices": choices, "usage": usage(prompt_tokens, completion_tokens)})
+    return JSONResponse(_whole(body, choices, usage(prompt_tokens, completion_tokens)))
+
+
+def _whole(body: CreateCompletion, choices: list[dict[str, Any]], used: dict[str, Any]) -> dict[str, Any]:
+    return {**_head(body), "choices": choices, "usage": used}
 
 
 def _choice(index: int, answer: Answer, asked: CompletionRequest, body: CreateCompletion) -> dict[str, Any]:
@@ -70,15 +67,14 @@ async def _chunks(
     first: CompletionRequest,
     others: list[CompletionRequest],
     body: CreateCompletion,
-    who: Principal,
-    services: Services,
+    complete: Complete,
 ) -> AsyncGenerator[dict[str, Any], None]:
     made = _head(body)
     unknown = {"usage": None} if body.wants_usage else {}
     prompt_tokens = completion_tokens = 0
     for number, asked in enumerate((first, *others)):
         if number:
-            deltas = await services.inference.complete(who, asked)
+            deltas = await complete(asked)
         begins = number * body.answers
         offsets = [Offsets(len(body.opening(asked))) for _ in range(body.answers)]
         async with aclosing(deltas):
@@ -110,3 +106,32 @@ def _head(body: CreateCompletion) -> dict[str, Any]:
         "model": body.model,
         "system_fingerprint": FINGERPRINT,
     }
+
+
+def _described() -> dict[int | str, dict[str, Any]]:
+    """For the API's document: the answer and its stream, with an example of each."""
+    body = CreateCompletion(model=examples.BASE.name, prompt="Which city is the capital of France?")
+    [asked] = body.to_requests()
+    is_made = {"id": "cmpl-01k7m3v5c8t9x2r4w6y8z0aa", "created": int(examples.MADE_AT.timestamp())}
+    answer = examples.ANSWER
+
+    async def frames() -> AsyncGenerator[dict[str, Any], None]:
+        async for frame in _chunks(examples.deltas(), asked, [], body, examples.complete):
+            yield frame | is_made
+
+    whole = _whole(body, [_choice(0, answer, asked, body)], usage(answer.prompt_tokens, answer.completion_tokens))
+    stream = server_sent_events(frames(), table.body)
+    return {
+        200: {
+            "model": Completion,
+            "description": "The answer; with `stream` its chunks as server-sent events, then `data: [DONE]`.",
+            "content": {
+                "text/event-stream": {"schema": EVENT, "example": examples.events(stream)},
+                **in_document(whole | is_made),
+            },
+        }
+    }
+
+
+router = APIRouter(tags=["Completions"])
+router.post("/completions", summary="Continue a text", responses=_described())(create)

@@ -14,7 +14,7 @@ class Platform(Dialect):
     def mounts(self) -> dict[str, APIRouter]:
         router = APIRouter()
         for part in (files, formats, tokens):
-            router.include_router(part.router)
+            router.include_router(part.router, responses=errors.described())
         return {"/api/platform": router}
 
     def render_error(self, error: LuthierError, request_id: str) -> Response:

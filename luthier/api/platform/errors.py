@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from luthier.api import examples
 from luthier.api.edge import TooLarge, WrongMethod
+from luthier.api.platform.wire import Refusal
+from luthier.api.shown import in_document
 from luthier.core import errors
 
 _STATUSES: dict[type[errors.LuthierError], int] = {
@@ -19,6 +22,21 @@ _STATUSES: dict[type[errors.LuthierError], int] = {
     errors.Unavailable: 503,
     errors.LuthierError: 500,
 }
+
+
+def described() -> dict[int | str, dict[str, Any]]:
+    """What every route may answer besides, for the API's document."""
+    refused, absent = (
+        in_document(told(error, examples.REQUEST_ID)[0]) for error in (examples.REFUSAL, examples.ABSENCE)
+    )
+    return {
+        "4XX": {"model": Refusal, "description": "What the caller can change.", "content": refused},
+        "5XX": {
+            "model": Refusal,
+            "description": "A fault of ours, or nothing is there to answer now.",
+            "content": absent,
+        },
+    }
 
 
 def told(error: errors.LuthierError, request_id: str) -> tuple[dict[str, Any], int]:

@@ -6,9 +6,10 @@ from typing import Annotated
 
 from fastapi import APIRouter, Form, Query, UploadFile
 
-from luthier.api import forms
+from luthier.api import examples, forms
 from luthier.api.auth import Asked, Caller
 from luthier.api.platform.wire import FileVersion, FileWithVersions, Repaired, Report, Split, SplitRequest, Tokens
+from luthier.api.shown import as_json, in_document
 from luthier.chat.examples import Overlength
 from luthier.control.datasets.preview import Preview
 from luthier.control.jobs.planning import limit_of
@@ -84,7 +85,7 @@ async def report(
     return found.model_copy(update={"tokens": tokens})
 
 
-@router.get("/files/{file_id}/rows/{row}")
+@router.get("/files/{file_id}/rows/{row}", responses={200: {"content": in_document(as_json(examples.ROW))}})
 async def row(
     file_id: str,
     row: int,

@@ -18,7 +18,14 @@ async def list_formats(who: Caller) -> Formats:
     return Formats(data=[Format.of(name, form) for name, form in known().items()])
 
 
-@router.get("/formats/{name}/sample")
+_BYTES = {"schema": {"type": "string", "format": "binary"}}
+
+
+@router.get(
+    "/formats/{name}/sample",
+    response_class=Response,
+    responses={200: {"content": {"application/jsonl": _BYTES, "application/zip": _BYTES}}},
+)
 async def sample(name: str, who: Caller) -> Response:
     """The sample file of a format."""
     form = known().get(name)

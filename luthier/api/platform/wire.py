@@ -7,13 +7,31 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from luthier.api import examples
+from luthier.api.shown import Shown
 from luthier.chat.examples import Overlength
 from luthier.control.datasets.service import Counted, File
-from luthier.formats.base import DatasetFormat
+from luthier.formats.base import DatasetFormat, known
 from luthier.records.problems import Problem
 
 
-class FileVersion(BaseModel):
+class Line(BaseModel):
+    line: int | None
+    message: str
+
+
+class Refusal(BaseModel):
+    """What a call that failed answers; `problems` where a file is to blame."""
+
+    code: str
+    message: str
+    hint: str | None = Field(description="What to do next.")
+    param: str | None = Field(description="The field that is to blame, as the caller wrote it.")
+    request_id: str
+    problems: list[Line] | None = None
+
+
+class FileVersion(Shown):
     """A file and where it comes from."""
 
     id: str
@@ -46,6 +64,10 @@ class FileVersion(BaseModel):
             created_at=int(file.created_at.timestamp()),
         )
 
+    @classmethod
+    def example(cls) -> Any:
+        return cls.of(examples.FILE)
+
 
 class FileWithVersions(FileVersion):
     versions: list[FileVersion] = Field(description="Those that were made of it, oldest first.")
@@ -53,6 +75,10 @@ class FileWithVersions(FileVersion):
     @classmethod
     def with_versions(cls, file: File, made: list[File]) -> FileWithVersions:
         return cls(**FileVersion.of(file).model_dump(), versions=[FileVersion.of(one) for one in made])
+
+    @classmethod
+    def example(cls) -> Any:
+        return cls.with_versions(examples.FILE, [examples.TRAINING, examples.VALIDATION])
 
 
 class Repaired(FileVersion):
@@ -62,8 +88,12 @@ class Repaired(FileVersion):
     def with_changes(cls, file: File, changes: dict[str, Any]) -> Repaired:
         return cls(**FileVersion.of(file).model_dump(), changes=changes)
 
+    @classmethod
+    def example(cls) -> Any:
+        return cls.with_changes(examples.REPAIRED, vars(examples.CHANGES))
 
-class Split(BaseModel):
+
+class Split(Shown):
     training: FileVersion
     validation: FileVersion
     options: dict[str, Any] = Field(description="Those it was made with; they give the same rows again.")
@@ -77,6 +107,10 @@ class Split(BaseModel):
             options=options,
             division=division,
         )
+
+    @classmethod
+    def example(cls) -> Any:
+        return cls.of(examples.TRAINING, examples.VALIDATION, examples.SPLIT, examples.DIVISION)
 
 
 class Format(BaseModel):
@@ -99,8 +133,12 @@ def sample_name(name: str, form: type[DatasetFormat]) -> str:
     return f"{name}.zip" if form.in_archive else f"{name}.jsonl"
 
 
-class Formats(BaseModel):
+class Formats(Shown):
     data: list[Format]
+
+    @classmethod
+    def example(cls) -> Any:
+        return cls(data=[Format.of(name, form) for name, form in known().items()])
 
 
 class Text(BaseModel):
@@ -108,10 +146,14 @@ class Text(BaseModel):
     text: str = Field(max_length=1_000_000)
 
 
-class TokenCount(BaseModel):
+class TokenCount(Shown):
     model: str
     characters: int
     tokens: int
+
+    @classmethod
+    def example(cls) -> Any:
+        return cls(model=examples.BASE.name, characters=12, tokens=5)
 
 
 class Tokens(BaseModel):
@@ -170,7 +212,7 @@ class Tokens(BaseModel):
         )
 
 
-class Report(BaseModel):
+class Report(Shown):
     """Everything that checking a file found; `problems` are the first 1,000 in the order of the file."""
 
     id: str
@@ -215,6 +257,10 @@ class Report(BaseModel):
             warning_counts=found.warning_counts if found else {},
             **{name: getattr(found, name, None) for name in numbers},
         )
+
+    @classmethod
+    def example(cls) -> Any:
+        return cls.of(examples.FILE)
 
 
 class SplitRequest(BaseModel):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,28 +11,18 @@ from typing import Any
 from fastapi import Request
 from starlette.responses import JSONResponse, Response
 
+from luthier.api import examples
 from luthier.api.shapes.gathering import gathered
 from luthier.api.shapes.wire import answers
 from luthier.api.shapes.wire.answers import ChatCompletion, chunk_choice
 from luthier.api.shapes.wire.chat import ChatRequest
-from luthier.api.streaming import EVENT
+from luthier.api.shown import in_document
+from luthier.api.streaming import EVENT, server_sent_events
 from luthier.control.inference.answers import Answer
 from luthier.control.inference.service import Delta
 from luthier.core import ids
+from luthier.core.errors import LuthierError
 from luthier.serving.protocol import Finish
-
-DESCRIBED: dict[int | str, dict[str, Any]] = {
-    200: {
-        "model": ChatCompletion,
-        "description": "The answer; with `stream` its chunks as server-sent events, then `data: [DONE]`.",
-        "content": {
-            "text/event-stream": {
-                "schema": EVENT,
-                "example": 'data: {"id":"chatcmpl-1","object":"chat.completion.chunk","choices":[...]}\n\ndata: [DONE]\n\n',
-            }
-        },
-    }
-}
 
 
 @dataclass(frozen=True)
@@ -44,6 +34,28 @@ class Style:
 
     more: dict[str, Any] = field(default_factory=dict)
     usage_on_last_choice: bool = False
+
+
+def described(style: Style, error_body: Callable[[LuthierError], dict[str, Any]]) -> dict[int | str, dict[str, Any]]:
+    """For the API's document: the answer and its stream, with an example of each."""
+    body = ChatRequest.model_validate({"model": examples.BASE.name, "messages": [{"role": "user", "content": "?"}]})
+    is_made = {"id": "chatcmpl-01k7m3v5c8t9x2r4w6y8z0aa", "created": int(examples.MADE_AT.timestamp())}
+
+    async def frames() -> AsyncGenerator[dict[str, Any], None]:
+        async for frame in chunks(examples.deltas(), body, style):
+            yield frame | is_made
+
+    stream = server_sent_events(frames(), error_body)
+    return {
+        200: {
+            "model": ChatCompletion,
+            "description": "The answer; with `stream` its chunks as server-sent events, then `data: [DONE]`.",
+            "content": {
+                "text/event-stream": {"schema": EVENT, "example": examples.events(stream)},
+                **in_document(completion([examples.ANSWER], body, style) | is_made),
+            },
+        }
+    }
 
 
 async def whole(deltas: AsyncGenerator[Delta, None], body: ChatRequest, style: Style, request: Request) -> Response:

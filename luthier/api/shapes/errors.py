@@ -10,8 +10,10 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
+from luthier.api import examples
 from luthier.api.edge import TooLarge, WrongMethod
 from luthier.api.shapes.wire.base import ErrorEnvelope
+from luthier.api.shown import in_document
 from luthier.core import errors
 
 STATUSES: dict[type[errors.LuthierError], int] = {
@@ -27,12 +29,6 @@ STATUSES: dict[type[errors.LuthierError], int] = {
     errors.LuthierError: 500,
 }
 
-DESCRIBED: dict[int | str, dict[str, Any]] = {
-    "4XX": {"model": ErrorEnvelope, "description": "The request cannot be answered as it is; the error says why."},
-    "5XX": {"model": ErrorEnvelope, "description": "A fault of the server's, or nobody to answer now."},
-}
-"""For the API's document: what every route may answer besides."""
-
 
 class ErrorTable:
     """`code_of` gives the dialect's word for an error. The lookup walks the class's ancestors, so a new one is in it at once."""
@@ -47,6 +43,23 @@ class ErrorTable:
     def render(self, error: errors.LuthierError) -> JSONResponse:
         headers = {"retry-after": f"{error.retry_after:.0f}"} if error.retry_after is not None else None
         return JSONResponse(self.body(error), found(STATUSES, type(error)), headers)
+
+
+def described(table: ErrorTable) -> dict[int | str, dict[str, Any]]:
+    """For the API's document: what every route may answer besides."""
+    refused, absent = (in_document(table.body(error)) for error in (examples.REFUSAL, examples.ABSENCE))
+    return {
+        "4XX": {
+            "model": ErrorEnvelope,
+            "description": "The request cannot be answered as it is; the error says why.",
+            "content": refused,
+        },
+        "5XX": {
+            "model": ErrorEnvelope,
+            "description": "A fault of the server's, or nobody to answer now.",
+            "content": absent,
+        },
+    }
 
 
 def found(table: dict[type[errors.LuthierError], Any], kind: type[errors.LuthierError]) -> Any:

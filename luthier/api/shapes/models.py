@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
+from luthier.api import examples
 from luthier.api.auth import Asked, Caller
 from luthier.api.shapes.wire.base import Deleted
 from luthier.api.shapes.wire.models import Model, ModelList
+from luthier.api.shown import as_json, in_document
 
 router = APIRouter(prefix="/models", tags=["Models"])
 
@@ -21,7 +23,12 @@ async def retrieve(name: str, who: Caller, services: Asked) -> Model:
     return Model.of(await services.catalog.get(who, name))
 
 
-@router.delete("/{name:path}", summary="Delete a fine-tuned model")
+_GONE = Deleted(id=examples.TUNED.name, object="model")
+
+
+@router.delete(
+    "/{name:path}", summary="Delete a fine-tuned model", responses={200: {"content": in_document(as_json(_GONE))}}
+)
 async def delete(name: str, who: Caller, services: Asked) -> Deleted:
     await services.catalog.delete(who, name)
     return Deleted(id=name, object="model")

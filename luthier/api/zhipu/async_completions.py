@@ -16,7 +16,10 @@ router = APIRouter(tags=["Chat"])
 @router.post("/async/chat/completions", summary="Have a conversation answered in the background")
 async def create(body: ChatRequest, who: Caller, services: Asked, request: Request) -> AsyncTask:
     request_id = request_id_of(request, body.request_id)
-    return AsyncTask.of(await services.async_completions.submit(who, body.to_request(), request_id=request_id))
+    completion = await services.async_completions.submit(
+        who, body.to_request(), request_id=request_id, calls_functions=body.calls_functions
+    )
+    return AsyncTask.of(completion)
 
 
 @router.get(

@@ -16,11 +16,18 @@ from luthier.api.zhipu.wire.chat import ChatRequest
 router = APIRouter(tags=["Chat"])
 
 
-@router.post("/chat/completions", summary="Answer a conversation", responses=chat.DESCRIBED)
-async def create(body: ChatRequest, who: Caller, services: Asked, request: Request) -> Response:
+def style(request_id: str) -> chat.Style:
     """A stream's usage rides on its last chunk, since programs of this family read `choices[0]` of every one."""
-    style = chat.Style({"request_id": request_id_of(request, body.request_id)}, usage_on_last_choice=True)
+    return chat.Style({"request_id": request_id}, usage_on_last_choice=True)
+
+
+_DESCRIBED = chat.described(style("mine-1"), table.body)
+
+
+@router.post("/chat/completions", summary="Answer a conversation", responses=_DESCRIBED)
+async def create(body: ChatRequest, who: Caller, services: Asked, request: Request) -> Response:
+    shown = style(request_id_of(request, body.request_id))
     deltas = await while_present(request, services.inference.complete(who, body.to_request()))
     if body.stream:
-        return server_sent_events(chat.chunks(deltas, body, style), table.body)
-    return await chat.whole(deltas, body, style, request)
+        return server_sent_events(chat.chunks(deltas, body, shown), table.body)
+    return await chat.whole(deltas, body, shown, request)

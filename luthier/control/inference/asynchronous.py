@@ -26,6 +26,9 @@ MOST_PENDING = 1_000
 
 _requests = TypeAdapter(CompletionRequest)
 
+_FORM = "calls_functions"
+"""What a row keeps beside the fields of its request, which is no matter of the model's: how the answers are told."""
+
 
 class Failure(BaseModel):
     code: str
@@ -34,15 +37,19 @@ class Failure(BaseModel):
 
 
 class Outcome(BaseModel):
-    """What came of a request: answers, or an error."""
+    """What came of a request: answers, or an error. `calls_functions` as it was asked for."""
 
     answers: list[Answer] = Field(default_factory=list)
     error: Failure | None = None
+    calls_functions: bool = False
 
 
 @dataclass(frozen=True)
 class AsyncCompletion:
-    """`status` is processing, succeeded (there are answers) or failed (there is an error)."""
+    """`status` is processing, succeeded (there are answers) or failed (there is an error).
+
+    `calls_functions` says that the calls in its answers are to be told in their older form.
+    """
 
     id: str
     request_id: str
@@ -51,6 +58,7 @@ class AsyncCompletion:
     answers: list[Answer]
     error: Failure | None
     created_at: datetime
+    calls_functions: bool = False
 
 
 class AsyncCompletions:
@@ -60,11 +68,13 @@ class AsyncCompletions:
         self.inference = inference
         self.clock = clock
 
-    async def submit(self, who: Principal, request: CompletionRequest, *, request_id: str) -> AsyncCompletion:
+    async def submit(
+        self, who: Principal, request: CompletionRequest, *, request_id: str, calls_functions: bool = False
+    ) -> AsyncCompletion:
         """Take a request on; it is answered in the background, through restarts too.
 
-        `request_id` is the caller's own word for it. Raises ModelNotFound at once, and RateLimited for a project that has
-        MOST_PENDING under way; what else can be wrong is told by the result.
+        `request_id` is the caller's own word for it; `calls_functions` is kept for who tells the answers. Raises ModelNotFound
+        at once, and RateLimited for a project that has MOST_PENDING under way; what else can be wrong is told by the result.
         """
         await self.catalog.resolve(who, request.model)
         async with self.db.read() as session:
@@ -82,7 +92,7 @@ class AsyncCompletions:
             request_id=request_id,
             model=request.model,
             status="processing",
-            request=_requests.dump_python(request, mode="json"),
+            request=_requests.dump_python(request, mode="json") | {_FORM: calls_functions},
             result=None,
             created_at=self.clock.now(),
             ended_at=None,
@@ -123,6 +133,7 @@ class AsyncCompletions:
         self._end(row, "failed", Outcome(error=Failure(code=error.code, message=error.text, param=error.param)))
 
     def _end(self, row: AsyncCompletionRow, status: str, outcome: Outcome) -> None:
+        outcome.calls_functions = row.request.get(_FORM, False)
         row.status, row.result, row.ended_at = status, outcome.model_dump_json(), self.clock.now()
         row.request = {}  # nobody needs it any more
 
@@ -137,4 +148,5 @@ def _completion(row: AsyncCompletionRow) -> AsyncCompletion:
         answers=outcome.answers,
         error=outcome.error,
         created_at=row.created_at,
+        calls_functions=outcome.calls_functions,
     )

@@ -23,7 +23,7 @@ class AsyncCompletionRow(Owned, Leased, Table):
     request_id: Mapped[str] = mapped_column(String(256))  # as the caller called it
     model: Mapped[str] = mapped_column(String(256))
     status: Mapped[str] = mapped_column(String(16), index=True)
-    request: Mapped[dict[str, Any]]
+    request: Mapped[dict[str, Any]]  # and how its answers are told
     result: Mapped[str | None] = mapped_column(Text)  # JSON; as text, since PostgreSQL's own has no U+0000
     created_at: Mapped[datetime]
     ended_at: Mapped[datetime | None] = mapped_column(index=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import AsyncGenerator
 
@@ -20,7 +19,7 @@ from luthier.control.jobs.preparing import Inputs, Preparation, Prepared
 from luthier.control.jobs.queries import JobQueries
 from luthier.control.jobs.recording import Recorder
 from luthier.control.jobs.tables import CheckpointRow, EventRow, JobRow
-from luthier.control.jobs.values import Checkpoint, Error, Job, JobEvent, JobRequest
+from luthier.control.jobs.values import SUFFIX, Checkpoint, Error, Job, JobEvent, JobRequest
 from luthier.control.tenancy import SYSTEM, Principal
 from luthier.core import ids
 from luthier.core.clock import Clock
@@ -37,9 +36,6 @@ from luthier.training.spec import DataFile, TrainingSpec
 _FOLLOWED_AT_ONCE = 500  # events
 _LOOK_AGAIN_SECONDS = 1.0  # at a job that is followed, where nobody nudges
 _QUIET_SECONDS = 10.0  # after which a follower is told that nothing happened
-
-_SUFFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-
 
 EVENTS = "job-events"
 """What is nudged when something may have been told of a job."""
@@ -314,7 +310,7 @@ _STATE = {
 
 
 def _check_request(request: JobRequest) -> None:
-    if request.suffix is not None and not _SUFFIX.fullmatch(request.suffix):
+    if request.suffix is not None and not SUFFIX.fullmatch(request.suffix):
         raise InvalidParameter(
             "suffix", "must be 1 to 64 letters, digits, '.', '_' or '-', and begin with a letter or digit"
         )

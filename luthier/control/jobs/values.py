@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from typing import Any
 
@@ -10,6 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from luthier.chat.examples import Overlength, TurnWeights
 from luthier.control.jobs.lifecycle import Status, Wish
 from luthier.training.spec import PluginChoice, TrainingSpec
+
+SUFFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+"""What a suffix looks like as a whole: it becomes a part of the model's name, which stands in addresses."""
 
 
 class Value(BaseModel):

@@ -51,6 +51,20 @@ def waiting():
     return wait_for
 
 
+@pytest.fixture(scope="session")
+def ended(client, waiting):
+    """Waits for the end of a job, and gives the job: for clients that ask for one as OpenAI's does."""
+
+    def until_over(job_id: str):
+        def over():
+            job = client.fine_tuning.jobs.retrieve(job_id)
+            return job if job.status in ("succeeded", "failed", "cancelled") else None
+
+        return waiting(over)
+
+    return until_over
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Leave the result where the outer suite reads it."""
     Path(os.environ["CHECKED_RESULT"]).write_text(json.dumps({"collected": session.testscollected}))

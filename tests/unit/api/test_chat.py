@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import AsyncGenerator, Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -352,6 +353,20 @@ def test_a_function_is_called_in_the_older_form(api: Api, model: Model) -> None:
     assert end["finish_reason"] == "function_call"
 
 
+@pytest.mark.parametrize("path", [OPENAI, ZHIPU, ALIAS, "/api/v1/services/aigc/text-generation/generation"])
+def test_an_event_is_one_line_to_every_client(api: Api, model: Model, path: str) -> None:
+    """Some split a stream as Python splits a text, which takes more signs for the end of a line than the format does."""
+    said = "a\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029\r\n谢"
+    model.says(TokenChunk(text=said), DONE)
+    asked = {"model": "toy", "messages": USER, "input": {"messages": USER}, "stream": True}
+    answer = api.call("POST", path, api.ada, json=asked, headers={"x-dashscope-sse": "enable"})
+    events = [
+        json.loads(line[5:]) for line in answer.text.splitlines() if line.startswith("data:") and "[DONE]" not in line
+    ]
+    assert json.dumps(said)[1:-1] in json.dumps(events)
+    assert "谢" in answer.text  # what ends no line is not written longer than it is
+
+
 SURE = TokenLikelihood(
     token="a", logprob=-0.25, bytes=[97], likeliest=[Likelihood(token="é", logprob=float("-inf"), bytes=[195, 169])]
 )
@@ -438,6 +453,27 @@ def test_an_answer_is_fetched_later_in_zhipus_words(api: Api) -> None:
         "choices": [{"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}],
         "usage": USAGE | {"prompt_tokens": 1, "total_tokens": 3},
     }
+
+
+@pytest.mark.parametrize(
+    ("asked", "name"), [({"functions": [WEATHER["function"]]}, "function_call"), ({"tools": [WEATHER]}, "tool_calls")]
+)
+def test_an_answer_that_is_fetched_later_calls_in_the_form_that_was_asked_for(
+    api: Api, model: Model, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any], name: str
+) -> None:
+    async def is_ready(who: object, name: str) -> None:
+        """No replica runs here."""
+
+    monkeypatch.setattr(api.parts.services.inference, "check_ready", is_ready)
+    model.says(TokenChunk(tool_calls=CALLS[:1]), CALLED)
+    sent = {"model": "toy", "messages": USER} | asked
+    task = api.call("POST", "/api/paas/v4/async/chat/completions", api.ada, json=sent).json()["id"]
+    deadline = time.monotonic() + 60
+    while (told := api.call("GET", f"/api/paas/v4/async-result/{task}", api.ada).json())["task_status"] == "PROCESSING":
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert told["choices"] == whole(api, ZHIPU, **asked)["choices"]
+    assert told["choices"][0]["finish_reason"] == name and name in told["choices"][0]["message"]
 
 
 @pytest.mark.parametrize(

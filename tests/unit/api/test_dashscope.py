@@ -208,21 +208,21 @@ def test_a_schedule_has_the_warm_up_that_its_name_says(name: str, warmup: float 
 
 @pytest.mark.parametrize(("split", "share"), [(0.9, 0.1), ("0.8", 0.2), (1, None), (None, None)])
 def test_a_split_says_which_share_is_trained(split: Any, share: float | None) -> None:
-    asked = with_numbers(split=split, max_split_val_dataset_sample=100 if split else None)
+    asked = with_numbers(split=split, max_split_val_dataset_sample=100)
     assert asked.validation_share == share
     assert asked.validation_rows_at_most == (100 if share else None)
 
 
-def test_a_split_and_validation_files_are_not_both_to_be_had() -> None:
-    for numbers, files, name in (
-        ({"split": 0.9}, ["file-2"], "split"),
-        ({"max_split_val_dataset_sample": 100}, [], "max_split_val_dataset_sample"),
-        ({"max_split_val_dataset_sample": 100}, ["file-2"], "max_split_val_dataset_sample"),
-    ):
-        with pytest.raises(InvalidParameter) as refused:
-            meant(hyper_parameters=numbers, validation_file_ids=files)
-        assert refused.value.param == f"hyper_parameters.{name}"
-    asked = meant(hyper_parameters={"split": ""}, validation_file_ids=["file-2"])
+@pytest.mark.parametrize("split", [1e-12, 0.9999999999])
+def test_a_share_that_is_none_is_not_kept(split: float) -> None:
+    assert with_numbers(split=split).validation_share is None
+
+
+@pytest.mark.parametrize(
+    "numbers", [{"split": 0.9}, {"split": 0.9, "max_split_val_dataset_sample": 100}, {"split": ""}]
+)
+def test_nothing_is_split_off_where_a_validation_file_is_named(numbers: dict[str, Any]) -> None:
+    asked = meant(hyper_parameters=numbers, validation_file_ids=["file-2"])
     assert (asked.validation_files, asked.validation_share) == (["file-2"], None)
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from luthier.api.dialect import dialects
 from luthier.api.streaming import EVENT
@@ -113,6 +117,94 @@ def test_whatever_is_streamed_says_so(document: dict[str, Any]) -> None:
         if content and "stream" in resolved(document, content["schema"]).get("properties", {}):
             is_later = "/async/" in name
             assert ("text/event-stream" in route["responses"]["200"]["content"]) is not is_later, name
+
+
+def shown(document: dict[str, Any], content: dict[str, Any]) -> Any:
+    """The example of a request or an answer: its own, or that of its schema."""
+    return content.get("example", resolved(document, content["schema"]).get("example"))
+
+
+def faults(document: dict[str, Any], content: dict[str, Any]) -> list[str]:
+    """What is wrong with the example of an answer in JSON."""
+    schema = content["schema"] | {"components": document["components"]}
+    return [fault.message for fault in Draft202012Validator(schema).iter_errors(shown(document, content))]
+
+
+def is_offered(route: dict[str, Any]) -> bool:
+    return "not offered" not in route.get("summary", "").lower()
+
+
+def test_every_answer_has_an_example_that_is_one(document: dict[str, Any]) -> None:
+    found = 0
+    for name, route in everything(document):
+        content = route["responses"]["200"].get("content", {}).get("application/json")
+        if content is not None and is_offered(route):
+            assert shown(document, content), name
+            assert faults(document, content) == [], name
+            found += 1
+    assert found > 70
+
+
+def test_every_refusal_has_an_example_that_is_one(document: dict[str, Any]) -> None:
+    codes = set()
+    for name, route in everything(document):
+        for status in ("4XX", "5XX"):
+            content = route["responses"][status]["content"]["application/json"]
+            assert faults(document, content) == [], name
+            told = content["example"]
+            codes.add(told.get("error", told)["code"])
+    assert {
+        "invalid_parameter",
+        "1214",
+        "InvalidParameter",
+        "replica_unavailable",
+        "503",
+        "ServiceUnavailable",
+    } == codes
+
+
+def test_every_stream_has_an_example_of_its_events(document: dict[str, Any]) -> None:
+    found = 0
+    for name, route in everything(document):
+        content = route["responses"]["200"].get("content", {}).get("text/event-stream")
+        if content is None:
+            continue
+        *events, last = [
+            frame.rpartition("data:")[2] for frame in content["example"].removesuffix("\n\n").split("\n\n")
+        ]
+        if not name.startswith("GET /api/v1/") and "/generation" not in name:
+            assert last == " [DONE]" and len(events) > 2, name
+        else:
+            events.append(last)
+        assert all(isinstance(json.loads(event), dict) for event in events), name
+        found += 1
+    assert found == 8
+
+
+def test_an_example_has_no_field_that_its_answer_does_not_describe(document: dict[str, Any]) -> None:
+    for name, route in everything(document):
+        content = route["responses"]["200"].get("content", {}).get("application/json")
+        schema = resolved(document, content["schema"]) if content and is_offered(route) else {}
+        if "properties" in schema and not schema.get("additionalProperties"):
+            assert set(shown(document, content)) <= set(schema["properties"]), name
+
+
+ANOTHER = """
+import json
+from fastapi import FastAPI
+from luthier.api import edge
+from luthier.api.dialect import dialects
+
+app = FastAPI()
+edge.install(app, [dialects.load(name)() for name in dialects.names()], upload_limit_bytes=1)
+print(json.dumps(app.openapi()["paths"]))
+"""
+
+
+def test_another_process_makes_the_same_document(document: dict[str, Any]) -> None:
+    done = subprocess.run([sys.executable, "-c", ANOTHER], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {path: item for path, item in document["paths"].items() if path != "/healthz"}
 
 
 def test_an_example_is_a_request_that_is_understood(api: Api, document: dict[str, Any]) -> None:

@@ -73,6 +73,30 @@ def test_a_method_that_a_path_does_not_take(api: Api, mount: str) -> None:
         assert refused(api, "PATCH", path, mount) == 405, path
 
 
+def test_a_refused_method_is_told_the_methods_that_its_path_takes(api: Api, mount: str) -> None:
+    for path, item in operations(api, mount):
+        taken = {method.upper() for method in item}
+        wrong = "PATCH" if "PATCH" not in taken else "PUT"
+        answer = api.call(wrong, path, api.ada)
+        assert (answer.status_code, is_of_the_dialect(mount, answer.content)) == (405, True), path
+        allowed = answer.headers["allow"].split(", ")
+        assert len(allowed) == len(set(allowed)) and taken <= set(allowed), path
+        for method in allowed:  # what a path with a parameter takes is taken by it too
+            assert api.call(method, path, api.ada).status_code != 405, f"{method} {path}"
+
+
+def test_outside_of_the_dialects_a_refused_method_is_told_too(api: Api) -> None:
+    answer = api.call("DELETE", "/healthz", None)
+    assert (answer.status_code, answer.json()["code"]) == (405, "method_not_supported")
+    assert answer.headers["allow"] == "GET"
+
+
+def test_no_other_refusal_says_what_is_allowed(api: Api, mount: str) -> None:
+    for path in (f"{mount}/there/is/no/such-path", mount):
+        answer = api.call("GET", path, api.ada)
+        assert answer.status_code == 404 and "allow" not in answer.headers, path
+
+
 @pytest.mark.parametrize("key", [None, "nonsense", "nobody." + "s" * 40, "a.b.c"])
 def test_no_key_or_a_wrong_one(api: Api, mount: str, key: str | None) -> None:
     for path in (f"{mount}/there/is/no/such-path", *(path for path, _ in operations(api, mount))):

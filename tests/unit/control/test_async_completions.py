@@ -223,6 +223,18 @@ async def test_one_that_asks_for_more_than_can_be_kept_up_with_is_told_to_wait(
 
 
 @on_sqlite
+async def test_how_the_answers_are_to_be_told_is_kept_though_the_request_is_not(house: House) -> None:
+    twin = scripted(house)
+    completions = house.parts.services.async_completions
+    older = await completions.submit(ADA, REQUEST, request_id="older", calls_functions=True)
+    newer = await submit(house)
+    await house.parts.completer.once()
+    await house.parts.completer.once()
+    assert [(await result(house, task)).calls_functions for task in (older, newer)] == [True, False]
+    assert [asked for _, asked in twin.asked] == [REQUEST, REQUEST]  # the model is asked the same
+
+
+@on_sqlite
 async def test_a_request_is_not_kept_longer_than_it_is_needed(house: House) -> None:
     scripted(house)
     task = await submit(house)

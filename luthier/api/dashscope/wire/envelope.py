@@ -6,14 +6,16 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, Generic, TypeVar
 
 from fastapi import Depends, Query, Request
-from pydantic import BaseModel, Field
+from pydantic import Field
 
+from luthier.api import examples
+from luthier.api.shown import Shown
 from luthier.core.pages import NumberedPage
 
 T = TypeVar("T")
 
 
-class Sent(BaseModel):
+class Sent(Shown):
     """A part of an answer."""
 
 
@@ -23,12 +25,22 @@ class Answer(Sent, Generic[T]):
     request_id: str
     output: T
 
+    @classmethod
+    def example(cls) -> Any:
+        shown = cls.example_of_argument()
+        return None if shown is None else {"request_id": examples.REQUEST_ID, "output": shown}
+
 
 class FileAnswer(Sent, Generic[T]):
     """The same for files, whose part is called `data`."""
 
     request_id: str
     data: T
+
+    @classmethod
+    def example(cls) -> Any:
+        shown = cls.example_of_argument()
+        return None if shown is None else {"request_id": examples.REQUEST_ID, "data": shown}
 
 
 class Fault(Sent):

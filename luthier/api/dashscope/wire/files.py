@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import Field
 
+from luthier.api import examples
 from luthier.api.dashscope.wire.envelope import Paged, Sent, moment
 from luthier.control.datasets.service import File
 
@@ -24,6 +27,11 @@ class FailedUpload(Sent):
 class Uploaded(Sent):
     uploaded_files: list[UploadedFile]
     failed_uploads: list[FailedUpload]
+
+    @classmethod
+    def example(cls) -> Any:
+        taken = UploadedFile(file_id=examples.FILE.id, name=examples.FILE.filename)
+        return cls(uploaded_files=[taken], failed_uploads=[])
 
 
 class FileObject(Sent):
@@ -54,10 +62,22 @@ class FileObject(Sent):
             status_details=file.report.summary if file.report else None,
         )
 
+    @classmethod
+    def example(cls) -> Any:
+        return cls.of(examples.FILE)
+
 
 class FileList(Paged):
     files: list[FileObject]
 
+    @classmethod
+    def example(cls) -> Any:
+        return cls(files=[FileObject.of(examples.FILE)], page_no=1, page_size=10, total=1)
+
 
 class Deleted(Sent):
     deleted: bool = True
+
+    @classmethod
+    def example(cls) -> Any:
+        return cls()

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
+from luthier.api import examples
 from luthier.api.dashscope.errors import code_named
 from luthier.api.dashscope.wire.envelope import Paged, Sent, moment
 from luthier.api.dashscope.wire.hyper_parameters import HyperParameters, used
 from luthier.api.received import Received
 from luthier.control.jobs.lifecycle import Status
-from luthier.control.jobs.values import Checkpoint, Job, JobEvent, JobRequest
+from luthier.control.jobs.log import HEADER, line_of
+from luthier.control.jobs.values import SUFFIX, Checkpoint, Job, JobEvent, JobRequest
 from luthier.core.errors import InvalidParameter
 from luthier.training.spec import PluginChoice
 
@@ -26,8 +27,6 @@ _KINDS: dict[str, tuple[str, str]] = {
     "dpo_lora": ("lora", "dpo"),
 }
 """Method and objective of a training type."""
-
-_SUFFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class CreateFineTune(Received):
@@ -91,7 +90,7 @@ class CreateFineTune(Received):
         for name in ("finetuned_output_suffix", "model_name", "finetuned_output"):
             if (sent := getattr(self, name)) is None:
                 continue
-            if not _SUFFIX.fullmatch(sent):
+            if not SUFFIX.fullmatch(sent):
                 raise InvalidParameter(
                     name,
                     "becomes a part of the model's name, which must fit into an address: 1 to 64 letters, digits, "
@@ -167,6 +166,10 @@ class FineTune(Sent):
             message=job.error.message if job.error else None,
         )
 
+    @classmethod
+    def example(cls) -> Any:
+        return cls.of(examples.JOB)
+
 
 def _training_type(job: Job) -> str:
     """That of a job which another dialect asked for: the nearest that this one has a word for."""
@@ -181,16 +184,29 @@ def _training_type(job: Job) -> str:
 class FineTuneList(Paged):
     jobs: list[FineTune]
 
+    @classmethod
+    def example(cls) -> Any:
+        return cls(jobs=[FineTune.of(examples.JOB)], page_no=1, page_size=10, total=1)
+
 
 class Done(Sent):
     """The clients want an object here, never a bare true."""
 
     status: Literal["success"] = "success"
 
+    @classmethod
+    def example(cls) -> Any:
+        return cls()
+
 
 class Log(Sent):
     total: int = Field(description="Lines of this answer: an answer with fewer than were asked for is the last.")
     logs: list[str]
+
+    @classmethod
+    def example(cls) -> Any:
+        lines = [HEADER, line_of(examples.EVENT)]
+        return cls(total=len(lines), logs=lines)
 
 
 def event(one: JobEvent) -> dict[str, Any]:
@@ -230,3 +246,7 @@ class FineTuneCheckpoint(Sent):
             model_display_name=one.model_name,
             create_time=moment(one.created_at),
         )
+
+    @classmethod
+    def example(cls) -> Any:
+        return cls.of(examples.CHECKPOINT)

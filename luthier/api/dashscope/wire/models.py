@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
+from luthier.api import examples
 from luthier.api.dashscope.wire.envelope import Paged, Sent, moment
 from luthier.control.catalog.service import NamedModel
 
@@ -31,6 +32,15 @@ class Model(Sent):
             gmt_create=moment(model.created_at),
         )
 
+    @classmethod
+    def example(cls) -> Any:
+        return cls.of(examples.TUNED)
+
 
 class ModelList(Paged):
     models: list[Model]
+
+    @classmethod
+    def example(cls) -> Any:
+        models = [Model.of(examples.BASE), Model.of(examples.TUNED)]
+        return cls(models=models, page_no=1, page_size=10, total=len(models))

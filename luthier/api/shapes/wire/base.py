@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
-from pydantic import BaseModel, Field
+from pydantic import Field
+
+from luthier.api import examples
+from luthier.api.shown import Shown
 
 
-class Sent(BaseModel):
+class Sent(Shown):
     """A part of an answer."""
 
 
@@ -25,11 +28,20 @@ class ListPage(Sent, Generic[T]):
     first_id: str | None
     last_id: str | None
 
+    @classmethod
+    def example(cls) -> Any:
+        item = cls.example_of_argument()
+        return cls(data=[item], has_more=False, first_id=item["id"], last_id=item["id"]) if item else None
+
 
 class Deleted(Sent):
     id: str
     object: str
     deleted: Literal[True] = True
+
+    @classmethod
+    def example(cls) -> Any:
+        return cls(id=examples.FILE.id, object="file")
 
 
 class Error(Sent):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from luthier.api import examples
 from luthier.api.received import Received
 from luthier.api.shapes.wire.base import Sent
 from luthier.control.datasets.service import EXPIRES_AFTER_AT_LEAST_SECONDS, EXPIRES_AFTER_AT_MOST_SECONDS, File
@@ -45,6 +46,10 @@ class FileObject(Sent):
                 "expires_at": int(file.expires_at.timestamp()) if file.expires_at else None,
             }
         )
+
+    @classmethod
+    def example(cls) -> Any:
+        return cls.of(examples.FILE)
 
 
 def purpose(asked: str) -> str:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from luthier.api import examples
 from luthier.api.received import Received
 from luthier.api.shapes.wire.base import Sent, unix
 from luthier.chat.examples import Overlength
@@ -240,6 +241,10 @@ class FineTuningJob(Sent):
         }
         return cls.model_validate(fields)
 
+    @classmethod
+    def example(cls) -> Any:
+        return cls.of(examples.JOB)
+
 
 def _method(job: Job, used: dict[str, int | float | str]) -> dict[str, Any]:
     """These families know two objectives; one that they do not know is supervised to them."""
@@ -271,6 +276,10 @@ class FineTuningEvent(Sent):
             }
         )
 
+    @classmethod
+    def example(cls) -> Any:
+        return cls.of(examples.EVENT)
+
 
 class FineTuningCheckpoint(Sent):
     id: str
@@ -291,3 +300,7 @@ class FineTuningCheckpoint(Sent):
             step_number=checkpoint.step,
             metrics={name: value for name, value in checkpoint.metrics.items() if value is not None},
         )
+
+    @classmethod
+    def example(cls) -> Any:
+        return cls.of(examples.CHECKPOINT)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
+from luthier.api import examples
 from luthier.api.received import Received
 from luthier.api.shapes.wire.base import Sent
 from luthier.api.shapes.wire.files import ExpiresAfter, FileObject, purpose
@@ -69,6 +70,10 @@ class UploadObject(Sent):
             }
         )
 
+    @classmethod
+    def example(cls) -> Any:
+        return cls.of(examples.UPLOAD)
+
 
 class UploadPart(Sent):
     id: str
@@ -79,3 +84,7 @@ class UploadPart(Sent):
     @classmethod
     def of(cls, part: Part) -> UploadPart:
         return cls(id=part.id, created_at=int(part.created_at.timestamp()), upload_id=part.upload)
+
+    @classmethod
+    def example(cls) -> Any:
+        return cls.of(examples.PART)

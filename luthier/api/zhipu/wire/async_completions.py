@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from luthier.api import examples
 from luthier.api.kept_errors import kind_named
 from luthier.api.shapes.wire import answers
 from luthier.api.shapes.wire.base import Sent
@@ -27,6 +28,10 @@ class AsyncTask(Sent):
     def of(cls, completion: AsyncCompletion) -> AsyncTask:
         return cls.model_validate(_fields(completion))
 
+    @classmethod
+    def example(cls) -> Any:
+        return cls.of(examples.TAKEN)
+
 
 class AsyncResult(AsyncTask):
     """With `choices` and `usage` when it has succeeded, with `error` when it has failed."""
@@ -36,12 +41,17 @@ class AsyncResult(AsyncTask):
     usage: answers.Usage | None = None
     error: dict[str, Any] | None = None
 
+    @classmethod
+    def example(cls) -> Any:
+        return result(examples.LATER)
+
 
 def result(completion: AsyncCompletion) -> dict[str, Any]:
     """The fields of an AsyncResult; those that do not apply are left out."""
     fields = _fields(completion) | {"created": int(completion.created_at.timestamp())}
     if completion.answers:
-        fields["choices"] = [answers.choice(index, answer) for index, answer in enumerate(completion.answers)]
+        form = completion.calls_functions
+        fields["choices"] = [answers.choice(n, one, calls_functions=form) for n, one in enumerate(completion.answers)]
         fields["usage"] = answers.usage_of(completion.answers)
     if completion.error is not None:
         code = code_of(kind_named(completion.error.code), completion.error.param)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import ConfigDict
 
+from luthier.api import examples
 from luthier.api.shapes.wire import jobs
 from luthier.api.shapes.wire.base import Sent
 from luthier.control.jobs.values import JobRequest
@@ -40,3 +41,7 @@ class DeletedModel(Sent):
     request_id: str
     model_name: str
     delete_status: Literal["deleted"] = "deleted"
+
+    @classmethod
+    def example(cls) -> Any:
+        return cls(request_id=examples.REQUEST_ID, model_name=examples.JOB.model_name)

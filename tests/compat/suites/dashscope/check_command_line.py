@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 import dashscope
+import pytest
 
 
 def test_files_are_uploaded_shown_listed_and_deleted(cli, base: str, data: Path) -> None:
@@ -68,5 +69,31 @@ def test_wrong_use_has_its_exit_code(cli, rows: str) -> None:
     assert "Model.NotExist" in cli("generation", "create", "-m", "none", "-p", "abc", exits=1)
 
 
+EXITS = [
+    ("invalid", 400, 3),
+    ("too-long", 400, 3),
+    ("conflict", 400, 3),
+    ("denied", 403, 2),
+    ("absent", 404, 1),
+    ("too-large", 413, 3),  # by its code, BadRequest.TooLarge
+    ("limited", 429, 4),
+    ("fault", 500, 1),
+    ("unavailable", 503, 1),
+]
+
+
+@pytest.mark.parametrize(("name", "status", "code"), EXITS)
+def test_an_error_has_the_exit_code_of_its_kind(faulty_cli, name: str, status: int, code: int) -> None:
+    said = faulty_cli("models", "get", f"fail-{name}", exits=code)
+    assert f"status_code: {status}, " in said and "request_id: req-" in said
+
+
+@pytest.mark.parametrize("name", ["denied", "invalid", "limited", "fault"])
+def test_calling_a_model_ends_with_1_whatever_is_wrong(faulty_cli, name: str) -> None:
+    for more in ([], ["-s"]):
+        assert "Failed" in faulty_cli("generation", "create", "-m", f"fail-{name}", "-p", "abc", *more, exits=1)
+
+
 def test_the_key_is_who_somebody_is(cli) -> None:
     assert cli("auth", "whoami").strip()
+    assert "Invalid API key" in cli("-k", "wrong.key", "auth", "whoami", exits=2)

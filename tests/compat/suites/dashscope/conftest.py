@@ -76,6 +76,12 @@ def cli(base: str, key: str) -> CommandLine:
 
 
 @pytest.fixture(scope="session")
+def faulty_cli(faulty: str, key: str) -> CommandLine:
+    """Reaches the server that fails as the model's name says."""
+    return CommandLine(faulty, key)
+
+
+@pytest.fixture(scope="session")
 def rows(pointed: None, data: Path) -> str:
     """Id of a file of conversations."""
     return upload(data / "rows.jsonl")

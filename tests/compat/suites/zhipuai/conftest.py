@@ -28,20 +28,6 @@ def faulty(faulty_url: str, key: str):
 
 
 @pytest.fixture(scope="session")
-def ended(client: ZhipuAI, waiting):
-    """Waits for the end of a job, and gives the job."""
-
-    def until_over(job_id: str):
-        def over():
-            job = client.fine_tuning.jobs.retrieve(job_id)
-            return job if job.status in ("succeeded", "failed", "cancelled") else None
-
-        return waiting(over)
-
-    return until_over
-
-
-@pytest.fixture(scope="session")
 def rows(client: ZhipuAI, data):
     return client.files.create(file=(data / "rows.jsonl").open("rb"), purpose="fine-tune")
 
