@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Training jobs on the server.", no_args_is_help=True)
 
 ENDED = ("succeeded", "failed", "cancelled")
+_PAUSED_WITHIN_SECONDS = 120.0  # a trainer has half of that to save where it is
 
 
 @app.command()
@@ -94,7 +95,8 @@ def pause(job_id: str, url: Url = DEFAULT_URL, key: Key = None, json: Json = Fal
     """Stop a job for a while: it saves where it is, and `resume` goes on from there."""
     with connected(url, key) as client:
         job = client.fine_tuning.jobs.pause(job_id)
-        while job.status not in (*ENDED, "paused"):
+        until = time.monotonic() + _PAUSED_WITHIN_SECONDS  # somebody may have resumed it meanwhile
+        while job.status not in (*ENDED, "paused") and time.monotonic() < until:
             time.sleep(0.3)
             job = client.fine_tuning.jobs.retrieve(job_id)
     _tell(job, json)

@@ -58,7 +58,7 @@ class Recent(Generic[K, V]):
                 del self._reading[key]
 
     def _drop_expired(self) -> None:
-        """Keys may be secrets, and values large: none stays because nobody asks for it any more. The oldest stand first."""
+        """Keys may be secrets, and values large: what has had its time goes when the next is kept. The oldest stand first."""
         now = time.monotonic()
         while self._kept and self._kept[first := next(iter(self._kept))][1] <= now:
             del self._kept[first]

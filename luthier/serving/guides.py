@@ -46,14 +46,9 @@ class Guides:
             wanted = [tool for tool in request.tools if tool.name in request.must_call]
             start, rules = "calls", self._calls(wanted, several=request.parallel_tool_calls)
         elif request.json_schema is not None:
-            text = _literals(self._renderer.before_text(), {})
-            start, rules = (
-                "text",
-                [
-                    f"text: {text} schema",
-                    _json("schema", request.json_schema or {"type": "object"}, "response_format"),
-                ],
-            )
+            start, text = "text", _literals(self._renderer.before_text(), {})
+            schema = _json("schema", request.json_schema or {"type": "object"}, "response_format")
+            rules = [f"text: {text} schema", schema]
             if request.tools:
                 start = "text | calls"
                 rules += self._calls(request.tools, several=request.parallel_tool_calls)

@@ -44,7 +44,7 @@ async def create(
 def _named_here(error: InvalidRequest) -> InvalidRequest:
     """Below the edge a parameter has no more than its own name."""
     name = error.param or ""
-    if re.split(r"[.\[]", name)[0] not in Parameters.model_fields:
+    if not isinstance(error, InvalidParameter) or re.split(r"[.\[]", name)[0] not in Parameters.model_fields:
         return error
     return InvalidParameter(f"parameters.{name}", error.message.removeprefix(f"{name}: "), hint=error.hint)
 

@@ -159,7 +159,7 @@ class Catalog:
                 name=name,
                 kind=kind,
                 method=trained.method,
-                artifact_kind=methods.load(trained.method).artifact_kind,
+                artifact_kind=_artifact_kind(trained.method),
                 job_id=trained.job,
                 step=step,
                 base_model=trained.base_model,
@@ -231,3 +231,11 @@ def answers_at_once(method: str) -> bool:
         return methods.load(method).is_shared
     except (InvalidParameter, MissingLibrary):
         return False
+
+
+def _artifact_kind(method: str) -> str:
+    """Of a method that is not installed any more: what no running model takes."""
+    try:
+        return methods.load(method).artifact_kind
+    except (InvalidParameter, MissingLibrary):
+        return "model"

@@ -8,7 +8,7 @@ from luthier.core.errors import InvalidTransition
 
 
 class Status(StrEnum):
-    CHECKING = "checking"  # its files are being read
+    CHECKING = "checking"  # its files are being read, made and counted
     QUEUED = "queued"  # waits for cores
     STARTING = "starting"  # a process was started and has not told anything yet
     RUNNING = "running"  # steps are being taken

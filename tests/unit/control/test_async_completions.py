@@ -7,7 +7,9 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
 
 import pytest
+from sqlalchemy import select
 
+from luthier.control.deployments.tables import ReplicaRow
 from luthier.control.inference import asynchronous
 from luthier.control.inference.asynchronous import AsyncCompletion
 from luthier.control.inference.queries import AsyncCompletionQueries
@@ -111,6 +113,30 @@ async def test_a_model_that_is_being_loaded_is_waited_for(house: House) -> None:
     await until(house, lambda: bool(twin.asked))
     done = await result(house, task)  # after a day nobody waits for it any more
     assert (done.status, done.error and done.error.code) == ("failed", "replica_unavailable")
+
+
+async def test_a_model_that_could_not_be_started_is_tried_again_only_after_a_while(house: House) -> None:
+    inference = house.parts.services.inference
+
+    async def refusal() -> str:
+        with pytest.raises(ReplicaUnavailable) as refused:
+            await inference.check_ready(ADA, "toy")
+        return refused.value.message
+
+    async def starts() -> int:
+        async with house.parts.db.write() as session:
+            rows = list(await session.scalars(select(ReplicaRow)))
+            for row in rows:
+                row.status = "gone"
+        return len(rows)
+
+    assert "is still being loaded" in await refusal()
+    assert await starts() == 1
+    assert "could not be started" in await refusal()
+    assert await starts() == 1
+    house.clock.advance(3600)
+    assert "is still being loaded" in await refusal()
+    assert await starts() == 2
 
 
 async def test_what_cannot_be_answered_fails_with_the_reason(house: House) -> None:

@@ -19,6 +19,7 @@ from luthier.core.pages import PageRequest
 from luthier.executors.base import Handle, Launch
 from luthier.testing import InlineExecutor, InlineProcess
 from luthier.training.events import segment_key
+from luthier.training.methods.base import methods
 from tests.unit.control.conftest import ADA, BOB, House, add
 from tests.unit.control.trainers import Trainer, played, rounds, told, trained_steps, whole
 
@@ -87,6 +88,19 @@ async def test_a_model_that_must_be_deployed_first_is_told_with_that(house: Hous
     named = [message for message in messages if message.startswith(("Checkpoint created", "New fine-tuned model"))]
     assert len(named) >= 2
     assert {message.endswith("; it must be deployed before it answers") for message in named} == {must}
+
+
+async def test_a_job_whose_method_is_not_installed_any_more_ends_all_the_same(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = await house.submit()
+    monkeypatch.setattr(methods, "_loaded", {})
+    monkeypatch.setattr(methods, "_files", list)
+    parts = house.again(InlineExecutor(played(whole)))
+    done = await rounds(parts, ADA, job, *ENDS)
+    assert done.status is Status.SUCCEEDED
+    messages = [event.message for event in await told(parts, ADA, done)]
+    assert sum(message.endswith("; it must be deployed before it answers") for message in messages) >= 2
 
 
 async def test_a_job_tells_its_best_checkpoint_and_what_its_objective_measures(house: House) -> None:

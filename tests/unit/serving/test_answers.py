@@ -12,11 +12,14 @@ import torch
 from jsonschema import Draft202012Validator
 
 from luthier.chat import calls
+from luthier.chat.renderers.base import renderer_for
 from luthier.chat.token_bytes import TokenBytes
 from luthier.chat.tokenizer import Tokenizer
 from luthier.core.errors import InvalidParameter, InvalidRequest, NotOffered
 from luthier.nets.loading import load_model
+from luthier.nets.tokens import Token
 from luthier.serving import guides
+from luthier.serving.answer import AnswerChunks
 from luthier.serving.client import ReplicaClient
 from luthier.serving.protocol import CalledTool, Finish, GenerateRequest, OfferedTool, Sampling, TokenLikelihood, Turn
 from luthier.testing import toy_model
@@ -198,6 +201,20 @@ async def test_other_families_hold_to_calls_and_forms(tmp_path: Path, toy: str) 
         answer = await said(client, json_schema=TOWN, sampling=WILD | {"seed": 1, "logprobs": 0})
         assert json.loads(answer.text)["town"] in ("Rome", "Köln")
         assert b"".join(bytes(one.bytes) for one in answer.logprobs).decode() == answer.text
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_demanded_calls_that_end_with_the_answer_are_all_said(tmp_path: Path, several: bool) -> None:
+    renderer = renderer_for(Tokenizer(toys.toy_glm4(tmp_path)))
+    assert renderer.divider is not None
+    both = [f'weather\n{{"town": "{town}"}}' for town in ("Rome", "Bonn")]
+    first, second = (renderer.tokenizer.encode_document(text) for text in both)
+    asked = GenerateRequest(tools=TOOLS, must_call=["weather"], parallel_tool_calls=several)
+    answer = AnswerChunks(renderer, asked, [])
+    chunks = [chunk for token in (*first, renderer.divider, *second) for chunk in answer.add(Token(token))]
+    chunks += answer.rest()
+    called = [json.loads(call.arguments)["town"] for chunk in chunks for call in chunk.tool_calls]
+    assert (called, "".join(chunk.text for chunk in chunks)) == (["Rome", "Bonn"] if several else ["Rome"], "")
 
 
 async def test_a_family_whose_calls_are_no_json_says_so(tmp_path: Path) -> None:

@@ -181,14 +181,15 @@ def test_parts_of_text_are_a_text(client: Client, whole: str) -> None:
 
 
 def test_a_tool_is_called_and_json_is_json(client: Client) -> None:
-    tools = [{"type": "function", "function": {"name": "t"}}]
-    sent = {"model": "toy", "messages": ".", "tools": tools, "tool_choice": "required", "max_tokens": 100}
+    bounded = {"type": "object", "properties": {"a": {"enum": ["b"]}}, "required": ["a"], "additionalProperties": False}
+    tools = [{"type": "function", "function": {"name": "t", "parameters": bounded}}]
+    sent = {"model": "toy", "messages": ".", "tools": tools, "tool_choice": "required", "parallel_tool_calls": False}
     (call,) = client.chat.completions.create(**sent).choices[0].message.tool_calls
-    assert call.function.name == "t" and isinstance(json.loads(call.function.arguments), dict)
+    assert (call.function.name, json.loads(call.function.arguments)) == ("t", {"a": "b"})
     final = client.chat.completions.create(**sent, stream=True).get_final_message()
     assert [call.function.name for call in final.choices[0].message.tool_calls] == ["t"]
     form = {"type": "json_schema", "json_schema": {"name": "yes", "schema": {"type": "boolean"}}}
-    answer = client.chat.completions.create(model="toy", messages="a", response_format=form, max_tokens=16)
+    answer = client.chat.completions.create(model="toy", messages="a", response_format=form, max_tokens=200)
     assert json.loads(answer.output_text) in (True, False)
 
 
