@@ -158,7 +158,7 @@ class Preparation:
     async def _split(self, who: Principal, job: str, file: File, request: JobRequest, inputs: Inputs) -> Inputs:
         """Keep the share of the rows for validation: at least one, and at most as many as were asked for."""
         made = await self._made_before(who, file, job, "split")
-        if not made:
+        if len(made) < 2:  # none was made, or one of the two was deleted since
             assert file.report is not None and request.validation_share is not None
             rows = file.report.rows
             wanted = min(max(round(rows * request.validation_share), 1), rows - 1)

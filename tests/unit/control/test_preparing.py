@@ -353,6 +353,21 @@ async def test_what_was_made_before_a_crash_is_found_again(house: House, asked: 
     assert sorted(made) == (["joined", "training", "validation"] if asked else ["joined"])
 
 
+async def test_rows_are_split_anew_where_half_of_an_earlier_try_was_deleted(house: House) -> None:
+    job = await on_files(house, toy_rows(12), validation_share=0.25)
+    async with house.parts.db.read() as session:
+        before = (await session.get_one(JobRow, job.id)).inputs
+    await house.parts.preparer.once()
+    datasets = house.parts.services.datasets
+    made = await datasets.children(ADA, job.request.training_files[0])
+    await datasets.delete(ADA, made[0].id)
+    async with house.parts.db.write() as session:  # as if it had died before it wrote down what it had made
+        (await session.get_one(JobRow, job.id)).inputs = before
+    done = await ready(house, await house.jobs.get(ADA, job.id))
+    assert done.spec is not None and done.spec.validation is not None
+    assert (done.spec.training.rows, done.spec.validation.rows) == (9, 3)
+
+
 async def test_a_job_waits_for_a_file_that_is_read_once_more_before_it_is_joined(house: House) -> None:
     job = await on_files(house, toy_rows(6), toy_rows(6, seed=1))
     async with house.parts.db.write() as session:  # as a newer version of ours has it done
