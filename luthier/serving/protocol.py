@@ -89,6 +89,7 @@ class GenerateRequest(Wire):
         default=None, description="The answer is JSON of this schema; {} is any JSON object."
     )
     sampling: Sampling = Sampling()
+    scope: str = Field(default="", description="Whose it is: cached work is shared within a scope alone.")
 
 
 class HealthRequest(Wire):

@@ -19,7 +19,7 @@ from luthier.core import logs
 from luthier.core.errors import InvalidParameter, InvalidRequest, LuthierError, NotFound
 from luthier.nets.tokens import Guide
 from luthier.serving.answer import AnswerChunks
-from luthier.serving.backends.base import AdapterUnreadable, Backend, backends
+from luthier.serving.backends.base import AdapterUnreadable, Asked, Backend, backends
 from luthier.serving.checks import check
 from luthier.serving.engine import Engine
 from luthier.serving.guides import Guides
@@ -58,6 +58,7 @@ async def serve(spec: ReplicaSpec, storage: Storage) -> None:
     engine = Engine()
     renderer = renderer_for(Tokenizer(storage.folder(spec.weights)))
     backend = await engine.call(lambda: backends.load(spec.backend).open(spec, storage))
+    engine.serve(backend)
     replica = Replica(spec, storage, engine, backend, renderer)
     await replica.warm_up()
     server = await asyncio.start_unix_server(
@@ -93,10 +94,9 @@ class Replica:
     async def warm_up(self) -> None:
         """Make one real token."""
         prompt = self._renderer.prompt(Conversation((Message("user", "Hello"),)))
-        steps = self._backend.generate(
-            prompt, adapter=None, sampling=Sampling(temperature=0, max_tokens=1), stops=self._renderer.stops
-        )
-        await self._engine.call(lambda: list(steps))
+        asked = Asked(prompt, Sampling(temperature=0, max_tokens=1), self._renderer.stops)
+        async for _ in self._engine.answer(asked):
+            pass
 
     async def drain(self, seconds: float) -> None:
         """Let running answers end, for so long at most, then cancel them."""
@@ -172,15 +172,18 @@ class Replica:
         stops = self._renderer.stops.union(request.sampling.stop_tokens)
         is_stopped, count = False, 0
         async with self._residency.hold(request.adapter) as adapter:
-            steps = self._backend.generate(prompt, adapter=adapter, sampling=request.sampling, stops=stops, guide=guide)
-            async with aclosing(self._engine.stream(steps)) as tokens:
-                async for token in tokens:
-                    count += 1
-                    if is_stopped := token.id in stops:
-                        break
-                    for chunk in answer.add(token):
-                        await send(chunk)
-                    if is_stopped := answer.is_stopped:
+            asked = Asked(prompt, request.sampling, stops, adapter, guide, scope=request.scope)
+            async with aclosing(self._engine.answer(asked)) as made:
+                async for tokens in made:
+                    for token in tokens:
+                        count += 1
+                        if is_stopped := token.id in stops:
+                            break
+                        for chunk in answer.add(token):
+                            await send(chunk)
+                        if is_stopped := answer.is_stopped:
+                            break
+                    if is_stopped:
                         break
         for chunk in answer.rest():
             await send(chunk)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,8 @@ from luthier.chat.renderers.base import Renderer, renderer_for
 from luthier.chat.tokenizer import Tokenizer
 from luthier.core.errors import InternalError, NotOffered
 from luthier.nets.loading import weights_sha256
-from luthier.serving.backends.base import AdapterUnreadable, Backend, backends
+from luthier.nets.tokens import Guide, Token
+from luthier.serving.backends.base import AdapterUnreadable, Asked, Backend, backends
 from luthier.serving.protocol import AdapterRef, Sampling
 from luthier.serving.spec import ReplicaSpec
 from luthier.storage import Storage
@@ -36,12 +38,39 @@ class House:
         )  # fmt: skip
         self.backend: Backend = backends.load(backend).open(spec, self.storage)
 
-    def steps(self, said: str = "hello", adapter: str | None = None, sampling: Sampling = GREEDY):
-        prompt = self.renderer.prompt(Conversation((Message("user", said),)))
-        return self.backend.generate(prompt, adapter=adapter, sampling=sampling, stops=self.renderer.stops)
+    def asked(
+        self,
+        said: str = "hello",
+        adapter: str | None = None,
+        sampling: Sampling = GREEDY,
+        prompt: list[int] | None = None,
+        stops: Collection[int] | None = None,
+        guide: Guide | None = None,
+    ) -> Asked:
+        prompt = prompt or self.renderer.prompt(Conversation((Message("user", said),)))
+        return Asked(prompt, sampling, self.renderer.stops if stops is None else stops, adapter, guide)
 
-    def ids(self, said: str = "hello", adapter: str | None = None, sampling: Sampling = GREEDY) -> list[int]:
-        return [token.id for token in self.steps(said, adapter, sampling)]
+    def tokens(self, *asked: Asked) -> list[list[Token]]:
+        """The answers, made beside each other; raises the first error that ends one."""
+        for one in asked:
+            self.backend.begin(one)
+        return self.rest(*asked)
+
+    def rest(self, *asked: Asked) -> list[list[Token]]:
+        made: dict[Asked, list[Token]] = {one: [] for one in asked}
+        running = set(asked)
+        while running:
+            for said in self.backend.step():
+                if said.error is not None:
+                    raise said.error
+                if said.token is not None:
+                    made[said.asked].append(said.token)
+                if said.is_last:
+                    running.discard(said.asked)
+        return list(made.values())
+
+    def ids(self, *given: Any, **named: Any) -> list[int]:
+        return [token.id for token in self.tokens(self.asked(*given, **named))[0]]
 
 
 @pytest.fixture(scope="module", params=backends.names())
@@ -63,26 +92,37 @@ def test_the_same_request_gives_the_same_tokens(house: House) -> None:
     assert house.ids(sampling=sampling) == house.ids(sampling=sampling) != []
 
 
+def test_a_seed_repeats_whatever_runs_beside_it(house: House) -> None:
+    sampling = Sampling(temperature=1.3, seed=5, max_tokens=20)
+    again, _ = house.tokens(house.asked(sampling=sampling), house.asked("other", sampling=Sampling(max_tokens=20)))
+    assert [token.id for token in again] == house.ids(sampling=sampling)
+
+
 def test_an_answer_is_as_long_as_asked_at_most(house: House) -> None:
     assert len(house.ids(sampling=Sampling(temperature=0, max_tokens=2))) == 2
 
 
 def test_a_stop_ends_an_answer_and_is_its_last_token(house: House) -> None:
     free = house.ids()
-    prompt = house.renderer.prompt(Conversation((Message("user", "hello"),)))
-    stopped = house.backend.generate(prompt, adapter=None, sampling=GREEDY, stops={free[2]})
-    assert [token.id for token in stopped] == free[: free.index(free[2]) + 1]
+    assert house.ids(stops={free[2]}) == free[: free.index(free[2]) + 1]
 
 
-def test_adapters_that_take_turns_do_not_mix(house: House, adapters: list[str]) -> None:
+def test_adapters_in_one_batch_do_not_mix(house: House, adapters: list[str]) -> None:
     asked = [None, *adapters]
     alone = [house.ids(adapter=adapter) for adapter in asked]
-    together = [house.steps(adapter=adapter) for adapter in asked]
-    mixed: list[list[int]] = [[] for _ in asked]
-    for _ in range(21):
-        for steps, tokens in zip(together, mixed, strict=True):
-            tokens.extend(token.id for token in [next(steps, None)] if token is not None)
-    assert mixed == alone
+    together = house.tokens(*(house.asked(adapter=adapter) for adapter in asked))
+    assert [[token.id for token in tokens] for tokens in together] == alone
+
+
+def test_one_who_comes_later_joins_the_next_step(house: House) -> None:
+    first, later = house.asked(), house.asked("later")
+    house.backend.begin(first)
+    while not any(said.token for said in house.backend.step()):
+        pass
+    house.backend.begin(later)
+    said = [one for _ in range(2) for one in house.backend.step()]
+    assert {one.asked for one in said if one.token} == {first, later}
+    house.rest(first, later)
 
 
 def test_an_adapter_leaves_no_trace(house: House) -> None:
@@ -95,13 +135,15 @@ def test_an_adapter_leaves_no_trace(house: House) -> None:
 
 def test_what_is_not_loaded_is_not_answered_by_something_else(house: House) -> None:
     with pytest.raises(InternalError, match="ckpt-1"):
-        next(house.steps(adapter="ckpt-1"))
+        house.ids(adapter="ckpt-1")
     house.backend.load_adapter(house.refs[0])
-    steps = house.steps(adapter="ckpt-1")
-    next(steps)
+    asked = house.asked(adapter="ckpt-1")
+    house.backend.begin(asked)
+    house.backend.step()
     house.backend.unload_adapter("ckpt-1")
     with pytest.raises(InternalError, match="ckpt-1"):
-        next(steps)
+        house.rest(asked)
+    assert house.backend.is_idle
 
 
 @pytest.mark.parametrize(
@@ -115,17 +157,20 @@ def test_altered_or_absent_files_are_refused(house: House, change: dict[str, str
     house.backend.unload_adapter("ckpt-1")
 
 
-def test_a_half_read_answer_may_be_dropped(house: House, adapters: list[str]) -> None:
+def test_a_cancelled_answer_is_gone_and_may_be_cancelled_again(house: House, adapters: list[str]) -> None:
     expected = house.ids(adapter=adapters[0])
-    dropped: Callable[[], None] = house.steps(adapter=adapters[1])
-    next(dropped)
-    dropped.close()
+    dropped = house.asked(adapter=adapters[1])
+    house.backend.begin(dropped)
+    house.backend.step()
+    house.backend.cancel(dropped)
+    house.backend.cancel(dropped)
+    assert house.backend.is_idle
     assert house.ids(adapter=adapters[0]) == expected
 
 
 @pytest.mark.parametrize("count", [None, 0, 2])
 def test_log_probabilities_are_told_where_they_are_asked_for(house: House, count: int | None) -> None:
-    for token in house.steps(sampling=Sampling(temperature=0, max_tokens=3, logprobs=count)):
+    for token in house.tokens(house.asked(sampling=Sampling(temperature=0, max_tokens=3, logprobs=count)))[0]:
         assert (token.logprob is None) == (count is None)
         assert len(token.likeliest) <= (count or 0)
         assert count != 2 or token.likeliest[0] == (token.id, token.logprob)  # greedy takes the likeliest
@@ -146,17 +191,14 @@ class Only:
 
 
 def test_a_guide_is_followed_or_refused(house: House) -> None:
-    guide, prompt = Only(7), house.renderer.prompt(Conversation((Message("user", "hello"),)))
-    steps = house.backend.generate(
-        prompt, adapter=None, sampling=Sampling(max_tokens=3), stops=house.renderer.stops, guide=guide
-    )
+    guide = Only(7)
     try:
-        assert [token.id for token in steps] == [7, 7, 7] == guide.taken
+        assert house.ids(sampling=Sampling(max_tokens=3), guide=guide) == [7, 7, 7] == guide.taken
     except NotOffered:
         assert guide.taken == []
+    assert house.backend.is_idle
 
 
 def test_a_prompt_that_is_no_conversation_is_answered(house: House) -> None:
     for prompt in ([5], [5, 6, 7] * 9):
-        steps = house.backend.generate(prompt, adapter=None, sampling=GREEDY, stops=house.renderer.stops)
-        assert [token.id for token in steps] != []
+        assert house.ids(prompt=prompt) != []

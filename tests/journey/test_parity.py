@@ -62,6 +62,7 @@ def row_of_trainer(folder: Path, conversation: Conversation) -> tuple[list[int],
 async def prompt_of_replica(folder: Path, conversation: Conversation) -> list[int]:
     """Ask a replica whose backend notes what it is to go on from."""
     from luthier.serving.engine import Engine
+    from luthier.serving.one_by_one import OneByOne
     from luthier.serving.protocol import GenerateRequest, Turn
     from luthier.serving.replica import Replica
     from luthier.serving.spec import ReplicaSpec
@@ -69,9 +70,17 @@ async def prompt_of_replica(folder: Path, conversation: Conversation) -> list[in
 
     seen: list[list[int]] = []
 
-    class Noting:
-        def generate(self, prompt, **_):
-            seen.append(prompt)
+    class Noting(OneByOne):
+        @classmethod
+        def open(cls, spec, storage):
+            return cls()
+
+        def load_adapter(self, ref): ...
+
+        def unload_adapter(self, adapter): ...
+
+        def generate(self, asked):
+            seen.append(asked.prompt)
             return iter(())
 
     spec = ReplicaSpec(
@@ -86,7 +95,9 @@ async def prompt_of_replica(folder: Path, conversation: Conversation) -> list[in
     )
     engine = Engine()
     try:
-        replica = Replica(spec, Storage("memory://"), engine, Noting(), renderer_for(Tokenizer(folder)))  # type: ignore[arg-type]
+        backend = Noting()
+        engine.serve(backend)
+        replica = Replica(spec, Storage("memory://"), engine, backend, renderer_for(Tokenizer(folder)))
         turns = [Turn(role=message.role, content=message.content) for message in conversation.messages]
 
         async def ignore(_) -> None: ...

@@ -67,8 +67,8 @@ class Inference:
         _check_count(request)
         model = await self.catalog.resolve(who, request.model)
         if request.n == 1:
-            return (await self._begun(model, request, 0)).deltas()
-        answers = [asyncio.create_task(self._begun(model, request, choice)) for choice in range(request.n)]
+            return (await self._begun(who, model, request, 0)).deltas()
+        answers = [asyncio.create_task(self._begun(who, model, request, choice)) for choice in range(request.n)]
         try:
             await asyncio.gather(*answers)
         except BaseException:  # the caller went away, or the request was refused
@@ -80,10 +80,10 @@ class Inference:
             raise
         return _merged([answer.result() for answer in answers])
 
-    async def _begun(self, model: Servable, request: CompletionRequest, choice: int) -> _Begun:
+    async def _begun(self, who: Principal, model: Servable, request: CompletionRequest, choice: int) -> _Begun:
         for last_try in (False, True):
             route = await self.routing.choose(model)
-            answer = route.replica.generate(_asked(request, route.adapter, choice))
+            answer = route.replica.generate(_asked(who, request, route.adapter, choice))
             try:
                 return _Begun(choice, await anext(answer), answer)
             except ReplicaUnavailable:
@@ -145,7 +145,7 @@ async def _merged(answers: list[_Begun]) -> AsyncGenerator[Delta, None]:
             await answer.rest.aclose()
 
 
-def _asked(request: CompletionRequest, adapter: AdapterRef | None, choice: int) -> GenerateRequest:
+def _asked(who: Principal, request: CompletionRequest, adapter: AdapterRef | None, choice: int) -> GenerateRequest:
     sampling = request.sampling
     if choice and sampling.seed is not None:
         sampling = sampling.model_copy(update={"seed": sampling.seed + choice})
@@ -158,6 +158,7 @@ def _asked(request: CompletionRequest, adapter: AdapterRef | None, choice: int) 
         parallel_tool_calls=request.parallel_tool_calls,
         json_schema=request.json_schema,
         sampling=sampling,
+        scope=who.project,
     )
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from luthier.core.errors import InternalError, NotFound
 from luthier.core.registry import Registry
@@ -23,8 +24,36 @@ class AdapterUnreadable(InternalError):
     code = "adapter_unreadable"
 
 
+@dataclass(eq=False)
+class Asked:
+    """One answer to be made: what `begin` is given, and by which `step` and `cancel` know the answer.
+
+    `adapter` is the id of a loaded one, None the base model itself. A token of `stops` ends the answer and is its last;
+    `sampling.stop` and `sampling.stop_tokens` are not looked at. The guide is this answer's own. Work that was done for an
+    answer of another `scope`, another project's for instance, is never used for this one.
+    """
+
+    prompt: list[int]
+    sampling: Sampling
+    stops: Collection[int]
+    adapter: str | None = None
+    guide: Guide | None = None
+    scope: str = ""
+    cached_tokens: int = 0
+    """How many of the prompt's tokens needed no work; the backend writes it before the first token."""
+
+
+class Said(NamedTuple):
+    """What a step made for one answer: a token, the answer's end, both at once, or the error that ended it."""
+
+    asked: Asked
+    token: Token | None = None
+    error: Exception | None = None
+    is_last: bool = False
+
+
 class Backend(ABC):
-    """One base model, open. Its methods, and the steps of what `generate` returns, are called one at a time."""
+    """One base model, open. All of it is called from one thread."""
 
     @classmethod
     @abstractmethod
@@ -37,28 +66,36 @@ class Backend(ABC):
 
     @abstractmethod
     def unload_adapter(self, adapter: str) -> None:
-        """Take an adapter off the device; no stream that uses it may take another step."""
+        """Take an adapter off the device; an answer that uses it gets no further token but an error."""
 
     @abstractmethod
-    def generate(
-        self,
-        prompt: list[int],
-        *,
-        adapter: str | None,
-        sampling: Sampling,
-        stops: Collection[int],
-        guide: Guide | None = None,
-    ) -> Iterator[Token]:
-        """Yield the answer's tokens, each made when it is asked for; steps of several answers may alternate.
+    def begin(self, asked: Asked) -> None:
+        """Take an answer in, to be made by the steps that follow, beside those that are being made.
 
-        `adapter` is the id of a loaded one, None the base model itself. A token of `stops` ends the answer and is
-        yielded; an answer that ends without one has reached `max_tokens` or the end of the context. `sampling.stop` and
-        `sampling.stop_tokens` are not looked at here. Tokens tell their log-probabilities where `sampling.logprobs` asks
-        for them. Nothing comes that the guide, which is this answer's own, does not allow.
-
-        Raises ContextTooLong at the first step when the prompt leaves no room, and NotOffered for a guide where the
-        backend cannot follow one.
+        Raises ContextTooLong when the prompt leaves no room for a token, NotOffered for what the backend cannot do, and
+        NoCapacity when it could never hold that answer; then the answer is not taken in.
         """
+
+    @abstractmethod
+    def step(self) -> Sequence[Said]:
+        """Go on with all answers: at most a token more for each. It may be that none has one yet.
+
+        An answer has ended with what `is_last` says or with its error: after a token of its stops, after `max_tokens`, or
+        where the context is full. Tokens tell their log-probabilities where `sampling.logprobs` asks for them, and nothing
+        comes that a guide does not allow. What fails for one answer leaves the others alone; what is raised ends them all.
+        """
+
+    @abstractmethod
+    def cancel(self, asked: Asked) -> None:
+        """Drop an answer and what it holds. Nothing happens for one that has ended or is not known."""
+
+    @property
+    @abstractmethod
+    def is_idle(self) -> bool:
+        """Whether no answer is being made."""
+
+    def close(self) -> None:  # noqa: B027 (most have nothing to let go of)
+        """Let go of what the process would not free by ending."""
 
 
 def adapter_folder(storage: Storage, ref: AdapterRef) -> Path:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from luthier.core.errors import InternalError
-from luthier.nets.tokens import Guide, Token
-from luthier.serving.backends.base import AdapterUnreadable, Backend, adapter_folder
-from luthier.serving.protocol import AdapterRef, Sampling
+from luthier.nets.tokens import Token
+from luthier.serving.backends.base import AdapterUnreadable, Asked, adapter_folder
+from luthier.serving.one_by_one import OneByOne
+from luthier.serving.protocol import AdapterRef
 from luthier.serving.spec import ReplicaSpec
 from luthier.storage import Storage
 
@@ -26,8 +27,9 @@ _PLAIN = {"peft_type": "LORA", "bias": "none", "modules_to_save": None, "trainab
 """What of an adapter's settings must be so: only then does it change nothing but what it adds."""
 
 
-class Builtin(Backend):
+class Builtin(OneByOne):
     def __init__(self, model: PreTrainedModel, storage: Storage) -> None:
+        super().__init__()
         self._model = model
         self._storage = storage
         self._layers: list[LoraLayer] = []  # the model's layers that hold adapters
@@ -56,23 +58,16 @@ class Builtin(Backend):
         self._adapters.remove(adapter)
         self._remove(adapter)
 
-    def generate(
-        self,
-        prompt: list[int],
-        *,
-        adapter: str | None,
-        sampling: Sampling,
-        stops: Collection[int],
-        guide: Guide | None = None,
-    ) -> Iterator[Token]:
+    def generate(self, asked: Asked) -> Iterator[Token]:
         from luthier.nets.generate import Sampler, decode
 
+        sampling = asked.sampling
         sampler = Sampler(
-            **sampling.model_dump(exclude={"max_tokens", "stop", "stop_tokens"}), prompt=prompt, guide=guide
+            **sampling.model_dump(exclude={"max_tokens", "stop", "stop_tokens"}), prompt=asked.prompt, guide=asked.guide
         )
-        steps = decode(self._model, prompt, sampler, stops=stops, max_tokens=sampling.max_tokens)
+        steps = decode(self._model, asked.prompt, sampler, stops=asked.stops, max_tokens=sampling.max_tokens)
         while True:
-            self._activate(adapter)  # before every step: another answer may have had the last one
+            self._activate(asked.adapter)  # before every step: another answer may have had the last one
             if (token := next(steps, None)) is None:
                 return
             yield token

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from itertools import takewhile
 
 from luthier.chat.messages import Conversation, Message
 from luthier.chat.renderers.base import Renderer, renderer_for
 from luthier.chat.tokenizer import Tokenizer
 from luthier.core.errors import InternalError, NotOffered
-from luthier.nets.tokens import Guide, Token
-from luthier.serving.backends.base import Backend, adapter_folder
-from luthier.serving.protocol import AdapterRef, Sampling
+from luthier.nets.tokens import Token
+from luthier.serving.backends.base import Asked, adapter_folder
+from luthier.serving.one_by_one import OneByOne
+from luthier.serving.protocol import AdapterRef
 from luthier.serving.spec import ReplicaSpec
 from luthier.storage import Storage
 
 
-class Echo(Backend):
+class Echo(OneByOne):
     """Adapters are checked and remembered; they change nothing in what is said."""
 
     def __init__(self, renderer: Renderer, storage: Storage) -> None:
+        super().__init__()
         self._storage = storage
         self._adapters: set[str] = set()
         self._before, self._after = _frame(renderer)
@@ -36,27 +38,20 @@ class Echo(Backend):
     def unload_adapter(self, adapter: str) -> None:
         self._adapters.remove(adapter)
 
-    def generate(
-        self,
-        prompt: list[int],
-        *,
-        adapter: str | None,
-        sampling: Sampling,
-        stops: Collection[int],
-        guide: Guide | None = None,
-    ) -> Iterator[Token]:
+    def generate(self, asked: Asked) -> Iterator[Token]:
         """A prompt that is no conversation is said back as a whole. Every token is as certain as can be."""
-        if guide is not None:
+        if asked.guide is not None:
             raise NotOffered("This replica only says back what it hears: it can follow no schema and call no tool.")
+        prompt, count = asked.prompt, asked.sampling.logprobs
         width, end = len(self._before), len(prompt) - len(self._after)
         starts = (n for n in range(end, width - 1, -1) if prompt[n - width : n] == self._before)
         start = next(starts, None) if prompt[end:] == self._after else None
         said = prompt if start is None else prompt[start:end]
-        for token in [*said, self._stop][: sampling.max_tokens]:
-            if adapter is not None and adapter not in self._adapters:
-                raise InternalError(f"Adapter {adapter} is not loaded.")
-            yield Token(token) if sampling.logprobs is None else Token(token, 0.0, ((token, 0.0),)[: sampling.logprobs])
-            if token in stops:
+        for token in [*said, self._stop][: asked.sampling.max_tokens]:
+            if asked.adapter is not None and asked.adapter not in self._adapters:
+                raise InternalError(f"Adapter {asked.adapter} is not loaded.")
+            yield Token(token) if count is None else Token(token, 0.0, ((token, 0.0),)[:count])
+            if token in asked.stops:
                 return
 
 

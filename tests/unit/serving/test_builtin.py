@@ -14,7 +14,6 @@ from luthier.core.errors import InvalidRequest
 from luthier.nets.loading import weights_sha256
 from luthier.serving.backends.base import AdapterUnreadable
 from luthier.serving.backends.builtin import Builtin
-from luthier.serving.protocol import Sampling
 from luthier.serving.spec import ReplicaSpec
 from luthier.storage import Storage, digest
 from luthier.testing import toy_model
@@ -136,11 +135,3 @@ def test_pickled_weights_are_not_read(backend: Builtin, folder: Path) -> None:
 def test_other_base_weights_are_refused(folder: Path) -> None:
     with pytest.raises(InvalidRequest, match="not the ones"):
         Builtin.open(spec(weights_sha256="0" * 64), Storage(folder.as_uri()))
-
-
-def test_a_seed_repeats_whatever_runs_beside_it(backend: Builtin) -> None:
-    sampling = Sampling(temperature=1.3, seed=5, max_tokens=20)
-    alone = list(backend.generate(PROMPT, adapter=None, sampling=sampling, stops=()))
-    again = backend.generate(PROMPT, adapter=None, sampling=sampling, stops=())
-    other = backend.generate(PROMPT, adapter=None, sampling=Sampling(max_tokens=20), stops=())
-    assert [one for one, _ in zip(again, other, strict=True)] == alone

@@ -1,4 +1,4 @@
-"""Streams take turns in one thread, and do not disturb each other."""
+"""Answers are made beside each other in one thread, and do not disturb each other."""
 
 from __future__ import annotations
 
@@ -12,7 +12,45 @@ from contextlib import aclosing
 
 import pytest
 
+from luthier.nets.tokens import Token
+from luthier.serving.backends.base import Asked
 from luthier.serving.engine import Engine
+from luthier.serving.one_by_one import OneByOne
+from luthier.serving.protocol import AdapterRef, Sampling
+
+
+class Counting(OneByOne):
+    """Counts up to the first number of the prompt; the second is the number at which it breaks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[int] = []
+        self.closed = threading.Event()
+        self.pause = 0.0
+
+    @classmethod
+    def open(cls, spec: object, storage: object) -> Counting:
+        return cls()
+
+    def load_adapter(self, ref: AdapterRef) -> None: ...
+
+    def unload_adapter(self, adapter: str) -> None: ...
+
+    def generate(self, asked: Asked) -> Iterator[Token]:
+        end, breaks = asked.prompt
+        try:
+            for n in range(end):
+                if n == breaks:
+                    raise ValueError("broken")
+                time.sleep(self.pause)
+                self.made.append(end)
+                yield Token(n)
+        finally:
+            self.closed.set()
+
+
+def asking(end: int, breaks: int = -1) -> Asked:
+    return Asked([end, breaks], Sampling(), ())
 
 
 @pytest.fixture
@@ -22,58 +60,60 @@ async def engine() -> AsyncIterator[Engine]:
     engine.close()
 
 
-async def test_streams_advance_together(engine: Engine) -> None:
-    made: list[str] = []
-
-    def steps(name: str) -> Iterator[int]:
-        for n in range(4):
-            time.sleep(0.01)
-            made.append(name)
-            yield n
-
-    async def all_of(name: str) -> list[int]:
-        return [n async for n in engine.stream(steps(name))]
-
-    assert await asyncio.gather(all_of("a"), all_of("b")) == [[0, 1, 2, 3]] * 2
-    assert "".join(made) in ("abababab", "aabababb")  # the first may take a step before the second has come
+@pytest.fixture
+def backend(engine: Engine) -> Counting:
+    backend = Counting()
+    engine.serve(backend)
+    return backend
 
 
-async def test_all_steps_are_made_in_the_engines_thread(engine: Engine) -> None:
+async def read(engine: Engine, asked: Asked) -> list[int]:
+    return [token.id async for tokens in engine.answer(asked) for token in tokens]
+
+
+async def test_answers_advance_together(engine: Engine, backend: Counting) -> None:
+    backend.pause = 0.01
+    assert await asyncio.gather(read(engine, asking(4)), read(engine, asking(5))) == [[*range(4)], [*range(5)]]
+    assert backend.made in ([4, 5] * 4 + [5], [4, 4, 5, 4, 5, 4, 5, 5, 5])  # the first may have been a step ahead
+
+
+async def test_all_is_called_in_the_engines_thread(engine: Engine) -> None:
     assert await engine.call(lambda: threading.current_thread().name) == "engine"
 
 
-async def test_an_exception_is_that_of_its_own_stream(engine: Engine) -> None:
-    def broken() -> Iterator[int]:
-        yield 1
-        raise ValueError("broken")
-
-    async def read(steps: Iterator[int]) -> list[int]:
-        return [n async for n in engine.stream(steps)]
-
-    failed, well = await asyncio.gather(read(broken()), read(iter(range(50))), return_exceptions=True)
+async def test_an_exception_is_that_of_its_own_answer(engine: Engine, backend: Counting) -> None:
+    failed, well = await asyncio.gather(
+        read(engine, asking(5, breaks=1)), read(engine, asking(50)), return_exceptions=True
+    )
     assert isinstance(failed, ValueError)
     assert well == list(range(50))
 
 
-async def test_a_closed_stream_takes_no_further_step_and_is_closed(engine: Engine) -> None:
-    taken, closed = [], threading.Event()
+async def test_a_step_that_fails_ends_all_answers_and_the_next_is_answered(engine: Engine, backend: Counting) -> None:
+    step, left = backend.step, [3]
 
-    def endless() -> Iterator[int]:
-        try:
-            while True:
-                time.sleep(0.005)
-                taken.append(1)
-                yield len(taken)
-        finally:
-            closed.set()
+    def broken() -> object:
+        left[0] -= 1
+        if not left[0]:
+            raise MemoryError("full")
+        return step()
 
-    async with aclosing(engine.stream(endless())) as stream:
-        async for n in stream:
-            if n == 3:
+    backend.step = broken  # type: ignore[method-assign]
+    found = await asyncio.gather(read(engine, asking(90)), read(engine, asking(91)), return_exceptions=True)
+    assert [type(one) for one in found] == [MemoryError, MemoryError]
+    assert await read(engine, asking(3)) == [0, 1, 2]
+
+
+async def test_a_closed_answer_takes_no_further_step(engine: Engine, backend: Counting) -> None:
+    backend.pause = 0.005
+    async with aclosing(engine.answer(asking(10**9))) as answer:
+        async for tokens in answer:
+            if tokens[-1].id >= 3:
                 break
-    so_far = len(taken)
-    assert await asyncio.to_thread(closed.wait, 5)
-    assert len(taken) <= so_far + 1
+    assert await asyncio.to_thread(backend.closed.wait, 5)
+    so_far = len(backend.made)
+    assert await read(engine, asking(1)) == [0]
+    assert len(backend.made) == so_far + 1
 
 
 async def test_a_call_raises_what_its_function_raises(engine: Engine) -> None:
@@ -82,22 +122,18 @@ async def test_a_call_raises_what_its_function_raises(engine: Engine) -> None:
     assert await engine.call(lambda: 2) == 2
 
 
-async def test_a_signal_is_heard_however_much_was_made_while_the_loop_was_busy(engine: Engine) -> None:
-    loop, asked, made = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
-
-    def burst() -> Iterator[int]:
-        yield from range(2000)  # a pipe that wakes a loop holds some hundreds of calls
-        made.set()
-
+async def test_a_signal_is_heard_however_much_was_made_while_the_loop_was_busy(
+    engine: Engine, backend: Counting
+) -> None:
+    loop, asked = asyncio.get_running_loop(), asyncio.Event()
     loop.add_signal_handler(signal.SIGUSR1, asked.set)
     try:
-        async with aclosing(engine.stream(burst())) as numbers:
-            first = asyncio.ensure_future(anext(numbers))
-            await asyncio.sleep(0)
-            assert made.wait(30)  # the loop is busy
-            os.kill(os.getpid(), signal.SIGUSR1)
-            async with asyncio.timeout(5):
-                await asked.wait()
-            assert [await first, *[number async for number in numbers]] == list(range(2000))
+        answers = [asyncio.ensure_future(read(engine, asking(2000))) for _ in range(2)]
+        await asyncio.sleep(0)
+        assert backend.closed.wait(30)  # the loop is busy; a pipe that wakes it holds some hundreds of calls
+        os.kill(os.getpid(), signal.SIGUSR1)
+        async with asyncio.timeout(5):
+            await asked.wait()
+        assert await asyncio.gather(*answers) == [list(range(2000))] * 2
     finally:
         loop.remove_signal_handler(signal.SIGUSR1)

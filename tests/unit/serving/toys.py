@@ -58,6 +58,7 @@ async def toy_replica(folder: Path, *, backend: str = "builtin") -> AsyncIterato
     )  # fmt: skip
     engine, renderer = Engine(), renderer_for(Tokenizer(model))
     made = await engine.call(lambda: backends.load(backend).open(spec, storage))
+    engine.serve(made)
     replica = Replica(spec, storage, engine, made, renderer)
     socket = folder / f"s-{backend}"
     async with await asyncio.start_unix_server(replica.answer, socket, limit=2**25):
