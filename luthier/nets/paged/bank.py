@@ -1,0 +1,87 @@
+"""LoRA adapters of one model, side by side in places: every token may use another one.
+
+Shapes: N tokens, I inputs, O outputs of a layer, P places, R the largest rank, r an adapter's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, eq=False)
+class Thin:
+    """What an adapter adds to one layer: `b_Or @ a_rI`, its scale in `b_Or`; DoRA's factor of every output."""
+
+    a_rI: Tensor
+    b_Or: Tensor
+    factor_O: Tensor | None = None
+
+
+class Places:
+    """The adapters of one linear layer, zeros where there is none; `factor_PO` is there once one of them is a DoRA."""
+
+    def __init__(self, layer: nn.Linear, places: int) -> None:
+        self.layer = layer
+        weight = layer.weight
+        self.a_PRI = weight.new_zeros(places, 0, layer.in_features)
+        self.b_POR = weight.new_zeros(places, layer.out_features, 0)
+        self.factor_PO: Tensor | None = None
+
+    @property
+    def rank(self) -> int:
+        return self.a_PRI.shape[1]
+
+    def put(self, place: int, thin: Thin | None) -> None:
+        """Write an adapter to a place, or zeros."""
+        self.a_PRI[place] = 0
+        self.b_POR[place] = 0
+        if self.factor_PO is not None:
+            self.factor_PO[place] = 1
+        if thin is None:
+            return
+        rank = len(thin.a_rI)
+        self._widen(rank)
+        self.a_PRI[place, :rank] = thin.a_rI.to(self.a_PRI)
+        self.b_POR[place, :, :rank] = thin.b_Or.to(self.b_POR)
+        if thin.factor_O is not None:
+            if self.factor_PO is None:
+                self.factor_PO = self.b_POR.new_ones(self.b_POR.shape[:2])
+            self.factor_PO[place] = thin.factor_O.to(self.b_POR)
+
+    def _widen(self, rank: int) -> None:
+        """Make room for adapters of that rank: the next multiple of 8."""
+        more = -(-rank // 8) * 8 - self.rank
+        if more > 0:
+            self.a_PRI = torch.nn.functional.pad(self.a_PRI, (0, 0, 0, more))
+            self.b_POR = torch.nn.functional.pad(self.b_POR, (0, more))
+
+
+class Bank:
+    """The places of all layers that adapters may change, by the layer's name in the model."""
+
+    def __init__(self, model: nn.Module, places: int) -> None:
+        self.places = places
+        self.version = 0
+        """Another one whenever an adapter came or went: who keeps copies makes them anew."""
+        self._model = model
+        self._layers: dict[str, Places] = {}
+
+    @property
+    def layers(self) -> Mapping[str, Places]:
+        """Those that an adapter has changed so far."""
+        return self._layers
+
+    def put(self, place: int, adapter: Mapping[str, Thin]) -> None:
+        """Have an adapter in a place, by the names of the layers that it changes; {} clears the place."""
+        for name in adapter:
+            if name not in self._layers:
+                layer = self._model.get_submodule(name)
+                assert isinstance(layer, nn.Linear)
+                self._layers[name] = Places(layer, self.places)
+        for name, places in self._layers.items():
+            places.put(place, adapter.get(name))
+        self.version += 1
