@@ -129,7 +129,7 @@ def prepare(model: PreTrainedModel, *, longest: int = 0) -> None:
         raise _unfit(model, str(unfit)) from unfit
     finally:
         AttentionInterface.register(ATTENTION, _attention)
-    if (why := _longer_ones_differ(model.config, longest, has_window=any(windows))) is not None:
+    if (why := longer_ones_differ(model.config, longest, has_window=any(windows))) is not None:
         model.set_attn_implementation(before)
         raise _unfit(model, why)
     expected = torch.cat(alone).float()
@@ -148,7 +148,7 @@ def _switch_off_dropout(model: PreTrainedModel) -> None:
                 setattr(module, name, 0.0)
 
 
-def _longer_ones_differ(config: Any, longest: int, *, has_window: bool) -> str | None:
+def longer_ones_differ(config: Any, longest: int, *, has_window: bool) -> str | None:
     """Why sequences of that many tokens may not get beside others what they get alone, whatever short ones do."""
     rope = getattr(config, "rope_parameters", None) or {}
     for one in (rope, *(part for part in rope.values() if isinstance(part, dict))):
@@ -202,7 +202,7 @@ def _attention(
     if attention_mask is not None or softcap is not None or s_aux is not None or dropout:
         raise ValueError("its attention has a mask, a cap, sinks or dropout")
     if packed is None:
-        return _attended(query_1HTD, key_1KTD, value_1KTD, scaling, sliding_window).transpose(1, 2), None
+        return attended(query_1HTD, key_1KTD, value_1KTD, scaling, sliding_window).transpose(1, 2), None
     before: Any = None
     if prefix_L2KPD is not None:
         layer: Any = module
@@ -212,17 +212,17 @@ def _attention(
         key, value = key_1KTD[:, :, begin:end], value_1KTD[:, :, begin:end]
         query = query_1HTD[:, :, begin:end]
         if before is None:
-            parts.append(_attended(query, key, value, scaling, sliding_window))
+            parts.append(attended(query, key, value, scaling, sliding_window))
             continue
         # Empty queries stand where the prefix has keys: so what is causal lets all others see it, and needs no mask.
         key, value = torch.cat((before[None, 0], key), 2), torch.cat((before[None, 1], value), 2)
         positions = before.shape[2]
         query = torch.cat((query.new_zeros(*query.shape[:2], positions, query.shape[3]), query), 2)
-        parts.append(_attended(query, key, value, scaling, sliding_window)[:, :, positions:])
+        parts.append(attended(query, key, value, scaling, sliding_window)[:, :, positions:])
     return torch.cat(parts, 2).transpose(1, 2), None
 
 
-def _attended(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None) -> Tensor:
+def attended(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None) -> Tensor:
     """Each of t queries attends to the keys up to its own, the last t of them being those of the queries."""
     new, held = query.shape[2], key.shape[2]
     mask = None

@@ -19,4 +19,7 @@ class ReplicaSpec(BaseModel):
     precision: Literal["bf16", "fp16", "fp32"]
     threads: int = Field(ge=1)
     adapters: int = Field(ge=1, description="Adapters kept on the device; the coldest goes first.")
+    cache_bytes: int | None = Field(
+        default=None, ge=1, description="For keys and values; None: 1 GiB on a CPU, most of what is free on a GPU."
+    )
     socket: str = Field(description="Path of the Unix socket on which it listens.")

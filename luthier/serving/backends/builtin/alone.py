@@ -1,4 +1,4 @@
-"""transformers and PEFT: one base model, several LoRA adapters beside it, one of them at work in each step."""
+"""A model whose answers cannot be made side by side: transformers and PEFT, one adapter at work in each step."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _PLAIN = {"peft_type": "LORA", "bias": "none", "modules_to_save": None, "trainab
 """What of an adapter's settings must be so: only then does it change nothing but what it adds."""
 
 
-class Builtin(OneByOne):
+class Alone(OneByOne):
     def __init__(self, model: PreTrainedModel, storage: Storage) -> None:
         super().__init__()
         self._model = model
@@ -37,7 +37,7 @@ class Builtin(OneByOne):
         self._active: str | None = None
 
     @classmethod
-    def open(cls, spec: ReplicaSpec, storage: Storage) -> Builtin:
+    def open(cls, spec: ReplicaSpec, storage: Storage) -> Alone:
         from luthier.nets.loading import load_model
 
         folder = storage.folder(spec.weights)
@@ -59,7 +59,8 @@ class Builtin(OneByOne):
         self._remove(adapter)
 
     def generate(self, asked: Asked) -> Iterator[Token]:
-        from luthier.nets.generate import Sampler, decode
+        from luthier.nets.generate import decode
+        from luthier.nets.sampling import Sampler
 
         sampling = asked.sampling
         sampler = Sampler(

@@ -1,0 +1,156 @@
+"""The engine of our own: one base model, all answers in one batch, each with its own adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from luthier.core import logs
+from luthier.core.errors import InternalError, InvalidRequest, NoCapacity
+from luthier.serving.backends.base import Asked, Backend, Said, adapter_folder
+from luthier.serving.protocol import AdapterRef
+from luthier.serving.spec import ReplicaSpec
+from luthier.storage import Storage
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from luthier.nets.paged.batch import PagedBatch
+    from luthier.serving.backends.builtin.batcher import Loaded
+
+log = logs.get("builtin")
+
+_CHUNK_TOKENS, _CHUNK_TOKENS_BESIDE = 512, 128
+_CACHE_BYTES = 2**30  # on a CPU, where memory is taken only as it is written
+_SHARE_OF_GPU = 0.8  # of what is free once the weights are there
+
+
+class Builtin(Backend):
+    """Computes with the library's own layers, and steps of few tokens on a CPU compiled where the model's kind is known.
+
+    A model whose layers cannot be batched so is answered one by one.
+    """
+
+    def __init__(self, model: PreTrainedModel, spec: ReplicaSpec, storage: Storage) -> None:
+        """Raises InvalidRequest for a model whose answers cannot be made side by side."""
+        import torch
+
+        from luthier.nets.paged.bank import Bank
+        from luthier.nets.paged.blocks import Blocks
+        from luthier.nets.paged.model import PagedModel
+        from luthier.nets.paged.pool import Pool
+        from luthier.serving.backends.builtin.batcher import Batcher
+
+        self._model = model
+        self._storage = storage
+        self._threads = spec.threads
+        self._pool = Pool.for_model(model, bytes_at_most=_cache_bytes(spec, model.device))
+        self._bank = Bank(model, spec.adapters)
+        self._paged = PagedModel(model, self._pool, self._bank)
+        if model.device.type == "cpu":
+            torch.set_num_threads(spec.threads)
+        self._blocks = Blocks(self._pool.blocks)
+        self._batcher = Batcher(
+            self._blocks,
+            self._logits,
+            self._pool.copy,
+            context=model.config.max_position_embeddings,
+            chunk_tokens=_CHUNK_TOKENS,
+            chunk_tokens_beside=_CHUNK_TOKENS_BESIDE,
+        )
+        self._adapters: dict[str, Loaded] = {}
+        self._places = list(range(spec.adapters))
+        self._ended: list[Said] = []
+
+    @classmethod
+    def open(cls, spec: ReplicaSpec, storage: Storage) -> Backend:
+        from luthier.nets.loading import load_model
+
+        folder = storage.folder(spec.weights)
+        model = load_model(folder, precision=spec.precision, expected_sha256=spec.weights_sha256).requires_grad_(False)
+        try:
+            return cls(model, spec, storage)
+        except InvalidRequest as unfit:
+            from luthier.serving.backends.builtin.alone import Alone
+
+            log.warning("answers are made one by one", model=spec.base_model, reason=unfit.text)
+            return Alone(model, storage)
+
+    def load_adapter(self, ref: AdapterRef) -> None:
+        """LoRA with its kin, and prefixes of P-tuning v2; every tensor of the files must have its place, and every place
+        its tensor.
+        """
+        from luthier.serving.backends.builtin import adapters
+        from luthier.serving.backends.builtin.batcher import Loaded
+
+        if ref.id in self._adapters:
+            raise InternalError(f"Adapter {ref.id} is loaded already.")
+        folder = adapter_folder(self._storage, ref)
+        root = f"{ref.id}\0{ref.sha256}"
+        found = adapters.read(folder, ref, self._model, self._pool.shape)
+        if isinstance(found, adapters.PrefixKeys):
+            self._adapters[ref.id] = Loaded(
+                root, prefix=found.positions, prefix_blocks=self._put_prefix(found.both_L2KPD)
+            )
+            return
+        place = self._places.pop()
+        try:
+            self._bank.put(place, found)
+        except BaseException:
+            self._places.append(place)
+            raise
+        self._adapters[ref.id] = Loaded(root, place)
+
+    def unload_adapter(self, adapter: str) -> None:
+        from luthier.serving.backends.builtin.batcher import not_loaded
+
+        if (loaded := self._adapters.pop(adapter, None)) is None:
+            return
+        self._ended += self._batcher.end_all(loaded, not_loaded(adapter))
+        self._blocks.release(loaded.prefix_blocks)
+        if loaded.place >= 0:
+            self._bank.put(loaded.place, {})
+            self._places.append(loaded.place)
+
+    def begin(self, asked: Asked) -> None:
+        from luthier.serving.backends.builtin.batcher import NO_ADAPTER, not_loaded
+
+        if asked.adapter is not None and asked.adapter not in self._adapters:
+            raise not_loaded(asked.adapter)
+        self._batcher.begin(asked, NO_ADAPTER if asked.adapter is None else self._adapters[asked.adapter])
+
+    def step(self) -> Sequence[Said]:
+        ended, self._ended = self._ended, []
+        return ended or self._batcher.step()
+
+    def cancel(self, asked: Asked) -> None:
+        self._batcher.cancel(asked)
+        self._ended = [said for said in self._ended if said.asked is not asked]
+
+    @property
+    def is_idle(self) -> bool:
+        return self._batcher.is_idle and not self._ended
+
+    def _logits(self, batch: PagedBatch) -> torch.Tensor:
+        return self._paged.logits(batch)
+
+    def _put_prefix(self, both_L2KPD: torch.Tensor) -> list[int]:
+        from luthier.nets.paged.batch import BLOCK
+
+        blocks = self._blocks.take(-(-both_L2KPD.shape[3] // BLOCK))
+        if blocks is None:
+            raise NoCapacity("The replica's cache has no room for this model's prefix.", retry_after=5)
+        self._pool.write(blocks, both_L2KPD)
+        return blocks
+
+
+def _cache_bytes(spec: ReplicaSpec, device: torch.device) -> int:
+    import torch
+
+    if spec.cache_bytes is not None:
+        return spec.cache_bytes
+    if device.type != "cuda":
+        return _CACHE_BYTES
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(_SHARE_OF_GPU * free)
