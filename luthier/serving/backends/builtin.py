@@ -65,7 +65,8 @@ class Builtin(Backend):
         stops: Collection[int],
         guide: Guide | None = None,
     ) -> Iterator[Token]:
-        from luthier.nets.generate import Sampler, decode
+        from luthier.nets.generate import decode
+        from luthier.nets.sampling import Sampler
 
         sampler = Sampler(
             **sampling.model_dump(exclude={"max_tokens", "stop", "stop_tokens"}), prompt=prompt, guide=guide
