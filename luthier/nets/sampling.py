@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _TOGETHER = 8  # rows: what is computed of them stays in a processor's cache
 _BLOCK = 256  # tokens whose chances are summed before one of them is looked for
-_LIKELY = 1e-4  # of the likeliest token's chance: those above are nearly always all that top_k and top_p need
+_FLOORS = (1e-4, 1e-7, 0.0)  # of the likeliest token's chance: those above the first are nearly always enough
 _LEAST = float(np.finfo(np.float32).tiny)  # of a chance: what has less does not come
 _COLDEST = 1e-30  # divides without leaving fp32; long before it the likeliest token is the only one
 
@@ -71,11 +71,9 @@ class Sampler:
         self._random = random.Random(None if seed is None else seed % 2**64)  # noqa: S311 (no secret is made)
         self._counts: dict[int, int] = {}
         self._seen = np.unique(np.asarray(prompt, np.int64)) if repetition_penalty != 1 else None
-        self.takes_the_likeliest = (
-            temperature == 0
-            and repetition_penalty == 1
-            and not (frequency_penalty or presence_penalty or logit_bias or guide)
-        )
+        is_shaped = repetition_penalty != 1 or frequency_penalty or presence_penalty or logit_bias or guide is not None
+        self.is_plain = not temperature and not is_shaped and logprobs is None
+        """The likeliest token it is, and nothing else is told."""
 
     def choose(self, logits_V: torch.Tensor) -> Token:
         """The next token, as `choose_all` chooses it; what that would answer in its place is raised."""
@@ -115,23 +113,20 @@ class Sampler:
             self.guide.take(token)
 
     def _left(self, chances_V: Floats) -> NDArray[np.int64]:
-        """The tokens that min_p, top_k and top_p leave, the likeliest first, equals by their ids."""
-        peak, size = chances_V.max(), len(chances_V)
-        top_k = self._top_k if self._top_k is not None and self._top_k < size else None
-        if self._min_p:
-            tokens = _sorted(chances_V, self._min_p * peak)
-        else:
-            tokens = _sorted(chances_V, _LIKELY * peak)
-            if top_k is not None and len(tokens) < top_k:
-                tokens = _sorted(chances_V, np.partition(chances_V, size - top_k)[size - top_k])
-            elif top_k is None and chances_V[tokens].sum(dtype=np.float64) < self._top_p:
-                # What lies below this floor is less than half of what top_p leaves out.
-                tokens = _sorted(chances_V, (1 - self._top_p) / (2 * size))
-        tokens = tokens[:top_k]
+        """The tokens that min_p, top_k and top_p leave; where equals are cut, the lower ids."""
+        peak, most = chances_V.max(), len(chances_V) if self._top_k is None else self._top_k
+        for floor in (self._min_p,) if self._min_p else _FLOORS:
+            tokens = np.flatnonzero(chances_V >= max(floor * peak, _LEAST))
+            if len(tokens) >= most or (self._top_k is None and chances_V[tokens].sum(dtype=np.float64) >= self._top_p):
+                break  # what lies below is left out in any case
+        ordered = np.sort(chances_V[tokens])[::-1][:most]
         if self._top_p < 1:
-            sums = np.cumsum(chances_V[tokens], dtype=np.float64)
-            share = self._top_p * (sums[-1] if self._min_p or top_k is not None else 1.0)
-            tokens = tokens[: 1 + int(np.searchsorted(sums, share))]  # the first is always kept
+            sums = np.cumsum(ordered, dtype=np.float64)
+            share = self._top_p * (sums[-1] if self._min_p or self._top_k is not None else 1.0)
+            ordered = ordered[: 1 + int(np.searchsorted(sums, share))]  # the first is always kept
+        tokens = tokens[chances_V[tokens] >= ordered[-1]]
+        if beyond := len(tokens) - len(ordered):
+            tokens = np.delete(tokens, np.flatnonzero(chances_V[tokens] == ordered[-1])[-beyond:])
         return tokens
 
 
@@ -142,25 +137,19 @@ def choose_all(samplers: Sequence[Sampler], logits_NV: torch.Tensor) -> list[Tok
     What is chosen depends on the answer's own row and sampler, on nothing else in the batch. The logits stay as they are.
     """
     with torch.no_grad():
-        chosen: list[int | Exception] = list(_likeliest(logits_NV))
-        others = [
-            row
-            for row, sampler in enumerate(samplers)
-            if not sampler.takes_the_likeliest and not isinstance(chosen[row], Exception)
+        chosen = _likeliest(logits_NV)
+        rows = [
+            row for row, sampler in enumerate(samplers) if not (sampler.is_plain or isinstance(chosen[row], Exception))
         ]
-        for begin in range(0, len(others), _TOGETHER):
-            rows = others[begin : begin + _TOGETHER]
-            copied_RV = logits_NV[rows].float().cpu()  # on the CPU, so that a seed means the same on every device
-            for row, one in zip(rows, _drawn([samplers[row] for row in rows], copied_RV), strict=True):
+        for begin in range(0, len(rows), _TOGETHER):
+            some = rows[begin : begin + _TOGETHER]
+            copied_RV = logits_NV[some].float().cpu()  # on the CPU, so that a seed means the same on every device
+            for row, one in zip(some, _shaped([samplers[row] for row in some], copied_RV), strict=True):
                 chosen[row] = one
-        likelihoods = _likelihoods(samplers, chosen, logits_NV)
-    return [
-        one if isinstance(one, Exception) else _taken(sampler, one, likelihoods.get(row))
-        for row, (sampler, one) in enumerate(zip(samplers, chosen, strict=True))
-    ]
+    return [_taken(sampler, one) for sampler, one in zip(samplers, chosen, strict=True)]
 
 
-def _likeliest(logits_NV: torch.Tensor) -> list[int | Exception]:
+def _likeliest(logits_NV: torch.Tensor) -> list[Token | Exception]:
     if logits_NV.is_cpu:
         rows_NV = logits_NV.float().numpy()
         best_N = rows_NV.argmax(1)  # several times as fast as torch's
@@ -168,32 +157,32 @@ def _likeliest(logits_NV: torch.Tensor) -> list[int | Exception]:
     else:
         peaks, best = logits_NV.max(1)
         best_N, peaks_N = best.cpu().numpy(), peaks.float().cpu().numpy()
-    return [_checked(int(token), float(peak)) for token, peak in zip(best_N, peaks_N, strict=True)]
+    return [_checked(token, peak) for token, peak in zip(best_N.tolist(), peaks_N.tolist(), strict=True)]
 
 
-def _checked(token: int, peak: float) -> int | Exception:
+def _checked(token: int, peak: float) -> Token | Exception:
     """A maximum is finite only where nothing is NaN or +inf, and not all is -inf."""
     if math.isfinite(peak):
-        return token
+        return Token(token)
     return InternalError(f"The model gave no token a finite likelihood: the highest is {peak}.")
 
 
-def _drawn(samplers: Sequence[Sampler], logits_RV: torch.Tensor) -> list[int | Exception]:
-    """Writes into the logits."""
-    rows_RV = logits_RV.numpy()
-    faults = _shape(samplers, rows_RV)
-    chosen = [faults.get(row, token) for row, token in enumerate(_likeliest(logits_RV))]
-    draws = [
-        row for row, sampler in enumerate(samplers) if sampler.temperature and not isinstance(chosen[row], Exception)
-    ]
-    if not draws:
-        return chosen
-    # The maximum is taken off first: then no temperature is too small to divide by.
-    temperatures_R1 = torch.tensor([[max(sampler.temperature, _COLDEST)] for sampler in samplers])
-    logits_RV.sub_(logits_RV.amax(1, keepdim=True)).div_(temperatures_R1)
-    chances_RV = torch.softmax(logits_RV, dim=1).numpy()
-    for row in draws:
-        chosen[row] = samplers[row].draw(chances_RV[row])
+def _shaped(samplers: Sequence[Sampler], logits_RV: torch.Tensor) -> list[Token | Exception]:
+    """Of rows that are not plain. Writes into the logits."""
+    tells = any(sampler.logprobs is not None for sampler in samplers)
+    logprobs_RV = torch.log_softmax(logits_RV, dim=1) if tells else logits_RV
+    faults = _shape(samplers, logits_RV.numpy())
+    chosen = [faults.get(row, one) for row, one in enumerate(_likeliest(logits_RV))]
+    if any(sampler.temperature for sampler in samplers):
+        # The maximum is taken off first: then no temperature is too small to divide by.
+        temperatures_R1 = torch.tensor([[max(sampler.temperature, _COLDEST)] for sampler in samplers])
+        logits_RV.sub_(logits_RV.amax(1, keepdim=True)).div_(temperatures_R1)
+        chances_RV = torch.softmax(logits_RV, dim=1).numpy()
+    for row, (sampler, one) in enumerate(zip(samplers, chosen, strict=True)):
+        if isinstance(one, Exception):
+            continue
+        token = sampler.draw(chances_RV[row]) if sampler.temperature else one.id
+        chosen[row] = Token(token) if sampler.logprobs is None else _told(token, logprobs_RV[row], sampler.logprobs)
     return chosen
 
 
@@ -223,32 +212,19 @@ def _forbidden(masks: Sequence[bytes], size: int) -> NDArray[np.bool_]:
     return np.unpackbits(~bits, axis=1, count=size, bitorder="little").view(np.bool_)
 
 
-def _likelihoods(
-    samplers: Sequence[Sampler], chosen: Sequence[int | Exception], logits_NV: torch.Tensor
-) -> dict[int, torch.Tensor]:
-    """Log-probabilities of all tokens, of the rows that are asked for them."""
-    rows = [
-        row for row, sampler in enumerate(samplers) if sampler.logprobs is not None and isinstance(chosen[row], int)
-    ]
-    return dict(zip(rows, torch.log_softmax(logits_NV[rows].float().cpu(), dim=1), strict=True)) if rows else {}
-
-
-def _taken(sampler: Sampler, token: int, logprobs_V: torch.Tensor | None) -> Token | Exception:
-    try:
-        sampler.take(token)
-    except Exception as fault:  # one answer's: the others go on
-        return fault
-    if logprobs_V is None or sampler.logprobs is None:
-        return Token(token)
-    best = logprobs_V.topk(min(sampler.logprobs, len(logprobs_V)))
+def _told(token: int, logprobs_V: torch.Tensor, count: int) -> Token:
+    best = logprobs_V.topk(min(count, len(logprobs_V)))
     likeliest = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
     return Token(token, float(logprobs_V[token]), likeliest)
 
 
-def _sorted(chances_V: Floats, floor: float) -> NDArray[np.int64]:
-    """The tokens whose chance is no lower, the likeliest first, equals by their ids."""
-    tokens = np.flatnonzero(chances_V >= max(floor, _LEAST))
-    return tokens[np.argsort(-chances_V[tokens], kind="stable")]
+def _taken(sampler: Sampler, chosen: Token | Exception) -> Token | Exception:
+    if isinstance(chosen, Token):
+        try:
+            sampler.take(chosen.id)
+        except Exception as fault:  # one answer's: the others go on
+            return fault
+    return chosen
 
 
 def _place(weights: Floats, share: float) -> int:

@@ -13,7 +13,7 @@ from luthier.nets.sampling import Sampler, choose_all
 from luthier.nets.tokens import Token
 
 
-def drawn(count: int = 4000, **settings: float) -> torch.Tensor:
+def drawn(count: int = 4000, **settings: Any) -> torch.Tensor:
     """Shares of three tokens whose chances at temperature 1 are 0.6, 0.3 and 0.1."""
     logits = torch.tensor([0.6, 0.3, 0.1]).log()
     sampler = Sampler(**{"temperature": 1.0, "seed": 0} | settings)
@@ -49,7 +49,7 @@ def test_penalties_follow_what_was_generated() -> None:
     ("settings", "tokens"),
     [
         ({"temperature": 1.0, "seed": 11}, [21, 17, 23, 20, 30, 12, 30, 1, 39, 21, 1, 1]),
-        ({"temperature": 0.8, "top_p": 0.9, "seed": 12}, [2, 25, 36, 14, 30, 22, 11, 24, 30, 36, 34, 39]),
+        ({"temperature": 0.8, "top_p": 0.9, "seed": 12}, [20, 25, 29, 2, 1, 17, 11, 32, 26, 21, 23, 25]),
         (
             {"temperature": 1.3, "frequency_penalty": 0.5, "presence_penalty": -0.2, "seed": 13},
             [29, 33, 8, 8, 2, 7, 16, 23, 10, 33, 34, 29],
