@@ -8,7 +8,8 @@ from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from luthier.chat.renderers.base import Renderer
-from luthier.nets.generate import Sampler, decode
+from luthier.nets.generate import decode
+from luthier.nets.sampling import Sampler
 from luthier.training.data import Rows
 from luthier.training.events import Sample
 from luthier.training.objectives.base import Encoded

@@ -8,9 +8,10 @@ import pytest
 
 from luthier.chat.renderers.base import Rendered, renderer_for
 from luthier.chat.tokenizer import Tokenizer
-from luthier.nets.generate import Sampler, decode
+from luthier.nets.generate import decode
 from luthier.nets.loading import load_model
 from luthier.nets.packing import prepare
+from luthier.nets.sampling import Sampler
 from luthier.testing import toy_rows, toy_spec
 from luthier.training.data import Rows
 from luthier.training.methods.base import methods
