@@ -7,9 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from luthier.core.errors import NoCapacity
+
+_LEAST_ROOM = 4 * 2**30  # bytes; larger models give their adapters as much as they take themselves
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +74,7 @@ class Bank:
         """Another one whenever an adapter came or went: who keeps copies makes them anew."""
         self._model = model
         self._layers: dict[str, Places] = {}
+        self._most_bytes = max(_LEAST_ROOM, sum(weight.nbytes for weight in model.parameters()))
 
     @property
     def layers(self) -> Mapping[str, Places]:
@@ -76,7 +82,16 @@ class Bank:
         return self._layers
 
     def put(self, place: int, adapter: Mapping[str, Thin]) -> None:
-        """Have an adapter in a place, by the names of the layers that it changes; {} clears the place."""
+        """Have an adapter in a place, by the names of the layers that it changes; {} clears the place.
+
+        Every place has room for the largest rank: raises NoCapacity, and changes nothing, where that would be too much.
+        """
+        if (needed := self._bytes_with(adapter)) > self._most_bytes:
+            rank = max(len(thin.a_rI) for thin in adapter.values())
+            raise NoCapacity(
+                f"An adapter of rank {rank} in each of {self.places} places would take {needed / 2**30:.1f} GiB.",
+                hint="Set serving.adapters_per_replica lower.",
+            )
         for name in adapter:
             if name not in self._layers:
                 layer = self._model.get_submodule(name)
@@ -85,3 +100,14 @@ class Bank:
         for name, places in self._layers.items():
             places.put(place, adapter.get(name))
         self.version += 1
+
+    def _bytes_with(self, adapter: Mapping[str, Thin]) -> int:
+        total = 0
+        for name in {*self._layers, *adapter}:
+            layer: Any = self._model.get_submodule(name)
+            rank = max(
+                self._layers[name].rank if name in self._layers else 0,
+                len(adapter[name].a_rI) if name in adapter else 0,
+            )
+            total += rank * (layer.in_features + layer.out_features) * layer.weight.itemsize
+        return total * self.places

@@ -154,15 +154,15 @@ class _Run:
         return len(self.bounds) > 2 and self.bounds[-1] == len(self.lengths) and self.device.type != "cpu"
 
     @cached_property
-    def slots_SM(self) -> Tensor:
+    def padded_slots(self) -> Tensor:
         return nn.utils.rnn.pad_sequence(self.slots, batch_first=True)
 
     @cached_property
-    def lengths_S(self) -> Tensor:
+    def key_lengths(self) -> Tensor:
         return torch.tensor(self.lengths, device=self.device)
 
     @cached_property
-    def adapters_N(self) -> Tensor:
+    def owners(self) -> Tensor:
         counts = [end - begin for begin, end in pairwise(self.bounds)]
         return torch.tensor(self.adapters, device=self.device).repeat_interleave(
             torch.tensor(counts, device=self.device)
@@ -176,16 +176,16 @@ class _Run:
     @cached_property
     def rows(self) -> list[tuple[int, Tensor]]:
         """The tokens of every place that is used."""
-        return [(place, (self.adapters_N == place).nonzero().flatten()) for place in self.used]
+        return [(place, (self.owners == place).nonzero().flatten()) for place in self.used]
 
     @cached_property
-    def used_U(self) -> Tensor:
+    def used_places(self) -> Tensor:
         return torch.tensor(self.used, device=self.device)
 
     @cached_property
-    def own_NU(self) -> Tensor:
+    def own(self) -> Tensor:
         """Which of the used places is each token's."""
-        return self.adapters_N[:, None] == self.used_U
+        return self.owners[:, None] == self.used_places
 
 
 def _add_adapters(places: Places, run: _Run, given_1NI: Tensor, said_1NO: Tensor) -> Tensor:
@@ -193,7 +193,7 @@ def _add_adapters(places: Places, run: _Run, given_1NI: Tensor, said_1NO: Tensor
     given_NI, said_NO = given_1NI.flatten(0, -2), said_1NO.flatten(0, -2).clone()
     if places.factor_PO is not None:  # DoRA: the weights' own part is scaled too, what is added to it is not
         bias = 0 if places.layer.bias is None else places.layer.bias
-        factors_NO = torch.where(run.adapters_N[:, None] >= 0, places.factor_PO[run.adapters_N], 1)
+        factors_NO = torch.where(run.owners[:, None] >= 0, places.factor_PO[run.owners], 1)
         return (factors_NO * (said_NO - bias + _thin(places, run, given_NI)) + bias).view_as(said_1NO)
     if len(run.used) == 1 and len(run.rows[0][1]) == len(given_NI):
         place = run.used[0]
@@ -206,8 +206,8 @@ def _thin(places: Places, run: _Run, given_NI: Tensor) -> Tensor:
     """What adapters add, (N, O). All that are used side by side where tokens are few, else one after the other."""
     rank = places.rank
     if len(run.used) * rank <= _WIDEST_CONCATENATION and len(given_NI) <= _WIDEST_CONCATENATION // 8:
-        a_URI, b_UOR = places.a_PRI[run.used_U], places.b_POR[run.used_U]
-        narrow_NUR = (given_NI @ a_URI.flatten(0, 1).T).unflatten(1, (-1, rank)) * run.own_NU[:, :, None]
+        a_URI, b_UOR = places.a_PRI[run.used_places], places.b_POR[run.used_places]
+        narrow_NUR = (given_NI @ a_URI.flatten(0, 1).T).unflatten(1, (-1, rank)) * run.own[:, :, None]
         return narrow_NUR.flatten(1) @ b_UOR.transpose(0, 1).flatten(1).T
     added_NO = given_NI.new_zeros(len(given_NI), places.b_POR.shape[1])
     for place, rows in run.rows:
@@ -240,15 +240,15 @@ def _attention(
     if sliding_window is not None:
         paged.windows.add(sliding_window)
     if paged.is_one_each:
-        slots_SM = paged.slots_SM
-        at_1M = torch.arange(slots_SM.shape[1], device=slots_SM.device)[None]
-        seen_SM = at_1M < paged.lengths_S[:, None]
+        padded_slots = paged.padded_slots
+        at_1M = torch.arange(padded_slots.shape[1], device=padded_slots.device)[None]
+        seen_SM = at_1M < paged.key_lengths[:, None]
         if sliding_window is not None:
-            seen_SM &= at_1M >= paged.lengths_S[:, None] - sliding_window
+            seen_SM &= at_1M >= paged.key_lengths[:, None] - sliding_window
         said_SH1D = scaled_dot_product_attention(
             query_1HND[0].transpose(0, 1)[:, :, None],
-            keys_PKD[slots_SM].transpose(1, 2),
-            values_PKD[slots_SM].transpose(1, 2),
+            keys_PKD[padded_slots].transpose(1, 2),
+            values_PKD[padded_slots].transpose(1, 2),
             attn_mask=seen_SM[:, None, None],
             scale=scaling,
             enable_gqa=True,

@@ -10,53 +10,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from transformers import (
-    Cohere2Config,
-    Cohere2ForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
-    Glm4Config,
-    Glm4ForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
-    GraniteConfig,
-    GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MambaConfig,
     MambaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
     Phi3Config,
     Phi3ForCausalLM,
     PreTrainedModel,
-    Qwen2Config,
-    Qwen2ForCausalLM,
     Qwen2MoeConfig,
     Qwen2MoeForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
 )
 
 from luthier.core.errors import InvalidRequest
 from luthier.nets.losses import learned_tokens, prove_head
 from luthier.nets.packing import ATTENTION, pack, prepare
 from luthier.nets.prefix import Prefix, put_prefix, seen
-
-SMALL = {
-    "vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
-    "initializer_range": 0.3,
-}  # fmt: skip
-KINDS = {
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SMALL)),
-    "smollm2": lambda: LlamaForCausalLM(LlamaConfig(**SMALL, tie_word_embeddings=True)),
-    "qwen2.5": lambda: Qwen2ForCausalLM(Qwen2Config(**SMALL)),
-    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SMALL)),
-    "glm4": lambda: Glm4ForCausalLM(Glm4Config(**SMALL)),
-    "window": lambda: MistralForCausalLM(MistralConfig(**SMALL, sliding_window=3)),
-    "scaled": lambda: Cohere2ForCausalLM(Cohere2Config(**SMALL, logit_scale=0.25)),
-    "divided": lambda: GraniteForCausalLM(GraniteConfig(**SMALL, logits_scaling=4.0)),
-}
+from tests.unit.nets.families import KINDS, SMALL, model_of
 
 Sequence = tuple[list[int], list[float]]
 SEQUENCES: list[Sequence] = [
@@ -64,11 +37,6 @@ SEQUENCES: list[Sequence] = [
     ([1, 11, 12, 13], [0, 0, 0.5, 1]),
     ([2, 3, 4, 9, 9, 9, 7, 5], [0, 1, 1, 1, 1, 1, 1, 1]),
 ]
-
-
-def model_of(kind: str) -> PreTrainedModel:
-    torch.manual_seed(0)
-    return KINDS[kind]().eval()
 
 
 def plainly(model: nn.Module, sequences: list[Sequence]) -> torch.Tensor:

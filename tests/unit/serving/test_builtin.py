@@ -1,33 +1,42 @@
-"""The built-in backend gives what PEFT gives, and takes no adapter that fits only in part."""
+"""The built-in backend says what transformers and PEFT say, and takes no adapter that fits only in part."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from luthier.core.errors import InvalidRequest
-from luthier.nets.loading import weights_sha256
-from luthier.serving.backends.base import AdapterUnreadable
+from luthier.core.errors import InternalError, InvalidRequest
+from luthier.nets.loading import load_model, weights_sha256
+from luthier.serving.backends.base import AdapterUnreadable, Asked, Backend
 from luthier.serving.backends.builtin import Builtin
+from luthier.serving.backends.builtin.alone import Alone
+from luthier.serving.protocol import AdapterRef, Sampling
 from luthier.serving.spec import ReplicaSpec
 from luthier.storage import Storage, digest
 from luthier.testing import toy_model
-from tests.unit.serving.toys import toy_adapter, toy_peft
+from tests.unit.serving.toys import TARGETS, toy_adapter, toy_peft
 
 PROMPT = list(b"Hello")
+PROMPTS = [
+    list(b"Hello"),
+    list(b"Another prompt, a longer one than a block of keys."),
+    list(b"x"),
+    list(b"0123456789abcdef"),
+]
 A = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
 
 
-def spec(**changes: str) -> ReplicaSpec:
+def spec(**changes: Any) -> ReplicaSpec:
     return ReplicaSpec(
         **{
             "replica": "rep-1", "base_model": "toy", "weights": "models/toy", "weights_sha256": "", "precision": "fp32",
-            "threads": 1, "adapters": 2, "socket": "",
+            "threads": 1, "adapters": 3, "socket": "", "cache_bytes": 2**20,
         }
         | changes
     )  # fmt: skip
@@ -42,32 +51,115 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def backend(folder: Path) -> Builtin:
-    return Builtin.open(spec(weights_sha256=weights_sha256(folder / "models/toy")), Storage(folder.as_uri()))
+    made = Builtin.open(spec(weights_sha256=weights_sha256(folder / "models/toy")), Storage(folder.as_uri()))
+    assert isinstance(made, Builtin)
+    return made
 
 
-def logits(backend: Builtin, adapter: str | None) -> torch.Tensor:
-    backend._activate(adapter)
+def answers(backend: Backend, asked: list[tuple[list[int], str | None]], count: int = 12) -> list[list[int]]:
+    """Greedy answers to prompts with adapters, made beside each other."""
+    every = [Asked(prompt, Sampling(temperature=0, max_tokens=count), (), adapter) for prompt, adapter in asked]
+    made: dict[Asked, list[int]] = {one: [] for one in every}
+    for one in every:
+        backend.begin(one)
+    while not backend.is_idle:
+        for said in backend.step():
+            assert said.error is None, said.error
+            if said.token is not None:
+                made[said.asked].append(said.token.id)
+    return list(made.values())
+
+
+def generated(model: Any, prompt: list[int], count: int = 12) -> list[int]:
     with torch.inference_mode():
-        return backend._model(input_ids=torch.tensor([PROMPT])).logits
+        said = model.generate(
+            input_ids=torch.tensor([prompt]), max_new_tokens=count, do_sample=False, eos_token_id=None, pad_token_id=0
+        )
+    return said[0, -count:].tolist()
 
 
-def test_the_logits_are_those_of_the_model_that_was_trained(backend: Builtin, folder: Path) -> None:
-    trained = {f"ckpt-{seed}": toy_peft(folder / "models/toy", seed=seed, rank=rank) for seed, rank in ((1, 4), (2, 8))}
-    bare = logits(backend, None)
-    for seed, rank in ((1, 4), (2, 8)):
-        backend.load_adapter(toy_adapter(folder, f"ckpt-{seed}", seed=seed, rank=rank))
-    for adapter, model in trained.items():
+def variants() -> dict[str, dict[str, Any]]:
+    return {
+        "lora": {},
+        "rslora": {"use_rslora": True},
+        "dora": {"use_dora": True},
+        "pattern": {"rank_pattern": {"q_proj": 2, "layers.1.mlp.down_proj": 7}, "alpha_pattern": {"v_proj": 1}},
+    }
+
+
+def peft_adapter(folder: Path, id: str, seed: int, **options: Any) -> tuple[AdapterRef, Any]:
+    from peft import LoraConfig, get_peft_model
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        base = load_model(folder / "models/toy", precision="fp32")
+        model = get_peft_model(base, LoraConfig(r=4, lora_alpha=8, target_modules=TARGETS, **options))
+        for name, weight in model.named_parameters():
+            if "lora_A" in name or "lora_B" in name:
+                torch.nn.init.normal_(weight, std=0.3)
+            elif "magnitude" in name:
+                weight.data *= torch.rand_like(weight) + 0.5
+    model.eval().save_pretrained(folder / f"adapters/{id}")
+    return AdapterRef(id=id, key=f"adapters/{id}", sha256=digest(folder / f"adapters/{id}")), model
+
+
+def test_answers_of_all_kinds_of_lora_in_one_batch_are_those_of_peft(backend: Builtin, folder: Path) -> None:
+    kinds = variants()
+    made = {
+        kind: peft_adapter(folder, f"kind-{kind}", seed, **options)
+        for seed, (kind, options) in enumerate(kinds.items())
+    }
+    bare = answers(backend, [(prompt, None) for prompt in PROMPTS])
+    model = load_model(folder / "models/toy", precision="fp32")
+    assert bare == [generated(model, prompt) for prompt in PROMPTS]
+    for together in (("lora", "rslora", "dora"), ("pattern", "dora", "lora")):
+        for kind in together:
+            backend.load_adapter(made[kind][0])
+        asked = [(prompt, f"kind-{kind}") for prompt in PROMPTS for kind in together]
+        expected = [generated(made[kind][1], prompt) for prompt in PROMPTS for kind in together]
+        assert answers(backend, [*asked, (PROMPT, None)]) == [*expected, bare[0]]
+        assert len({tuple(said) for said in expected}) > len(PROMPTS)
+        for kind in together:
+            backend.unload_adapter(f"kind-{kind}")
+    assert answers(backend, [(prompt, None) for prompt in PROMPTS]) == bare
+
+
+def test_a_prefix_of_p_tuning_stands_before_every_prompt(folder: Path, backend: Builtin) -> None:
+    from peft import PeftModel, PrefixTuningConfig
+
+    for positions in (5, 16, 21):
+        id = f"prefix-{positions}"
+        keys = torch.randn(positions, 2 * 2 * 2 * 8, generator=torch.Generator().manual_seed(positions))
+        place = folder / f"adapters/{id}"
+        config = PrefixTuningConfig(
+            num_virtual_tokens=positions, token_dim=16, num_attention_heads=2, num_layers=2,
+            num_transformer_submodules=1, task_type="CAUSAL_LM", inference_mode=True,
+        )  # fmt: skip
+        config.save_pretrained(str(place))
+        save_file({"prompt_embeddings": keys}, place / "adapter_model.safetensors")
+        backend.load_adapter(AdapterRef(id=id, key=f"adapters/{id}", sha256=digest(place)))
+        model = PeftModel.from_pretrained(load_model(folder / "models/toy", precision="fp32"), str(place)).eval()
+        expected = [generated(model, prompt) for prompt in PROMPTS]
+        bare = answers(backend, [(prompt, None) for prompt in PROMPTS])
+        for _ in range(2):  # the second time from what is cached
+            found = answers(backend, [*((prompt, id) for prompt in PROMPTS), *((prompt, None) for prompt in PROMPTS)])
+            assert found == [*expected, *bare]
+        assert expected != bare
+        backend.unload_adapter(id)
+
+
+def test_log_probabilities_of_a_given_text_are_those_of_peft(backend: Builtin, folder: Path) -> None:
+    backend.load_adapter(toy_adapter(folder, "ckpt-1", seed=1))
+    models = {
+        "ckpt-1": toy_peft(folder / "models/toy", seed=1),
+        None: load_model(folder / "models/toy", precision="fp32"),
+    }
+    for adapter, model in models.items():
         with torch.inference_mode():
-            expected = model(input_ids=torch.tensor([PROMPT])).logits
-        assert torch.equal(logits(backend, adapter), expected)
-        assert not torch.allclose(expected, bare, atol=0.01)
-    assert torch.equal(logits(backend, None), bare)
+            logprobs = model(input_ids=torch.tensor([PROMPTS[1]])).logits[0, :-1].log_softmax(-1)
+        expected = [float(row[token]) for row, token in zip(logprobs, PROMPTS[1][1:], strict=True)]
+        assert backend.logprobs(PROMPTS[1], adapter=adapter) == pytest.approx(expected, abs=1e-4)
     backend.unload_adapter("ckpt-1")
-    with torch.inference_mode():
-        assert torch.equal(logits(backend, "ckpt-2"), trained["ckpt-2"](input_ids=torch.tensor([PROMPT])).logits)
-    backend.unload_adapter("ckpt-2")
-    assert torch.equal(logits(backend, None), bare)
-    assert not any("lora_A" in name for name, _ in backend._model.named_parameters())
 
 
 def renamed(tensors: dict[str, torch.Tensor]) -> None:
@@ -95,11 +187,12 @@ def test_a_file_that_fits_only_in_part_is_refused_whole(
     tensors = load_file(file)
     change(tensors)
     save_file(tensors, file)
-    bare = logits(backend, None)
+    bare = backend.logprobs(PROMPT, adapter=None)
     with pytest.raises(AdapterUnreadable, match=said):
         backend.load_adapter(good.model_copy(update={"sha256": digest(folder / good.key)}))
-    assert torch.equal(logits(backend, None), bare)
-    assert not any("ckpt-3" in name for name, _ in backend._model.named_parameters())
+    assert backend.logprobs(PROMPT, adapter=None) == bare
+    with pytest.raises(InternalError, match="not loaded"):
+        backend.logprobs(PROMPT, adapter="ckpt-3")
     backend.load_adapter(toy_adapter(folder, "ckpt-3", seed=3))
     backend.unload_adapter("ckpt-3")
 
@@ -109,7 +202,8 @@ def test_a_file_that_fits_only_in_part_is_refused_whole(
     [
         ({"bias": "all"}, "not a plain LoRA: it has bias"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-        ({"peft_type": "PREFIX_TUNING"}, "peft_type"),
+        ({"peft_type": "PROMPT_TUNING"}, "peft_type"),
+        ({"peft_type": "PREFIX_TUNING"}, "does not fit the base model"),
         ({"target_modules": ["absent"]}, "does not fit the base model"),
     ],
 )
@@ -135,3 +229,19 @@ def test_pickled_weights_are_not_read(backend: Builtin, folder: Path) -> None:
 def test_other_base_weights_are_refused(folder: Path) -> None:
     with pytest.raises(InvalidRequest, match="not the ones"):
         Builtin.open(spec(weights_sha256="0" * 64), Storage(folder.as_uri()))
+
+
+def test_a_model_whose_answers_cannot_be_batched_is_answered_one_by_one(folder: Path) -> None:
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    from tests.unit.nets.families import SMALL
+
+    torch.manual_seed(0)
+    place = folder / "models/capped"
+    Gemma2ForCausalLM(Gemma2Config(**SMALL | {"vocab_size": 300})).save_pretrained(place)
+    backend = Builtin.open(
+        spec(weights="models/capped", weights_sha256=weights_sha256(place)), Storage(folder.as_uri())
+    )
+    assert isinstance(backend, Alone)
+    model = load_model(place, precision="fp32")
+    assert answers(backend, [(prompt, None) for prompt in PROMPTS]) == [generated(model, prompt) for prompt in PROMPTS]

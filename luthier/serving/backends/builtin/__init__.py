@@ -98,31 +98,33 @@ class Builtin(Backend):
         try:
             self._bank.put(place, found)
         except BaseException:
+            self._bank.put(place, {})
             self._places.append(place)
             raise
         self._adapters[ref.id] = Loaded(root, place)
 
     def unload_adapter(self, adapter: str) -> None:
-        from luthier.serving.backends.builtin.batcher import not_loaded
-
         if (loaded := self._adapters.pop(adapter, None)) is None:
             return
-        self._ended += self._batcher.end_all(loaded, not_loaded(adapter))
+        self._ended += self._batcher.end_all(loaded, _not_loaded(adapter))
         self._blocks.release(loaded.prefix_blocks)
         if loaded.place >= 0:
             self._bank.put(loaded.place, {})
             self._places.append(loaded.place)
 
     def begin(self, asked: Asked) -> None:
-        from luthier.serving.backends.builtin.batcher import NO_ADAPTER, not_loaded
-
-        if asked.adapter is not None and asked.adapter not in self._adapters:
-            raise not_loaded(asked.adapter)
-        self._batcher.begin(asked, NO_ADAPTER if asked.adapter is None else self._adapters[asked.adapter])
+        self._batcher.begin(asked, self._loaded(asked.adapter))
 
     def step(self) -> Sequence[Said]:
         ended, self._ended = self._ended, []
         return ended or self._batcher.step()
+
+    def logprobs(self, tokens: list[int], *, adapter: str | None) -> list[float]:
+        import torch
+
+        logits_TV = self._batcher.logits_of(tokens, self._loaded(adapter))[:-1]
+        following_T1 = torch.tensor(tokens[1:], device=logits_TV.device)[:, None]
+        return logits_TV.log_softmax(-1).gather(-1, following_T1)[:, 0].tolist()
 
     def cancel(self, asked: Asked) -> None:
         self._batcher.cancel(asked)
@@ -131,6 +133,15 @@ class Builtin(Backend):
     @property
     def is_idle(self) -> bool:
         return self._batcher.is_idle and not self._ended
+
+    def _loaded(self, adapter: str | None) -> Loaded:
+        from luthier.serving.backends.builtin.batcher import NO_ADAPTER
+
+        if adapter is None:
+            return NO_ADAPTER
+        if adapter not in self._adapters:
+            raise _not_loaded(adapter)
+        return self._adapters[adapter]
 
     def _logits(self, batch: PagedBatch) -> torch.Tensor:
         return self._paged.logits(batch)
@@ -143,6 +154,10 @@ class Builtin(Backend):
             raise NoCapacity("The replica's cache has no room for this model's prefix.", retry_after=5)
         self._pool.write(blocks, both_L2KPD)
         return blocks
+
+
+def _not_loaded(adapter: str) -> InternalError:
+    return InternalError(f"Adapter {adapter} is not loaded.")
 
 
 def _cache_bytes(spec: ReplicaSpec, device: torch.device) -> int:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from luthier.core.errors import ContextTooLong, InternalError, NoCapacity
+import numpy as np
+
+from luthier.core.errors import ContextTooLong, NoCapacity
 from luthier.nets.paged.batch import BLOCK, PagedBatch, Part
 from luthier.nets.paged.blocks import Blocks, keys_of
 from luthier.nets.sampling import Sampler, choose_all
@@ -135,6 +137,20 @@ class Batcher:
         ended = [answer for answer in self._answers.values() if answer.adapter is adapter]
         return [self._failed(answer, error) for answer in ended]
 
+    def logits_of(self, tokens: list[int], adapter: Loaded) -> Tensor:
+        """What follows each of these tokens, (T, V), computed in a pass of its own and kept nowhere. Raises NoCapacity."""
+        begun, rest = divmod(adapter.prefix, BLOCK)
+        length = adapter.prefix + len(tokens)
+        if (own := self._blocks.take(_blocks_of(length) - begun)) is None:
+            raise NoCapacity("The replica's cache is full.", retry_after=5)
+        try:
+            if rest:
+                self._copy(adapter.prefix_blocks[begun], own[0])
+            batch = PagedBatch.of([Part(tokens, length, [*adapter.prefix_blocks[:begun], *own], adapter.place)])
+            return self._logits(replace(batch, rows_R=np.arange(len(tokens))))
+        finally:
+            self._blocks.release(own)
+
     def step(self) -> list[Said]:
         """One pass over all answers that run, prompts by the chunk."""
         said = self._admit()
@@ -146,6 +162,8 @@ class Batcher:
         for answer, count in parts:
             answer.done += count
             self._keep(answer)
+        if not asking:
+            return said
         for answer, chosen in zip(asking, choose_all([answer.sampler for answer in asking], logits_RV), strict=True):
             said.append(self._failed(answer, chosen) if isinstance(chosen, Exception) else self._told(answer, chosen))
         return said
@@ -269,7 +287,3 @@ def _keys(answer: _Answer) -> list[bytes]:
 
 def _blocks_of(positions: int) -> int:
     return -(-positions // BLOCK)
-
-
-def not_loaded(adapter: str) -> InternalError:
-    return InternalError(f"Adapter {adapter} is not loaded.")
