@@ -148,7 +148,7 @@ def _regex(name: str, regex: str, param: str) -> str:
     counts = [int(count) for counts in re.findall(r"\{(\d*)(?:,(\d*))?\}", regex) for count in counts if count]
     if (most := max(counts, default=0)) > MOST_REPEATED:
         raise InvalidParameter(param, f"a regex may repeat a part {MOST_REPEATED:,} times, got {most:,}")
-    return f"{name}: /{regex_to_lark(regex)}/"
+    return f"{name}: /{regex_to_lark(regex, use_ascii='d')}/"
 
 
 def _literals(text: str, words: Mapping[str, int]) -> str:
@@ -160,7 +160,8 @@ def _literals(text: str, words: Mapping[str, int]) -> str:
 
 def _reason(matcher: LLMatcher) -> str:
     """What the library says, without the grammar that it quotes."""
-    said = matcher.get_error().partition("\n")[0]
+    lines = matcher.get_error().split("\n")
+    said = next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), lines[0])  # of a regex
     if not said or said.startswith("NoExtension"):
         return "no answer can satisfy it"
     return re.sub(r"^at \d+\(\d+\): ", "", said)[:300]
