@@ -145,6 +145,8 @@ def _regex(name: str, regex: str, param: str) -> str:
 
     if len(regex) > LONGEST_REGEX:
         raise InvalidParameter(param, f"a regex may be {LONGEST_REGEX:,} characters long, got {len(regex):,}")
+    if (len(regex) - len(regex.rstrip("\\"))) % 2:
+        raise InvalidParameter(param, "a regex ends within an escape")  # the library would read it without
     counts = [int(count) for counts in re.findall(r"\{(\d*)(?:,(\d*))?\}", regex) for count in counts if count]
     if (most := max(counts, default=0)) > MOST_REPEATED:
         raise InvalidParameter(param, f"a regex may repeat a part {MOST_REPEATED:,} times, got {most:,}")
