@@ -115,6 +115,7 @@ class Sampler:
     def _left(self, chances_V: Floats) -> NDArray[np.int64]:
         """The tokens that min_p, top_k and top_p leave; where equals are cut, the lower ids."""
         peak, most = chances_V.max(), len(chances_V) if self._top_k is None else self._top_k
+        tokens = np.empty(0, np.int64)
         for floor in (self._min_p,) if self._min_p else _FLOORS:
             tokens = np.flatnonzero(chances_V >= max(floor * peak, _LEAST))
             if len(tokens) >= most or (self._top_k is None and chances_V[tokens].sum(dtype=np.float64) >= self._top_p):
@@ -173,6 +174,7 @@ def _shaped(samplers: Sequence[Sampler], logits_RV: torch.Tensor) -> list[Token 
     logprobs_RV = torch.log_softmax(logits_RV, dim=1) if tells else logits_RV
     faults = _shape(samplers, logits_RV.numpy())
     chosen = [faults.get(row, one) for row, one in enumerate(_likeliest(logits_RV))]
+    chances_RV = logits_RV.numpy()
     if any(sampler.temperature for sampler in samplers):
         # The maximum is taken off first: then no temperature is too small to divide by.
         temperatures_R1 = torch.tensor([[max(sampler.temperature, _COLDEST)] for sampler in samplers])

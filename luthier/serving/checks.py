@@ -12,6 +12,7 @@ from luthier.core.errors import InvalidParameter, InvalidRequest
 from luthier.serving.protocol import GenerateRequest, OfferedTool, Sampling
 
 MOST_STOPS, LONGEST_STOP = 16, 1_000
+MOST_STOP_TOKENS = 1_000
 STRONGEST_BIAS = 100.0
 
 
@@ -25,6 +26,8 @@ def check(request: GenerateRequest, tokenizer: Tokenizer) -> None:
     if request.prompt is not None:
         _check_prompt(request, request.prompt, tokenizer)
     _check_sampling(request.sampling, tokenizer)
+    if request.json_schema is not None and request.regex is not None:
+        raise InvalidRequest("An answer is held to a schema or to a regex, not to both.", param="structured_outputs")
     for tool in request.tools:
         _check_tool(tool)
     if request.must_call is not None:
@@ -50,6 +53,8 @@ def _check_sampling(sampling: Sampling, tokenizer: Tokenizer) -> None:
         raise InvalidParameter("stop", f"may be {MOST_STOPS} strings, got {len(sampling.stop)}")
     if (longest := max(map(len, sampling.stop), default=0)) > LONGEST_STOP:
         raise InvalidParameter("stop", f"a string of it may be {LONGEST_STOP:,} characters, got {longest:,}")
+    if (count := len(sampling.stop_tokens)) > MOST_STOP_TOKENS:
+        raise InvalidParameter("stop", f"may be {MOST_STOP_TOKENS:,} ids of tokens, got {count:,}")
     if unknown := [token for token in sampling.stop_tokens if not tokenizer.knows(token)]:
         raise InvalidParameter("stop", f"{unknown[0]} is no token of this model's vocabulary of {tokenizer.size:,}")
     for token, bias in sampling.logit_bias.items():

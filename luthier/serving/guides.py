@@ -1,4 +1,4 @@
-"""What an answer must look like, held to by llguidance: JSON of a schema, or calls of certain tools."""
+"""What an answer must look like, held to by llguidance: JSON of a schema, a regex, or calls of certain tools."""
 
 from __future__ import annotations
 
@@ -19,9 +19,13 @@ if TYPE_CHECKING:
 LONGEST_SCHEMAS = 100_000
 """Characters of JSON of all schemas that one answer must follow."""
 
+LONGEST_REGEX, MOST_REPEATED = 4_000, 1_000
+"""Characters of a regex, and how often a part of it may be demanded: long counts cost time with every token."""
+
 LIMITS = {"max_items_in_row": 10_000, "max_lexer_states": 50_000, "max_grammar_size": 200_000, "verbose_errors": False}
 """What one answer may cost: some milliseconds a token, some dozen megabytes."""
 
+_SIMPLIFY = "Simplify what the answer must look like."
 _REMEMBERED = 32  # grammars, as several answers to one request have the same
 _BLANKS = "[ \\n\\t]{0,40}"  # where JSON allows any number of them; a model could go on with them for ever
 
@@ -38,17 +42,22 @@ class Guides:
     def guide(self, request: GenerateRequest) -> AnswerGuide | None:
         """A guide of the answer's own; None where nothing is prescribed. It takes up to a second.
 
-        Raises InvalidParameter where the schema of the answer (`response_format`) or of a tool (`tools`) cannot be held to,
-        and NotOffered where the model's family writes calls in a way that cannot.
+        Raises InvalidParameter where the schema of the answer (`response_format`), its regex (`structured_outputs`) or the
+        schema of a tool (`tools`) cannot be held to, and NotOffered where the model's family writes calls in a way that
+        cannot.
         """
-        param = "tools" if request.must_call is not None else "response_format"
+        param = "response_format" if request.regex is None else "structured_outputs"
         if request.must_call is not None:
+            param = "tools"
             wanted = [tool for tool in request.tools if tool.name in request.must_call]
             start, rules = "calls", self._calls(wanted, several=request.parallel_tool_calls)
-        elif request.json_schema is not None:
-            start, text = "text", _literals(self._renderer.before_text(), {})
-            schema = _json("schema", request.json_schema or {"type": "object"}, "response_format")
-            rules = [f"text: {text} schema", schema]
+        elif request.json_schema is not None or request.regex is not None:
+            start, text = "text", _literals(self._renderer.before_text() if request.prompt is None else "", {})
+            if request.regex is not None:
+                form = _regex("FORM", request.regex, param)
+            else:
+                form = _json("form", request.json_schema or {"type": "object"}, param)
+            rules = [f"text: {text} {form.partition(':')[0]}", form]
             if request.tools:
                 start = "text | calls"
                 rules += self._calls(request.tools, several=request.parallel_tool_calls)
@@ -89,7 +98,7 @@ class Guides:
         if not tried.is_error():
             tried.compute_bitmask()  # some limits are met only now
         if tried.is_error() or tried.is_stopped():
-            raise InvalidParameter(param, f"cannot be held to: {_reason(tried)}", hint="Simplify the schema.")
+            raise InvalidParameter(param, f"cannot be held to: {_reason(tried)}", hint=_SIMPLIFY)
         self._begun[grammar] = matcher
         if len(self._begun) > _REMEMBERED:
             self._begun.popitem(last=False)
@@ -116,7 +125,7 @@ class AnswerGuide:
         mask = self._matcher.compute_bitmask()
         if self._matcher.is_error() or not mask.strip(b"\0"):
             raise InvalidParameter(
-                self._param, f"cannot be held to any further: {_reason(self._matcher)}", hint="Simplify the schema."
+                self._param, f"cannot be held to any further: {_reason(self._matcher)}", hint=_SIMPLIFY
             )
         return mask
 
@@ -131,6 +140,19 @@ def _json(name: str, schema: Mapping[str, Any], param: str) -> str:
         raise InvalidParameter(param, "the schema is nested too deeply") from deep
 
 
+def _regex(name: str, regex: str, param: str) -> str:
+    from llguidance import regex_to_lark
+
+    if len(regex) > LONGEST_REGEX:
+        raise InvalidParameter(param, f"a regex may be {LONGEST_REGEX:,} characters long, got {len(regex):,}")
+    if (len(regex) - len(regex.rstrip("\\"))) % 2:
+        raise InvalidParameter(param, "a regex ends within an escape")  # the library would read it without
+    counts = [int(count) for counts in re.findall(r"\{(\d*)(?:,(\d*))?\}", regex) for count in counts if count]
+    if (most := max(counts, default=0)) > MOST_REPEATED:
+        raise InvalidParameter(param, f"a regex may repeat a part {MOST_REPEATED:,} times, got {most:,}")
+    return f"{name}: /{regex_to_lark(regex, use_ascii='d')}/"
+
+
 def _literals(text: str, words: Mapping[str, int]) -> str:
     """A text as a grammar says it. Markers that are single tokens are said by that token, as the model has learned."""
     longest_first = sorted(words, key=len, reverse=True)
@@ -140,7 +162,8 @@ def _literals(text: str, words: Mapping[str, int]) -> str:
 
 def _reason(matcher: LLMatcher) -> str:
     """What the library says, without the grammar that it quotes."""
-    said = matcher.get_error().partition("\n")[0]
+    lines = matcher.get_error().split("\n")
+    said = next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), lines[0])  # of a regex
     if not said or said.startswith("NoExtension"):
         return "no answer can satisfy it"
     return re.sub(r"^at \d+\(\d+\): ", "", said)[:300]

@@ -58,6 +58,9 @@ class Sampling(Wire):
     temperature: float = Field(default=1.0, ge=0, le=2)
     top_p: float = Field(default=1.0, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=1, description="None: all tokens.")
+    min_p: float = Field(
+        default=0.0, ge=0, le=1, description="Leaves out what has less than this share of the likeliest one's chance."
+    )
     seed: int | None = None
     max_tokens: int | None = Field(default=None, ge=1, description="None: as many as the model's context holds.")
     stop: list[str] = Field(default_factory=list)
@@ -87,6 +90,9 @@ class GenerateRequest(Wire):
     parallel_tool_calls: bool = True
     json_schema: dict[str, Any] | None = Field(
         default=None, description="The answer is JSON of this schema; {} is any JSON object."
+    )
+    regex: str | None = Field(
+        default=None, description="The whole answer matches it; not beside json_schema. Rust's syntax, no look-around."
     )
     sampling: Sampling = Sampling()
     scope: str = Field(default="", description="Whose it is: cached work is shared within a scope alone.")
@@ -127,6 +133,7 @@ class Finish(Wire):
     reason: Literal["stop", "length", "tool_calls"]
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = Field(default=0, description="Of the prompt: those that were known from an earlier request.")
 
 
 class Health(Wire):

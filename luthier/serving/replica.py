@@ -197,7 +197,7 @@ class Replica:
         else:
             check(request, self._renderer.tokenizer)
         prompt = self._prompt(request)
-        if request.must_call is None and request.json_schema is None:
+        if request.must_call is None and request.json_schema is None and request.regex is None:
             return prompt, None
         return prompt, await asyncio.to_thread(self._guides.guide, request)
 

@@ -18,7 +18,7 @@ from luthier.api.openai.fingerprint import FINGERPRINT
 from luthier.api.openai.wire.completions import Completion, CreateCompletion, Offsets, choice, logprobs
 from luthier.api.presence import while_present
 from luthier.api.shapes.gathering import gathered
-from luthier.api.shapes.wire.answers import usage
+from luthier.api.shapes.wire.answers import usage_of, usage_of_all
 from luthier.api.shown import in_document
 from luthier.api.streaming import EVENT, server_sent_events
 from luthier.control.inference.answers import Answer
@@ -38,7 +38,7 @@ async def create(body: CreateCompletion, who: Caller, services: Asked, request: 
         complete = partial(services.inference.complete, who)
         return server_sent_events(_chunks(deltas, first, others, body, complete), table.body)
     choices: list[dict[str, Any]] = []
-    prompt_tokens = completion_tokens = 0
+    used: list[dict[str, Any]] = []
     for asked in (first, *others):
         if asked is not first:
             deltas = await while_present(request, services.inference.complete(who, asked))
@@ -46,9 +46,8 @@ async def create(body: CreateCompletion, who: Caller, services: Asked, request: 
         if answers is None:
             return Response(status_code=499)
         choices += [_choice(len(choices) + place, answer, asked, body) for place, answer in enumerate(answers)]
-        prompt_tokens += answers[0].prompt_tokens
-        completion_tokens += sum(answer.completion_tokens for answer in answers)
-    return JSONResponse(_whole(body, choices, usage(prompt_tokens, completion_tokens)))
+        used.append(usage_of(answers))
+    return JSONResponse(_whole(body, choices, usage_of_all(used)))
 
 
 def _whole(body: CreateCompletion, choices: list[dict[str, Any]], used: dict[str, Any]) -> dict[str, Any]:
@@ -71,7 +70,7 @@ async def _chunks(
 ) -> AsyncGenerator[dict[str, Any], None]:
     made = _head(body)
     unknown = {"usage": None} if body.wants_usage else {}
-    prompt_tokens = completion_tokens = 0
+    used: list[dict[str, Any]] = []
     for number, asked in enumerate((first, *others)):
         if number:
             deltas = await complete(asked)
@@ -92,10 +91,9 @@ async def _chunks(
                 if body.logprobs is not None and part.logprobs:
                     told = logprobs(part.logprobs, body.logprobs, offsets[delta.choice])
                 yield {**made, "choices": [choice(index, part.text, None, told)], **unknown}
-        prompt_tokens += finishes[0].prompt_tokens
-        completion_tokens += sum(finish.completion_tokens for finish in finishes)
+        used.append(usage_of(finishes))
     if body.wants_usage:
-        yield {**made, "choices": [], "usage": usage(prompt_tokens, completion_tokens)}
+        yield {**made, "choices": [], "usage": usage_of_all(used)}
 
 
 def _head(body: CreateCompletion) -> dict[str, Any]:
@@ -119,7 +117,7 @@ def _described() -> dict[int | str, dict[str, Any]]:
         async for frame in _chunks(examples.deltas(), asked, [], body, examples.complete):
             yield frame | is_made
 
-    whole = _whole(body, [_choice(0, answer, asked, body)], usage(answer.prompt_tokens, answer.completion_tokens))
+    whole = _whole(body, [_choice(0, answer, asked, body)], usage_of([answer]))
     stream = server_sent_events(frames(), table.body)
     return {
         200: {

@@ -101,7 +101,7 @@ async def chunks(
                 finishes.append(part)
                 reason = answers.reason(part.reason, calls_functions=body.calls_functions)
                 is_last = style.usage_on_last_choice and len(finishes) == body.answers
-                told = {"usage": _usage(finishes)} if is_last else unknown
+                told = {"usage": answers.usage_of(finishes)} if is_last else unknown
                 yield {**made, "choices": [chunk_choice(index, {}, reason)], **told}
                 continue
             logprobs = answers.logprobs(part.logprobs) if body.logprobs and part.logprobs else None
@@ -112,7 +112,7 @@ async def chunks(
                 calls[index] += 1
                 yield {**made, "choices": [chunk_choice(index, told)], **unknown}
         if body.wants_usage:
-            yield {**made, "choices": [], "usage": _usage(finishes)}
+            yield {**made, "choices": [], "usage": answers.usage_of(finishes)}
 
 
 def _call(call: dict[str, Any], number: int, body: ChatRequest) -> dict[str, Any]:
@@ -120,7 +120,3 @@ def _call(call: dict[str, Any], number: int, body: ChatRequest) -> dict[str, Any
     if body.calls_functions:
         return {"function_call": call["function"]}
     return {"tool_calls": [{"index": number, **call}]}
-
-
-def _usage(finishes: list[Finish]) -> dict[str, Any]:
-    return answers.usage(finishes[0].prompt_tokens, sum(finish.completion_tokens for finish in finishes))

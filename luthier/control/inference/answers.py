@@ -21,6 +21,7 @@ class Answer(BaseModel):
     reason: Literal["stop", "length", "tool_calls"] = "stop"
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cached_tokens: int = 0
 
 
 class Gathering:
@@ -36,6 +37,7 @@ class Gathering:
             answer.text = "".join(texts)
             answer.reason = part.reason
             answer.prompt_tokens, answer.completion_tokens = part.prompt_tokens, part.completion_tokens
+            answer.cached_tokens = part.cached_tokens
             return
         texts.append(part.text)
         answer.tool_calls += part.tool_calls

@@ -32,8 +32,8 @@ class Delta:
 class CompletionRequest:
     """What is asked of a model, every default of the dialect filled in. Either `messages` or `prompt` is given.
 
-    `must_call`, `json_schema` and `parallel_tool_calls` mean what they mean in a GenerateRequest. `n` answers are made, from 1 to
-    MOST_ANSWERS; with a seed they are those that would have been made alone with the seeds from this one on.
+    `must_call`, `json_schema`, `regex` and `parallel_tool_calls` mean what they mean in a GenerateRequest. `n` answers
+    are made, from 1 to MOST_ANSWERS; with a seed they are those that would have been made alone with the seeds from this one on.
     """
 
     model: str
@@ -43,6 +43,7 @@ class CompletionRequest:
     must_call: list[str] | None = None
     parallel_tool_calls: bool = True
     json_schema: dict[str, Any] | None = None
+    regex: str | None = None
     sampling: Sampling = field(default_factory=Sampling)
     n: int = 1
 
@@ -157,6 +158,7 @@ def _asked(who: Principal, request: CompletionRequest, adapter: AdapterRef | Non
         must_call=request.must_call,
         parallel_tool_calls=request.parallel_tool_calls,
         json_schema=request.json_schema,
+        regex=request.regex,
         sampling=sampling,
         scope=who.project,
     )
@@ -181,7 +183,8 @@ def _given(request: CompletionRequest) -> int:
         for turn in request.messages
     )
     tools = sum(len(tool.name) + len(tool.description) + _written(tool.parameters, "tools") for tool in request.tools)
-    return turns + len(request.prompt or "") + tools + _written(request.json_schema, "response_format")
+    form = _written(request.json_schema, "response_format") + len(request.regex or "")
+    return turns + len(request.prompt or "") + tools + form
 
 
 def _written(schema: dict[str, Any] | None, param: str) -> int:

@@ -146,6 +146,67 @@ def test_every_number_is_passed_on(meant: Ask, path: str) -> None:
     )
 
 
+@pytest.mark.parametrize("path", [OPENAI, ZHIPU])
+def test_what_vllm_takes_beside_openais_fields_is_taken(meant: Ask, path: str) -> None:
+    request = meant(path, min_p=0.05, top_k=40, repetition_penalty=1.1, stop_token_ids=[7, 9])
+    assert request.sampling == Sampling(min_p=0.05, top_k=40, repetition_penalty=1.1, stop_tokens=[7, 9])
+
+
+@pytest.mark.parametrize("top_k", [0, -1, None])
+def test_a_top_k_below_one_is_all_tokens(meant: Ask, top_k: int | None) -> None:
+    assert meant(top_k=top_k).sampling.top_k is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "schema", "regex"),
+    [
+        ({"structured_outputs": {"regex": "a|b"}}, None, "a|b"),
+        ({"guided_regex": "a|b"}, None, "a|b"),
+        ({"structured_outputs": {"json": {"type": "array"}}}, {"type": "array"}, None),
+        ({"structured_outputs": {"json": '{"type": "array"}'}}, {"type": "array"}, None),
+        ({"structured_outputs": {"json_object": True}}, {}, None),
+        ({"structured_outputs": {"json_object": False}}, None, None),
+        ({"structured_outputs": None, "response_format": {"type": "text"}}, None, None),
+    ],
+)
+def test_the_form_of_an_answer_may_be_told_as_vllm_does(
+    meant: Ask, asked: dict[str, Any], schema: Any, regex: Any
+) -> None:
+    request = meant(**asked)
+    assert (request.json_schema, request.regex) == (schema, regex)
+
+
+@pytest.mark.parametrize(
+    ("asked", "param"),
+    [
+        ({"structured_outputs": {"regex": "a", "json": {}}}, "structured_outputs"),
+        ({"structured_outputs": {"regex": "a"}, "guided_regex": "b"}, "structured_outputs"),
+        ({"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}}, "structured_outputs"),
+        ({"structured_outputs": {"grammar": "root ::= x"}}, "structured_outputs"),
+        ({"structured_outputs": {"choice": ["a", "b"]}}, "structured_outputs"),
+        ({"structured_outputs": {"json": "{"}}, "structured_outputs.json"),
+        ({"structured_outputs": {"json": "[]"}}, "structured_outputs.json"),
+        ({"min_p": 1.5}, "min_p"),
+        ({"top_k": -2}, "top_k"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+    ],
+)
+def test_what_vllm_takes_is_refused_by_its_name(api: Api, model: Model, asked: dict[str, Any], param: str) -> None:
+    answer = api.call("POST", OPENAI, api.ada, json={"model": "toy", "messages": USER} | asked)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
+@pytest.mark.parametrize("path", [OPENAI, ZHIPU])
+def test_tokens_that_were_cached_are_told(api: Api, model: Model, path: str) -> None:
+    """Of a prompt that is counted once, those that no answer had to read."""
+    finishes = [Finish(reason="stop", prompt_tokens=9, completion_tokens=2, cached_tokens=cached) for cached in (8, 4)]
+    model.parts = [Delta(choice, finish) for choice, finish in enumerate(finishes)]
+    used = whole(api, path, n=2)["usage"]
+    assert (used["prompt_tokens"], used["prompt_tokens_details"]) == (9, {"cached_tokens": 4})
+    last = stream(api, path, n=2, stream_options={"include_usage": True})[-1]
+    assert last["usage"] == used
+
+
 def test_the_newer_name_of_a_field_wins(meant: Ask) -> None:
     assert meant(max_tokens=5, max_completion_tokens=6).sampling.max_tokens == 6
 

@@ -59,6 +59,20 @@ def test_every_number_is_passed_on(api: Api, model: Model) -> None:
     assert model.asked[0].sampling == Sampling(**numbers, stop=["a"], **more)
 
 
+def test_what_vllm_takes_beside_openais_fields_is_taken(api: Api, model: Model) -> None:
+    numbers: dict[str, Any] = {"min_p": 0.1, "top_k": 5, "repetition_penalty": 1.2}
+    whole(api, **numbers, stop_token_ids=[3], structured_outputs={"regex": "a+"})
+    [asked] = model.asked
+    assert asked.sampling == Sampling(**numbers, stop_tokens=[3], max_tokens=16)
+    assert (asked.regex, asked.json_schema) == ("a+", None)
+
+
+def test_cached_tokens_of_several_prompts_are_summed(api: Api, model: Model) -> None:
+    model.parts = [Delta(0, Finish(reason="stop", prompt_tokens=9, completion_tokens=2, cached_tokens=4))]
+    used = whole(api, prompt=["x", "y"])["usage"]
+    assert (used["prompt_tokens"], used["prompt_tokens_details"]) == (18, {"cached_tokens": 8})
+
+
 def test_a_whole_answer_has_every_field(api: Api, model: Model) -> None:
     answer = whole(api)
     assert answer.pop("id").startswith("cmpl-") and answer.pop("created") > 0

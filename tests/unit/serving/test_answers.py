@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +159,62 @@ async def test_a_schema_that_cannot_be_held_to_is_refused(
         await said(client, json_schema=schema)
     assert refused.value.param == "response_format"
     assert (await said(client, sampling={"max_tokens": 1, "temperature": 0})).finish.reason == "length"
+
+
+REGEXES = {
+    "a date": r"\d{4}-[01]\d-[0-3]\d",
+    "slashes, quotes and lines": 'a/b\\/c"d\n(é|🙂){2} | "x"',
+    "anchored": r"^(yes|no)$",
+}
+
+
+@pytest.mark.parametrize("regex", list(REGEXES))
+async def test_the_answer_matches_the_regex_as_a_whole(client: ReplicaClient, regex: str) -> None:
+    for seed in range(2):
+        answer = await said(client, regex=REGEXES[regex], sampling=WILD | {"seed": seed})
+        assert answer.finish.reason == "stop"
+        assert re.fullmatch(REGEXES[regex], answer.text, re.ASCII)
+
+
+async def test_a_prompt_is_continued_by_what_matches_the_regex(client: ReplicaClient) -> None:
+    answer = await said(client, [], prompt="It is ", regex="(warm|cold) today", sampling=WILD | {"seed": 1})
+    assert answer.text in ("warm today", "cold today")
+
+
+@pytest.mark.parametrize(
+    ("regex", "why"),
+    [
+        ("(", "unclosed group"),
+        ("a\\", "within an escape"),
+        ("(?=a)b", "look-around"),
+        (r"(a)\1", "backreferences"),
+        (r"[^\s\S]", "no answer"),
+        ("x" * 4_001, "4,000 characters"),
+        ("a{100000}", "1,000 times"),
+        ("a{2,100000}", "1,000 times"),
+        ("a{" + "9" * 3_000 + "}", "1,000 times"),
+        (".*" * 500, "cannot be held to"),
+        ("(" * 1_500 + "a" + ")" * 1_500, "cannot be held to"),
+    ],
+)
+async def test_a_regex_that_cannot_be_held_to_is_refused(client: ReplicaClient, regex: str, why: str) -> None:
+    with pytest.raises(InvalidParameter, match=why) as refused:
+        await said(client, regex=regex)
+    assert refused.value.param == "structured_outputs"
+    assert (await said(client, sampling={"max_tokens": 1, "temperature": 0})).finish.reason == "length"
+
+
+@pytest.mark.parametrize("regex", ["(.*a.{60}b){20}", "(.*[ab].{200}){3}c", "(a|aa|aaa){1,1000}b.*c.{500}d"])
+async def test_a_regex_made_to_explode_is_followed_or_refused_on_the_way(client: ReplicaClient, regex: str) -> None:
+    with suppress(InvalidParameter):
+        answer = await said(client, regex=regex, sampling=WILD | {"seed": 1, "max_tokens": 100})
+        assert answer.finish.reason == "length"
+    assert (await said(client, sampling={"max_tokens": 1, "temperature": 0})).finish.reason == "length"
+
+
+async def test_a_schema_and_a_regex_together_are_refused(client: ReplicaClient) -> None:
+    with pytest.raises(InvalidRequest, match="not to both"):
+        await said(client, json_schema={}, regex="a")
 
 
 @pytest.mark.parametrize("several", [False, True])

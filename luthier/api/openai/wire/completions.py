@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import codecs
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from luthier.api.received import Received
 from luthier.api.shapes.wire.answers import LEAST_LOGPROB, Usage
 from luthier.api.shapes.wire.base import Sent
-from luthier.api.shapes.wire.chat import Bias, Seed, Stops, StreamOptions, TokenId, refuse, stops
+from luthier.api.shapes.wire.chat import Bias, Seed, Stops, StreamOptions, refuse, stops
+from luthier.api.shapes.wire.extras import Extras, TokenId
 from luthier.control.inference.service import CompletionRequest
 from luthier.core.errors import InvalidParameter, NotOffered
 from luthier.serving.protocol import Sampling, TokenLikelihood
@@ -19,7 +20,7 @@ ANSWERS_AT_MOST = 128
 """Of one request, to all of its prompts together."""
 
 
-class CreateCompletion(Received):
+class CreateCompletion(Extras):
     model_config = ConfigDict(
         json_schema_extra={
             "example": {"model": "smollm2-135m-instruct", "prompt": "Once upon a time", "max_tokens": 32}
@@ -69,18 +70,27 @@ class CreateCompletion(Received):
             raise NotOffered("logprobs of an echoed prompt are not offered by this version.", param="echo")
         if self.echo and any(not isinstance(prompt, str) for prompt in prompts):
             raise NotOffered("echo is offered for prompts that are texts.", param="echo")
-        sampling = Sampling(
-            temperature=1.0 if self.temperature is None else self.temperature,
-            top_p=1.0 if self.top_p is None else self.top_p,
-            seed=self.seed,
-            max_tokens=self.max_tokens or 16,
-            stop=stops(self.stop),
-            frequency_penalty=self.frequency_penalty or 0.0,
-            presence_penalty=self.presence_penalty or 0.0,
-            logit_bias=self.logit_bias or {},
-            logprobs=self.logprobs,
+        json_schema, regex = self.form()
+        asked = CompletionRequest(
+            model=self.model,
+            json_schema=json_schema,
+            regex=regex,
+            sampling=self.with_extras(
+                Sampling(
+                    temperature=1.0 if self.temperature is None else self.temperature,
+                    top_p=1.0 if self.top_p is None else self.top_p,
+                    seed=self.seed,
+                    max_tokens=self.max_tokens or 16,
+                    stop=stops(self.stop),
+                    frequency_penalty=self.frequency_penalty or 0.0,
+                    presence_penalty=self.presence_penalty or 0.0,
+                    logit_bias=self.logit_bias or {},
+                    logprobs=self.logprobs,
+                )
+            ),
+            n=self.answers,
         )
-        return [CompletionRequest(model=self.model, prompt=one, sampling=sampling, n=self.answers) for one in prompts]
+        return [replace(asked, prompt=one) for one in prompts]
 
     def _prompts(self) -> list[str | list[int]]:
         asked: list[Any] = self.prompt if isinstance(self.prompt, list) else [self.prompt]

@@ -5,13 +5,14 @@ Answers are plain dictionaries, since a stream has thousands; the classes descri
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
 from luthier.api.shapes.wire.base import Sent
 from luthier.control.inference.answers import Answer
-from luthier.serving.protocol import CalledTool, Likelihood, TokenLikelihood
+from luthier.serving.protocol import CalledTool, Finish, Likelihood, TokenLikelihood
 
 
 class CachedTokens(Sent):
@@ -82,19 +83,32 @@ class ChatCompletion(Sent):
     usage: Usage
 
 
-def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
+def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> dict[str, Any]:
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": 0},
+        "prompt_tokens_details": {"cached_tokens": cached_tokens},
         "completion_tokens_details": {"reasoning_tokens": 0},
     }
 
 
-def usage_of(answers: list[Answer]) -> dict[str, Any]:
-    """Of all answers to one prompt, which is counted once."""
-    return usage(answers[0].prompt_tokens, sum(answer.completion_tokens for answer in answers))
+def usage_of(answers: Sequence[Answer | Finish]) -> dict[str, Any]:
+    """Of all answers to one prompt, which is counted once; of it, what none of them had to read."""
+    return usage(
+        answers[0].prompt_tokens,
+        sum(answer.completion_tokens for answer in answers),
+        min(answer.cached_tokens for answer in answers),
+    )
+
+
+def usage_of_all(prompts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Of the answers to several prompts, the usage of each added up."""
+    return usage(
+        sum(one["prompt_tokens"] for one in prompts),
+        sum(one["completion_tokens"] for one in prompts),
+        sum(one["prompt_tokens_details"]["cached_tokens"] for one in prompts),
+    )
 
 
 def choice(index: int, answer: Answer, *, calls_functions: bool = False) -> dict[str, Any]:

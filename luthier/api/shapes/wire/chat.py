@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from luthier.api.received import Received
+from luthier.api.shapes.wire.extras import Extras, TokenId
 from luthier.api.shapes.wire.messages import ChatMessage, turns
 from luthier.api.shapes.wire.tools import Choice, Function, FunctionName, NamedTool, Tool, chosen, functions_of, offered
 from luthier.control.inference.service import CompletionRequest
@@ -48,10 +49,9 @@ class ResponseFormat(Received):
 
 
 Bias = Annotated[float, Field(ge=-100, le=100)]
-TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
 
-class ChatRequest(Received):
+class ChatRequest(Extras):
     """What the families share; each adds its own and says what is meant by absence."""
 
     model: str
@@ -94,23 +94,27 @@ class ChatRequest(Received):
     def asked(self, *, temperature: float, top_p: float, tools: list[Tool]) -> CompletionRequest:
         """The request, with the dialect's temperature and `top_p`, and those of the tools that it knows."""
         choice = self._choice(tools)
+        json_schema, regex = self.form(self.response_format.to_schema() if self.response_format else None)
         return CompletionRequest(
             model=self.model,
             messages=turns(self.messages),
             tools=choice.tools,
             must_call=choice.must_call,
             parallel_tool_calls=self.parallel_tool_calls is not False and not self.calls_functions,
-            json_schema=self.response_format.to_schema() if self.response_format else None,
-            sampling=Sampling(
-                temperature=temperature,
-                top_p=top_p,
-                seed=self.seed,
-                max_tokens=self.max_completion_tokens or self.max_tokens,
-                stop=stops(self.stop),
-                frequency_penalty=self.frequency_penalty or 0.0,
-                presence_penalty=self.presence_penalty or 0.0,
-                logit_bias=self.logit_bias or {},
-                logprobs=self._likeliest(),
+            json_schema=json_schema,
+            regex=regex,
+            sampling=self.with_extras(
+                Sampling(
+                    temperature=temperature,
+                    top_p=top_p,
+                    seed=self.seed,
+                    max_tokens=self.max_completion_tokens or self.max_tokens,
+                    stop=stops(self.stop),
+                    frequency_penalty=self.frequency_penalty or 0.0,
+                    presence_penalty=self.presence_penalty or 0.0,
+                    logit_bias=self.logit_bias or {},
+                    logprobs=self._likeliest(),
+                )
             ),
             n=self.answers,
         )
