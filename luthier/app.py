@@ -195,6 +195,7 @@ def build(settings: Settings, *, parts: Parts | None = None, announce: Callable[
         app,
         [dialects.load(name)() for name in dialects.names()],
         upload_limit_bytes=settings.server.upload_limit_bytes,
+        stalled_after_seconds=settings.serving.stalled_after_seconds,
     )
 
     @app.get("/healthz")
