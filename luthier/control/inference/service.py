@@ -74,6 +74,7 @@ class Inference:
         """
         _check_count(request)
         model = await self.catalog.resolve(who, request.model)
+        await self._check_length(model, request.sampling.max_tokens)
         deadline = asyncio.get_running_loop().time() + self.gate.limits.answer_within_seconds
         try:
             async with asyncio.timeout_at(deadline):
@@ -90,6 +91,17 @@ class Inference:
         except TimeoutError:
             raise _took_too_long() from None
         return cast(AsyncGenerator[Delta, None], deltas)
+
+    async def _check_length(self, model: Servable, max_tokens: int | None) -> None:
+        """Within the context an answer may be asked to be longer than the prompt leaves room for; it then ends there."""
+        if max_tokens is None:
+            return
+        context = await self.catalog.context_length(model)
+        if context is not None and max_tokens > context:
+            raise InvalidParameter(
+                "max_tokens",
+                f"may be up to {context:,}, which is the context of {model.base_model}, got {max_tokens:,}",
+            )
 
     async def _begun_all(self, model: Servable, request: CompletionRequest) -> list[_Begun]:
         if request.n == 1:

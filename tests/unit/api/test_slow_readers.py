@@ -22,7 +22,10 @@ LONG = "word " * 60_000  # said back a letter a frame, it is more than the buffe
 PATHS = {
     "openai": ("/v1/chat/completions", {"messages": [{"role": "user", "content": LONG}]}),
     "zhipu": ("/api/paas/v4/chat/completions", {"messages": [{"role": "user", "content": LONG}]}),
-    "dashscope": ("/api/v1/services/aigc/text-generation/generation", {"input": {"prompt": LONG}}),
+    "dashscope": (
+        "/api/v1/services/aigc/text-generation/generation",
+        {"input": {"prompt": LONG}, "parameters": {"incremental_output": True}},
+    ),
 }
 
 

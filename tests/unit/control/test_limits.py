@@ -189,6 +189,9 @@ class Endless:
     async def resolve(self, who: object, name: str) -> str:
         return name
 
+    async def context_length(self, model: object) -> int | None:
+        return None
+
     async def choose(self, model: object) -> Route:
         return Route(cast(Any, self), None)
 
