@@ -135,6 +135,7 @@ def assemble(
         cache=data / "cache",
         backend=settings.serving.backend,
         adapters=settings.serving.adapters_per_replica,
+        listen=settings.serving.listen,
         idle_after_seconds=settings.serving.idle_after_seconds,
         folder=data / "replicas",
     )

@@ -107,6 +107,11 @@ class ServingSection(Section):
     adapters_per_replica: int = Field(
         default=8, ge=1, description="Adapters kept on a replica; the coldest goes first."
     )
+    listen: str = Field(
+        default="unix",
+        pattern=r"^(unix|tcp://[^/@:\s]+|tcp://\[[0-9a-fA-F:.]+\])$",
+        description="How a replica is reached: unix, by a socket of this machine; or tcp://HOST, by a port of that address.",
+    )
     idle_after_seconds: float = Field(default=1800, gt=0, description="A replica unused for so long is stopped.")
     ready_within_seconds: float = Field(
         default=120, gt=0, description="How long a request waits for a replica that starts."

@@ -19,4 +19,6 @@ class ReplicaSpec(BaseModel):
     precision: Literal["bf16", "fp16", "fp32"]
     threads: int = Field(ge=1)
     adapters: int = Field(ge=1, description="Adapters kept on the device; the coldest goes first.")
-    socket: str = Field(description="Path of the Unix socket on which it listens.")
+    listen: str = Field(
+        description="Path of the Unix socket on which it listens, or tcp://HOST:PORT; port 0: a free one."
+    )
