@@ -58,12 +58,12 @@ def parse(text: str) -> Address:
     if text.startswith("tcp://"):
         try:
             parts = urlsplit(text)
-            host, port = parts.hostname, parts.port
+            host, port, key = parts.hostname, parts.port, parts.username
         except ValueError:
-            host, port = None, None
+            host, port, key = None, None, None
         if not host or port is None:
             raise InvalidParameter("listen", "must be tcp://HOST:PORT")
-        return TcpAddress(host, port, parts.username or "")
+        return TcpAddress(host, port, key or "")
     if (length := len(os.fsencode(text))) > LONGEST_PATH:
         raise InvalidParameter(
             "listen",
