@@ -25,6 +25,7 @@ from luthier.control.datasets.workshop import ProcessWorkshop, Workshop
 from luthier.control.db import Database
 from luthier.control.deployments.routing import Routing
 from luthier.control.inference.asynchronous import AsyncCompletions
+from luthier.control.inference.limits import Limits
 from luthier.control.inference.service import Inference
 from luthier.control.jobs.service import Jobs
 from luthier.control.scheduling.background import FileSweeper, Inspector, TokenCounter, UploadCleaner
@@ -113,7 +114,14 @@ def assemble(
     )
     jobs = Jobs(db, catalog, datasets, clock, cores=settings.cores)
     routing = Routing(db, clock, ready_within_seconds=settings.serving.ready_within_seconds)
-    inference = Inference(catalog, routing)
+    limits = Limits(
+        running=settings.serving.concurrency,
+        running_per_project=settings.serving.concurrency_per_project,
+        waiting=settings.serving.waiting,
+        waiting_per_project=settings.serving.waiting_per_project,
+        answer_within_seconds=settings.serving.answer_within_seconds,
+    )
+    inference = Inference(catalog, routing, limits)
     async_completions = AsyncCompletions(db, catalog, inference, clock)
     trainers = Trainers(
         python=settings.training.python or sys.executable,
@@ -127,6 +135,7 @@ def assemble(
         cache=data / "cache",
         backend=settings.serving.backend,
         adapters=settings.serving.adapters_per_replica,
+        listen=settings.serving.listen,
         idle_after_seconds=settings.serving.idle_after_seconds,
         folder=data / "replicas",
     )
@@ -187,6 +196,7 @@ def build(settings: Settings, *, parts: Parts | None = None, announce: Callable[
         app,
         [dialects.load(name)() for name in dialects.names()],
         upload_limit_bytes=settings.server.upload_limit_bytes,
+        stalled_after_seconds=settings.serving.stalled_after_seconds,
     )
 
     @app.get("/healthz")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -124,6 +125,43 @@ class SizeLimit:
         await self.app(scope, counted, send)
 
 
+class SlowReaders:
+    """Ends a stream of events that its caller has stopped reading, so that what makes it is free for others.
+
+    The server holds the next event back while the connection's buffers are full; one that is held back for so long ends the
+    request. What is not a stream of events is left alone.
+    """
+
+    def __init__(self, app: ASGIApp, *, stalled_after_seconds: float) -> None:
+        self.app = app
+        self.stalled_after_seconds = stalled_after_seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_stream = False
+
+        async def send_in_time(message: Message) -> None:
+            nonlocal is_stream
+            if message["type"] == "http.response.start":
+                is_stream = MutableHeaders(scope=message).get("content-type", "").startswith("text/event-stream")
+            if not is_stream:
+                await send(message)
+                return
+            try:
+                async with asyncio.timeout(self.stalled_after_seconds):
+                    await send(message)
+            except TimeoutError as stalled:
+                raise _Stalled from stalled
+
+        try:
+            await self.app(scope, receive, send_in_time)
+        except _Stalled:
+            log.warning("a stream was not read", path=scope["path"], seconds=self.stalled_after_seconds)
+
+
+class _Stalled(Exception):
+    pass
+
+
 class _Mounted(APIRouter):
     """The routes of a dialect below one path. A request for another path is not compared with each of them."""
 
@@ -135,7 +173,7 @@ class _Mounted(APIRouter):
         return super().matches(scope) if _lies_below(scope["path"], self._path) else (Match.NONE, {})
 
 
-def install(app: FastAPI, dialects: list[Dialect], *, upload_limit_bytes: int) -> None:
+def install(app: FastAPI, dialects: list[Dialect], *, upload_limit_bytes: int, stalled_after_seconds: float) -> None:
     """Put the routes of the dialects into the app, and the rest of this file around them."""
     mounts = [(path, dialect, router) for dialect in dialects for path, router in dialect.mounts().items()]
     mounts.sort(
@@ -174,6 +212,7 @@ def install(app: FastAPI, dialects: list[Dialect], *, upload_limit_bytes: int) -
     app.add_exception_handler(RequestValidationError, malformed)
     app.add_exception_handler(HTTPException, framework)
     prefixes = tuple(f"{path}/" for path, _, _ in mounts)
+    app.add_middleware(SlowReaders, stalled_after_seconds=stalled_after_seconds)
     app.add_middleware(SizeLimit, upload_limit_bytes=upload_limit_bytes, refuse=told)
     app.add_middleware(Gate, prefixes=prefixes, refuse=told)
     app.add_middleware(Faults, tell=told)

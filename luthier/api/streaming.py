@@ -8,11 +8,28 @@ from typing import Any
 
 import msgspec
 from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from luthier.core import logs
 from luthier.core.errors import InternalError, LuthierError
 
 log = logs.get("streaming")
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events. However the answer ends, what makes them is closed with it."""
+
+    def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
+        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        self._events = events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._events.aclose()
+
+
 _encode = msgspec.json.Encoder().encode
 
 _ENDS_OF_LINES = {sign.encode(): f"\\u{ord(sign):04x}".encode() for sign in ("\x85", "\u2028", "\u2029")}
@@ -32,7 +49,7 @@ EVENT: dict[str, Any] = {
 
 def server_sent_events(
     frames: AsyncGenerator[dict[str, Any], None], error_body: Callable[[LuthierError], dict[str, Any]]
-) -> StreamingResponse:
+) -> EventStream:
     """Send every frame as a `data:` event, then `[DONE]`.
 
     What is raised in between becomes an `event: error` with `error_body(error)`, the form that OpenAI's and Zhipu's clients
@@ -53,7 +70,7 @@ def server_sent_events(
                     error_body(InternalError("The server made a mistake; its log has the rest."))
                 )
 
-    return StreamingResponse(body(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+    return EventStream(body())
 
 
 def in_one_line(frame: dict[str, Any]) -> bytes:

@@ -1,4 +1,4 @@
-"""Which names functions may have that are offered to a model."""
+"""How many functions may be offered to a model, and what names they may have."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable
 
 from luthier.core.errors import InvalidParameter
+
+MOST_TOOLS = 128
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 

@@ -47,6 +47,10 @@ def serve(
         server_header=False,
     )
     listening = _bound(section.host, section.port)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # connections inherit it
+        # The app ends a stream when it can send nothing more; the system, which has taken in much before that, the connection.
+        after_ms = round(1000 * settings.serving.stalled_after_seconds)
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, after_ms)
     is_everywhere = section.host in ("0.0.0.0", "::")  # noqa: S104  (compared, not bound)
     here = "127.0.0.1" if is_everywhere else section.host
     err.print(f"Luthier is starting; data lies in {section.data}", soft_wrap=True)

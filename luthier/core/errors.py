@@ -14,6 +14,7 @@ LuthierError
 ├── Conflict                  InvalidTransition · AlreadyExists
 ├── QuotaExceeded             RateLimited
 ├── Unavailable               NoCapacity · ReplicaUnavailable · StorageUnavailable
+├── AnswerTookTooLong         it was not complete in the time that one may take
 ├── RunFailed                 what ends a run: OutOfMemory · LossDiverged · CheckpointUnreadable · RunLost
 └── InternalError             a fault of ours
 
@@ -151,6 +152,10 @@ class ReplicaUnavailable(Unavailable):
 
 class StorageUnavailable(Unavailable):
     code = "storage_unavailable"
+
+
+class AnswerTookTooLong(LuthierError):
+    code = "answer_took_too_long"
 
 
 class RunFailed(LuthierError):

@@ -107,9 +107,28 @@ class ServingSection(Section):
     adapters_per_replica: int = Field(
         default=8, ge=1, description="Adapters kept on a replica; the coldest goes first."
     )
+    listen: str = Field(
+        default="unix",
+        pattern=r"^(unix|tcp://[^/@:\s]+|tcp://\[[0-9a-fA-F:.]+\])$",
+        description="How a replica is reached: unix, by a socket of this machine; or tcp://HOST, by a port of that address.",
+    )
     idle_after_seconds: float = Field(default=1800, gt=0, description="A replica unused for so long is stopped.")
     ready_within_seconds: float = Field(
         default=120, gt=0, description="How long a request waits for a replica that starts."
+    )
+    concurrency: int = Field(default=512, ge=1, description="Answers that are made at a time.")
+    concurrency_per_project: int = Field(
+        default=256, ge=1, description="Answers of one project that are made at a time; more of them wait in line."
+    )
+    waiting: int = Field(default=4096, ge=0, description="Answers that wait in line; more are refused with status 503.")
+    waiting_per_project: int = Field(
+        default=1024, ge=0, description="Answers of one project that wait in line; more are refused with status 429."
+    )
+    answer_within_seconds: float = Field(
+        default=600, gt=0, description="How long an answer may take, with its time in line; then it ends in an error."
+    )
+    stalled_after_seconds: float = Field(
+        default=60, gt=0, description="A stream of which nothing is read for so long is ended."
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import lru_cache
 
 from jsonschema import Draft202012Validator, SchemaError
 
@@ -14,6 +15,11 @@ from luthier.serving.protocol import GenerateRequest, OfferedTool, Sampling
 MOST_STOPS, LONGEST_STOP = 16, 1_000
 MOST_STOP_TOKENS = 1_000
 STRONGEST_BIAS = 100.0
+
+LONGEST_SCHEMAS = 100_000
+"""Characters of JSON of all schemas of a request, those of its tools or of its answer."""
+
+_LONGEST_TOLD = 300  # characters of what a library says, which quotes what it was given
 
 
 def check(request: GenerateRequest, tokenizer: Tokenizer) -> None:
@@ -28,8 +34,7 @@ def check(request: GenerateRequest, tokenizer: Tokenizer) -> None:
     _check_sampling(request.sampling, tokenizer)
     if request.json_schema is not None and request.regex is not None:
         raise InvalidRequest("An answer is held to a schema or to a regex, not to both.", param="structured_outputs")
-    for tool in request.tools:
-        _check_tool(tool)
+    _check_tools(request.tools)
     if request.must_call is not None:
         offered = {tool.name for tool in request.tools}
         unknown = [name for name in request.must_call if name not in offered]
@@ -66,20 +71,38 @@ def _check_sampling(sampling: Sampling, tokenizer: Tokenizer) -> None:
             raise InvalidParameter("logit_bias", f"must be from -100 to 100, got {bias} for token {token}")
 
 
-def _check_tool(tool: OfferedTool) -> None:
-    if not tool.name:
-        raise InvalidParameter("tools", "a function has no name")
-    if tool.parameters is None:
-        return
-    if (kind := tool.parameters.get("type", "object")) != "object":
-        raise InvalidParameter(
-            "tools", f"the parameters of {tool.name!r} must be of type object, got {json.dumps(kind)}"
-        )
+def _check_tools(tools: list[OfferedTool]) -> None:
+    written = 0
+    for tool in tools:
+        if not tool.name:
+            raise InvalidParameter("tools", "a function has no name")
+        if tool.parameters is None:
+            continue
+        try:
+            schema = json.dumps(tool.parameters, sort_keys=True)
+        except RecursionError as deep:
+            raise InvalidParameter("tools", f"the parameters of {tool.name!r} are nested too deeply") from deep
+        written += len(schema)
+        if written > LONGEST_SCHEMAS:
+            raise InvalidParameter(
+                "tools", f"the parameters of all may be {LONGEST_SCHEMAS:,} characters of JSON, got more"
+            )
+        if fault := _fault(schema):
+            raise InvalidParameter("tools", f"the parameters of {tool.name!r} {fault}")
+
+
+@lru_cache(maxsize=1024)
+def _fault(schema: str) -> str | None:
+    """What is wrong with the parameters of a tool. It takes a millisecond for each of them, and clients send theirs again."""
+    parameters = json.loads(schema)
+    if (kind := parameters.get("type", "object")) != "object":
+        return f"must be of type object, got {json.dumps(kind)}"
     try:
-        Draft202012Validator.check_schema(tool.parameters)
+        Draft202012Validator.check_schema(parameters)
     except SchemaError as wrong:
-        raise InvalidParameter(
-            "tools", f"the parameters of {tool.name!r} are no JSON schema: {wrong.message}"
-        ) from wrong
-    except RecursionError as deep:
-        raise InvalidParameter("tools", f"the parameters of {tool.name!r} are nested too deeply") from deep
+        return f"are no JSON schema: {wrong.message[:_LONGEST_TOLD]}"
+    except OverflowError as large:  # in a pattern
+        return f"are no JSON schema: {large}"
+    except RecursionError:
+        return "are nested too deeply"
+    return None

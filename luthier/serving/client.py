@@ -22,6 +22,7 @@ from luthier.core.errors import (
     ReplicaUnavailable,
     StorageUnavailable,
 )
+from luthier.serving.address import TcpAddress, UnixAddress, parse
 from luthier.serving.backends.base import AdapterUnreadable
 from luthier.serving.protocol import (
     LONGEST_LINE,
@@ -52,12 +53,12 @@ _TAKEN_IN_WITHIN_SECONDS = 5.0  # by a replica that many ask at once
 
 
 class ReplicaClient:
-    """A replica by the path of its socket. Nobody there, or an answer broken off, is ReplicaUnavailable; one that lives, but
-    takes nobody more in, is NoCapacity.
+    """A replica by its address, with the key where it has one. Nobody there, or an answer broken off, is ReplicaUnavailable;
+    one that lives, but takes nobody more in, is NoCapacity.
     """
 
-    def __init__(self, socket: str | Path) -> None:
-        self._socket = socket
+    def __init__(self, address: str | Path) -> None:
+        self._address = parse(str(address))
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[TokenChunk | Finish]:
         """Yield text as it is made, then a Finish; closing this cancels the call.
@@ -75,7 +76,7 @@ class ReplicaClient:
             async with asyncio.timeout(timeout):
                 [answer] = [answer async for answer in self._call(HealthRequest())]
         except TimeoutError as late:
-            raise ReplicaUnavailable(f"The replica at {self._socket} did not answer in {timeout} s.") from late
+            raise ReplicaUnavailable(f"The replica at {self._address} did not answer in {timeout} s.") from late
         assert isinstance(answer, Health)
         return answer
 
@@ -96,11 +97,13 @@ class ReplicaClient:
             finally:
                 writer.close()
         except (OSError, ValidationError) as broken:
-            raise ReplicaUnavailable(f"The replica at {self._socket} cannot be reached.", retry_after=1) from broken
-        raise ReplicaUnavailable(f"The replica at {self._socket} broke off its answer.", retry_after=1)
+            raise ReplicaUnavailable(f"The replica at {self._address} cannot be reached.", retry_after=1) from broken
+        raise ReplicaUnavailable(f"The replica at {self._address} broke off its answer.", retry_after=1)
 
     async def _opened(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        connection = await self._connected()
+        if isinstance(self._address, TcpAddress):
+            return await self._opened_by_tcp(self._address)
+        connection = await self._connected(self._address)
         try:
             return await asyncio.open_unix_connection(sock=connection, limit=LONGEST_LINE)
         except BaseException:
@@ -111,10 +114,16 @@ class ReplicaClient:
         try:
             return await reader.readline()
         except ValueError as long:
-            told = f"The replica at {self._socket} sent a line of more than {LONGEST_LINE:,} bytes."
+            told = f"The replica at {self._address} sent a line of more than {LONGEST_LINE:,} bytes."
             raise ReplicaUnavailable(told, retry_after=1) from long
 
-    async def _connected(self) -> socket.socket:
+    async def _opened_by_tcp(self, address: TcpAddress) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        async with asyncio.timeout(_TAKEN_IN_WITHIN_SECONDS):
+            reader, writer = await asyncio.open_connection(address.host, address.port, limit=LONGEST_LINE)
+        writer.write(address.key.encode() + b"\n")
+        return reader, writer
+
+    async def _connected(self, address: UnixAddress) -> socket.socket:
         """A Unix socket connects at once, or says that the other side's queue is full; asyncio would take that for connected."""
         until = time.monotonic() + _TAKEN_IN_WITHIN_SECONDS
         connection = socket.socket(socket.AF_UNIX)
@@ -122,7 +131,7 @@ class ReplicaClient:
             connection.setblocking(False)
             while True:
                 try:
-                    connection.connect(str(self._socket))
+                    connection.connect(address.text)
                     return connection
                 except BlockingIOError as full:
                     if time.monotonic() > until:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from luthier.core import logs
 from luthier.core.errors import LuthierError
+from luthier.serving.address import KEY_VARIABLE
 from luthier.serving.spec import ReplicaSpec
 from luthier.storage import Storage
 
@@ -26,8 +27,9 @@ def main() -> int:
     _prepare(spec.threads)
     from luthier.serving.replica import serve
 
+    key = os.environ.pop(KEY_VARIABLE, "")
     try:
-        asyncio.run(serve(spec, Storage(asked.storage, cache=asked.cache)))
+        asyncio.run(serve(spec, Storage(asked.storage, cache=asked.cache), key=key))
     except LuthierError as error:
         logs.get("replica").error("cannot serve", code=error.code, reason=error.text)
         return 1

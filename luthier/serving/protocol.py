@@ -1,7 +1,8 @@
-"""What passes between control and replica: newline-delimited JSON over a Unix socket, one object a line.
+"""What passes between control and replica: newline-delimited JSON over a Unix socket or TCP, one object a line.
 
 A connection carries one call: the caller sends one Call and reads Answers until a final one (Finish, Health, Fault).
-Closing the connection cancels the call.
+Closing the connection cancels the call. Over TCP the caller first sends a line with the key of that replica's start; one
+who does not know it is told nothing.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 import os
 import signal
 import stat
@@ -18,6 +19,7 @@ from luthier.chat.tokenizer import Tokenizer
 from luthier.core import logs
 from luthier.core.errors import InvalidParameter, InvalidRequest, LuthierError, NotFound
 from luthier.nets.tokens import Guide
+from luthier.serving.address import KEY_VARIABLE, Address, UnixAddress, announcement, parse
 from luthier.serving.answer import AnswerChunks
 from luthier.serving.backends.base import AdapterUnreadable, Asked, Backend, backends
 from luthier.serving.checks import check
@@ -38,20 +40,24 @@ from luthier.serving.residency import Residency
 from luthier.serving.spec import ReplicaSpec
 from luthier.storage import Storage
 
-LONGEST_PATH = 100  # bytes; systems allow 104 to 108 in the address of a Unix socket
 GRACE_SECONDS = 5.0  # for answers that are running when the replica is asked to stop
 
 log = logs.get("replica")
 Send = Callable[[BaseModel], Awaitable[None]]
 
 
-async def serve(spec: ReplicaSpec, storage: Storage) -> None:
-    """Answer calls on the spec's socket until SIGTERM or SIGINT; the socket is there once a first token was made.
+async def serve(spec: ReplicaSpec, storage: Storage, *, key: str = "") -> None:
+    """Answer calls at the spec's address until SIGTERM or SIGINT; it listens there once a first token was made.
 
-    Answers that are running then get a few seconds. Raises InvalidParameter for a path too long for a socket, and what
-    the backend raises when it cannot open the base model.
+    Answers that are running then get a few seconds. Over TCP only those are heard who begin with the key, and the port is
+    announced in the log. Raises InvalidParameter for a path too long for a socket and for TCP without a key, and what the
+    backend raises when it cannot open the base model.
     """
-    socket = _socket(spec.socket)
+    address = parse(spec.listen)
+    if isinstance(address, UnixAddress):
+        _prepare_folder(address.path.parent)
+    elif not key:
+        raise InvalidParameter("listen", f"TCP needs a key in {KEY_VARIABLE}")
     stopping = asyncio.Event()
     for asked in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(asked, stopping.set)
@@ -61,17 +67,41 @@ async def serve(spec: ReplicaSpec, storage: Storage) -> None:
     engine.serve(backend)
     replica = Replica(spec, storage, engine, backend, renderer)
     await replica.warm_up()
-    server = await asyncio.start_unix_server(
-        replica.answer, socket, limit=LONGEST_LINE, backlog=1024
-    )  # takes a stale socket's place
+    server = await _listening(replica, address, key)
     log.info("ready", replica=spec.replica, base_model=spec.base_model)
     try:
         await stopping.wait()
     finally:
         server.close()
-        socket.unlink(missing_ok=True)
+        if isinstance(address, UnixAddress):
+            address.path.unlink(missing_ok=True)
         await replica.drain(GRACE_SECONDS)
         engine.close()
+
+
+async def _listening(replica: Replica, address: Address, key: str) -> asyncio.Server:
+    if isinstance(address, UnixAddress):  # takes a stale socket's place
+        return await asyncio.start_unix_server(replica.answer, address.path, limit=LONGEST_LINE, backlog=1024)
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if await _knows(key, reader):
+            await replica.answer(reader, writer)
+        else:
+            writer.close()
+
+    server = await asyncio.start_server(answer, address.host, address.port, limit=LONGEST_LINE, backlog=1024)
+    print(announcement(server.sockets[0].getsockname()[1]), flush=True)
+    return server
+
+
+async def _knows(key: str, reader: asyncio.StreamReader) -> bool:
+    """Whether a line with the key comes, in a few seconds; not a byte more than it has is taken in."""
+    expected = key.encode() + b"\n"
+    try:
+        async with asyncio.timeout(GRACE_SECONDS):
+            return hmac.compare_digest(await reader.readexactly(len(expected)), expected)
+    except (asyncio.IncompleteReadError, ConnectionError, TimeoutError):
+        return False
 
 
 class Replica:
@@ -246,14 +276,8 @@ def _message(turn: Turn) -> Message:
     return Message(turn.role, turn.content, tool_calls=calls, tool_call_id=turn.tool_call_id)
 
 
-def _socket(path: str) -> Path:
-    if (length := len(os.fsencode(path))) > LONGEST_PATH:
-        raise InvalidParameter(
-            "socket", f"may be {LONGEST_PATH} bytes long, got {length}: {path}", hint="Use a shorter folder."
-        )
-    socket = Path(path)
-    socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    found = socket.parent.lstat()  # it may lie where others can write: they must not have made it
+def _prepare_folder(folder: Path) -> None:
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = folder.lstat()  # it may lie where others can write: they must not have made it
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise InvalidParameter("socket", f"{socket.parent} must be a folder of ours that nobody else can open")
-    return socket
+        raise InvalidParameter("listen", f"{folder} must be a folder of ours that nobody else can open")

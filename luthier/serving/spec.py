@@ -22,4 +22,6 @@ class ReplicaSpec(BaseModel):
     cache_bytes: int | None = Field(
         default=None, ge=1, description="For keys and values; None: 1 GiB on a CPU, most of what is free on a GPU."
     )
-    socket: str = Field(description="Path of the Unix socket on which it listens.")
+    listen: str = Field(
+        description="Path of the Unix socket on which it listens, or tcp://HOST:PORT; port 0: a free one."
+    )

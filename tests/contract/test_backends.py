@@ -34,7 +34,7 @@ class House:
         self.renderer: Renderer = renderer_for(Tokenizer(model))
         spec = ReplicaSpec(
             replica="rep-1", base_model="toy", weights="models/toy", weights_sha256=weights_sha256(model),
-            backend=backend, precision="fp32", threads=1, adapters=2, socket="",
+            backend=backend, precision="fp32", threads=1, adapters=2, listen="",
         )  # fmt: skip
         self.backend: Backend = backends.load(backend).open(spec, self.storage)
 

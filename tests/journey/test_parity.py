@@ -91,7 +91,7 @@ async def prompt_of_replica(folder: Path, conversation: Conversation) -> list[in
         precision="fp32",
         threads=1,
         adapters=1,
-        socket="x",
+        listen="x",
     )
     engine = Engine()
     try:

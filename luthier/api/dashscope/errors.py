@@ -30,6 +30,7 @@ _TABLE: dict[type[errors.LuthierError], tuple[int, str]] = {
     errors.RateLimited: (429, "Throttling.RateQuota"),
     errors.QuotaExceeded: (429, "Throttling.AllocationQuota"),
     errors.Unavailable: (503, "ServiceUnavailable"),
+    errors.AnswerTookTooLong: (504, "RequestTimeOut"),
     errors.LuthierError: (500, "InternalError"),
 }
 

@@ -38,7 +38,8 @@ async def create(
     asked = body.parameters or Parameters()
     if sse.lower() == "enable" or "text/event-stream" in request.headers.get("accept", ""):
         return server_sent_events(_frames(answer, asked, request_id), request_id)
-    return await _whole(answer, asked, request, request_id)
+    choices = await while_present(request, _made(answer, asked))
+    return JSONResponse(_answer(choices, asked, request_id))
 
 
 def _named_here(error: InvalidRequest) -> InvalidRequest:
@@ -49,15 +50,12 @@ def _named_here(error: InvalidRequest) -> InvalidRequest:
     return InvalidParameter(f"parameters.{name}", error.message.removeprefix(f"{name}: "), hint=error.hint)
 
 
-async def _whole(answer: AsyncGenerator[Delta, None], asked: Parameters, request: Request, request_id: str) -> Response:
-    """Collect the answers; a caller who has gone away stops them."""
+async def _made(answer: AsyncGenerator[Delta, None], asked: Parameters) -> list[Choice]:
     choices = [Choice(index) for index in range(asked.n or 1)]
     async with aclosing(answer):
         async for delta in answer:
             choices[delta.choice].add(delta.part)
-            if not isinstance(delta.part, Finish) and await request.is_disconnected():
-                return Response(status_code=499)
-    return JSONResponse(_answer(choices, asked, request_id))
+    return choices
 
 
 def _answer(choices: list[Choice], asked: Parameters, request_id: str) -> dict[str, Any]:

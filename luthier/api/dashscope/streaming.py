@@ -6,10 +6,8 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
-from starlette.responses import StreamingResponse
-
 from luthier.api.dashscope import errors
-from luthier.api.streaming import in_one_line
+from luthier.api.streaming import EventStream, in_one_line
 from luthier.core import logs
 from luthier.core.errors import InternalError, LuthierError
 
@@ -18,7 +16,7 @@ log = logs.get("dashscope")
 _KEEP_ALIVE = b":keep-alive\n\n"
 
 
-def server_sent_events(frames: AsyncGenerator[dict[str, Any] | None, None], request_id: str) -> StreamingResponse:
+def server_sent_events(frames: AsyncGenerator[dict[str, Any] | None, None], request_id: str) -> EventStream:
     """Send every frame, and a comment where there is None. What is raised in between becomes the last frame.
 
     Its status is written on a line of its own, which comes before the data: without it the module API reads 400.
@@ -41,7 +39,7 @@ def server_sent_events(frames: AsyncGenerator[dict[str, Any] | None, None], requ
                 fault = InternalError("The server made a mistake; its log has the rest.")
                 yield _failed(number + 1, fault, request_id)
 
-    return StreamingResponse(body(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+    return EventStream(body())
 
 
 def _failed(number: int, error: LuthierError, request_id: str) -> bytes:

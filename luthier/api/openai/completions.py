@@ -43,8 +43,6 @@ async def create(body: CreateCompletion, who: Caller, services: Asked, request: 
         if asked is not first:
             deltas = await while_present(request, services.inference.complete(who, asked))
         answers = await gathered(request, deltas, body.answers, with_logprobs=body.logprobs is not None)
-        if answers is None:
-            return Response(status_code=499)
         choices += [_choice(len(choices) + place, answer, asked, body) for place, answer in enumerate(answers)]
         used.append(usage_of(answers))
     return JSONResponse(_whole(body, choices, usage_of_all(used)))

@@ -60,8 +60,6 @@ def described(style: Style, error_body: Callable[[LuthierError], dict[str, Any]]
 
 async def whole(deltas: AsyncGenerator[Delta, None], body: ChatRequest, style: Style, request: Request) -> Response:
     made = await gathered(request, deltas, body.answers, with_logprobs=bool(body.logprobs))
-    if made is None:
-        return Response(status_code=499)
     return JSONResponse(completion(made, body, style))
 
 

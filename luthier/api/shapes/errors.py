@@ -26,6 +26,7 @@ STATUSES: dict[type[errors.LuthierError], int] = {
     errors.Conflict: 400,
     errors.QuotaExceeded: 429,
     errors.Unavailable: 503,
+    errors.AnswerTookTooLong: 504,
     errors.LuthierError: 500,
 }
 

@@ -23,6 +23,7 @@ _CODES: dict[type[errors.LuthierError], str] = {
     errors.RateLimited: "1302",
     errors.QuotaExceeded: "1308",
     errors.Unavailable: "503",
+    errors.AnswerTookTooLong: "504",
     errors.LuthierError: "500",
 }
 

@@ -99,7 +99,7 @@ class Catalog:
 
     async def context_length(self, model: Servable) -> int | None:
         """Tokens that a model can read; None when its base model is not installed any more."""
-        card = await asyncio.to_thread(cards.installed, self.storage, model.base_model)
+        card = await self._recent_card(model.base_model)
         return card.context_length if card is not None else None
 
     async def list(self, who: Principal) -> list[NamedModel]:

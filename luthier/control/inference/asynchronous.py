@@ -118,12 +118,13 @@ class AsyncCompletions:
     async def make(self, row: AsyncCompletionRow) -> list[Answer]:
         """The answers to what a row asks for; made again it may be another answer, unless the request has a seed.
 
-        Raises ReplicaUnavailable at once where no replica is ready yet: others, whose model is, need not wait behind it.
+        Raises ReplicaUnavailable at once where no replica is ready yet: others, whose model is, need not wait behind it;
+        and NoCapacity where there is room for those only who wait at the other end of a connection.
         """
         request = _requests.validate_python(row.request)
         who = Principal(id=row.key_id, project=row.project_id)
         await self.inference.check_ready(who, request.model)
-        deltas = await self.inference.complete(who, request)
+        deltas = await self.inference.complete(who, request, in_background=True)
         return await gathered(deltas, request.n, with_logprobs=request.sampling.logprobs is not None)
 
     def succeed(self, row: AsyncCompletionRow, answers: list[Answer]) -> None:

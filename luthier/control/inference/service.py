@@ -7,12 +7,13 @@ import json
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from luthier.control.catalog.service import Catalog, Servable
 from luthier.control.deployments.routing import Routing
+from luthier.control.inference.limits import Gate, Limits, Place
 from luthier.control.tenancy import Principal
-from luthier.core.errors import InvalidParameter, ReplicaUnavailable
+from luthier.core.errors import AnswerTookTooLong, InvalidParameter, ReplicaUnavailable
 from luthier.serving.protocol import AdapterRef, Finish, GenerateRequest, OfferedTool, Sampling, TokenChunk, Turn
 
 MOST_ANSWERS = 128
@@ -49,29 +50,66 @@ class CompletionRequest:
 
 
 class Inference:
-    def __init__(self, catalog: Catalog, routing: Routing) -> None:
+    def __init__(self, catalog: Catalog, routing: Routing, limits: Limits | None = None) -> None:
         self.catalog = catalog
         self.routing = routing
+        self.gate = Gate(limits or Limits())
 
     async def check_ready(self, who: Principal, name: str) -> None:
         """Have a replica started where none is ready for that model, and raise ReplicaUnavailable at once."""
         await self.routing.choose(await self.catalog.resolve(who, name), waits=False)
 
-    async def complete(self, who: Principal, request: CompletionRequest) -> AsyncGenerator[Delta, None]:
+    async def complete(
+        self, who: Principal, request: CompletionRequest, *, in_background: bool = False
+    ) -> AsyncGenerator[Delta, None]:
         """The answers as they are made, side by side; what can be refused is raised before this returns.
 
         Every answer's Finish counts the prompt's tokens, which are the same for all: add them up once.
 
+        Who finds as many answers being made as may be waits in line, and where the line is full is told RateLimited or
+        NoCapacity; `in_background` nothing waits, and NoCapacity is raised at once. An answer that is not complete in the
+        time that one may take, its time in line included, ends with AnswerTookTooLong.
+
         A replica that is lost before its first token is asked for once more on another; after it, ReplicaUnavailable ends
-        the stream. Where one answer fails, all end. Closing the generator ends the work.
+        the stream. Where one answer fails, all end. Closing the generator, or dropping it, ends the work.
         """
         _check_count(request)
         model = await self.catalog.resolve(who, request.model)
+        await self._check_length(model, request.sampling.max_tokens)
+        deadline = asyncio.get_running_loop().time() + self.gate.limits.answer_within_seconds
+        try:
+            async with asyncio.timeout_at(deadline):
+                if in_background:
+                    place = self.gate.enter_in_background(who.project, request.n)
+                else:
+                    place = await self.gate.enter(who.project, request.n)
+                try:
+                    deltas = _until(deadline, place, await self._begun_all(model, request))
+                    await anext(deltas)
+                except BaseException:
+                    place.leave()
+                    raise
+        except TimeoutError:
+            raise _took_too_long() from None
+        return cast(AsyncGenerator[Delta, None], deltas)
+
+    async def _check_length(self, model: Servable, max_tokens: int | None) -> None:
+        """Within the context an answer may be asked to be longer than the prompt leaves room for; it then ends there."""
+        if max_tokens is None:
+            return
+        context = await self.catalog.context_length(model)
+        if context is not None and max_tokens > context:
+            raise InvalidParameter(
+                "max_tokens",
+                f"may be up to {context:,}, which is the context of {model.base_model}, got {max_tokens:,}",
+            )
+
+    async def _begun_all(self, model: Servable, request: CompletionRequest) -> list[_Begun]:
         if request.n == 1:
-            return (await self._begun(who, model, request, 0)).deltas()
+            return [await self._begun(who, model, request, 0)]
         answers = [asyncio.create_task(self._begun(who, model, request, choice)) for choice in range(request.n)]
         try:
-            await asyncio.gather(*answers)
+            return await asyncio.gather(*answers)
         except BaseException:  # the caller went away, or the request was refused
             for answer in answers:
                 answer.cancel()
@@ -79,7 +117,6 @@ class Inference:
                 if isinstance(begun, _Begun):
                     await begun.rest.aclose()
             raise
-        return _merged([answer.result() for answer in answers])
 
     async def _begun(self, who: Principal, model: Servable, request: CompletionRequest, choice: int) -> _Begun:
         for last_try in (False, True):
@@ -114,6 +151,38 @@ class _Begun:
             await self.rest.aclose()
 
 
+async def _until(deadline: float, place: Place, answers: list[_Begun]) -> AsyncGenerator[Delta | None, None]:
+    """None, and then the deltas, up to that time of the loop; the place is left at their end.
+
+    Closing a generator that has not begun runs nothing of it. Who has taken the None has one that ends the work whenever it is
+    closed or dropped.
+    """
+    deltas = answers[0].deltas() if len(answers) == 1 else _merged(answers)
+    try:
+        yield None
+        while True:
+            async with asyncio.timeout_at(deadline):
+                delta = await anext(deltas, None)
+            if delta is None:
+                return
+            yield delta
+    except TimeoutError:
+        raise _took_too_long() from None
+    finally:
+        try:
+            await deltas.aclose()
+            for answer in answers:  # where the deltas had not begun
+                await answer.rest.aclose()
+        finally:
+            place.leave()
+
+
+def _took_too_long() -> AnswerTookTooLong:
+    return AnswerTookTooLong(
+        "The answer was not complete in the time that one may take here.", hint="Ask for fewer tokens (max_tokens)."
+    )
+
+
 async def _merged(answers: list[_Begun]) -> AsyncGenerator[Delta, None]:
     """What comes from all of them, in the order in which it comes."""
     come: asyncio.Queue[Delta | BaseException | None] = asyncio.Queue(maxsize=len(answers))
@@ -142,8 +211,6 @@ async def _merged(answers: list[_Begun]) -> AsyncGenerator[Delta, None]:
         for task in passing:
             task.cancel()
         await asyncio.gather(*passing, return_exceptions=True)
-        for answer in answers:  # whose task had not begun yet
-            await answer.rest.aclose()
 
 
 def _asked(who: Principal, request: CompletionRequest, adapter: AdapterRef | None, choice: int) -> GenerateRequest:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import secrets
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from luthier.control.db import Database
@@ -19,6 +20,7 @@ from luthier.control.tenancy import SYSTEM
 from luthier.core.clock import Clock
 from luthier.core.errors import LuthierError, NoCapacity
 from luthier.executors.base import Executor, Handle, Launch, State
+from luthier.serving.address import KEY_VARIABLE, Address, TcpAddress, announced, parse
 from luthier.serving.client import ReplicaClient
 from luthier.serving.spec import ReplicaSpec
 from luthier.training.precision import precision
@@ -39,6 +41,28 @@ class Pool:
     adapters: int
     idle_after_seconds: float
     folder: Path
+    listen: str = "unix"
+
+    def __post_init__(self) -> None:
+        """Raises InvalidParameter where no replica could listen."""
+        self.address("rep-" + "x" * 24)
+
+    def address(self, replica: str, key: str = "") -> Address:
+        if self.listen == "unix":
+            return parse(str(self.socket(replica)))
+        address = parse(f"{self.listen}:0")
+        assert isinstance(address, TcpAddress)
+        return replace(address, key=key)
+
+    def key(self, replica: str) -> str:
+        """What a caller of that replica must know. It is made once, so that a start which is tried again has the same."""
+        path = self.folder / f"{replica}.key"
+        if not path.exists():
+            handle, partial = tempfile.mkstemp(dir=self.folder)  # only its owner can read it
+            with os.fdopen(handle, "w") as file:
+                file.write(secrets.token_hex(32))
+            os.replace(partial, path)
+        return path.read_text()
 
     def socket(self, replica: str) -> Path:
         """A Unix socket's path has room for about a hundred bytes, so it does not lie in the data folder."""
@@ -110,31 +134,38 @@ class ReplicaReconciler(Reconciler[ReplicaRow]):
             precision=precision(),
             threads=cores,
             adapters=self.pool.adapters,
-            socket=str(self.pool.socket(row.id)),
+            listen=str(self.pool.address(row.id)),
         )
-        handle = await asyncio.to_thread(self._launch, spec)
+        handle, address = await asyncio.to_thread(self._launch, spec)
         async with apply(self.db, lease, "replicas") as (_, row):
-            row.handle, row.socket, row.status = handle, spec.socket, "starting"
+            row.handle, row.socket, row.status = handle, address.text, "starting"
         self.log.info("replica starting", replica=spec.replica, model=spec.base_model)
 
-    def _launch(self, spec: ReplicaSpec) -> Handle:
+    def _launch(self, spec: ReplicaSpec) -> tuple[Handle, Address]:
         self.pool.folder.mkdir(parents=True, exist_ok=True)
+        key = "" if self.pool.listen == "unix" else self.pool.key(spec.replica)
         path = self.pool.folder / f"{spec.replica}.json"
         path.write_text(spec.model_dump_json(indent=2))
         program = [self.pool.python, "-m", "luthier.serving.program", str(path)]
         places = ["--storage", self.pool.storage_url, "--cache", str(self.pool.cache)]
-        return self.executor.start(Launch(name=spec.replica, command=[*program, *places], cores=spec.threads))
+        told = {KEY_VARIABLE: key} if key else {}
+        launch = Launch(name=spec.replica, command=[*program, *places], cores=spec.threads, environment=told)
+        return self.executor.start(launch), self.pool.address(spec.replica, key)
 
     async def _await_ready(self, lease: Lease[ReplicaRow], row: ReplicaRow) -> None:
         assert row.socket is not None
+        address = parse(row.socket)
+        if isinstance(address, TcpAddress) and not address.port:
+            port = announced(await asyncio.to_thread(self.executor.logs, row.id))
+            address = replace(address, port=port or 0)
         try:
-            await ReplicaClient(row.socket).health(timeout=2.0)
+            await ReplicaClient(address.text).health(timeout=2.0)
         except LuthierError:
             await release(self.db, lease)
             return
         async with apply(self.db, lease, "routes") as (_, row):
             if row.status == "starting":
-                row.status = "ready"
+                row.status, row.socket = "ready", address.text
                 row.last_used_at = self.clock.now()
         self.log.info("replica ready", replica=row.id, model=row.base_model)
 
@@ -142,6 +173,7 @@ class ReplicaReconciler(Reconciler[ReplicaRow]):
         last_words = await asyncio.to_thread(lambda: self.executor.logs(row.id, last_bytes=2000))
         async with apply(self.db, lease, "routes") as (_, kept):
             kept.status = "gone"
+        (self.pool.folder / f"{row.id}.key").unlink(missing_ok=True)
         if row.status == "stopping":
             self.log.info("replica stopped", replica=row.id, model=row.base_model)
         else:

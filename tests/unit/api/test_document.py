@@ -196,7 +196,7 @@ from luthier.api import edge
 from luthier.api.dialect import dialects
 
 app = FastAPI()
-edge.install(app, [dialects.load(name)() for name in dialects.names()], upload_limit_bytes=1)
+edge.install(app, [dialects.load(name)() for name in dialects.names()], upload_limit_bytes=1, stalled_after_seconds=1)
 print(json.dumps(app.openapi()["paths"]))
 """
 

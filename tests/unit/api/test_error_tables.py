@@ -32,6 +32,7 @@ ROWS: list[tuple[errors.LuthierError, int, str, str, str]] = [
     (errors.RateLimited("x"), 429, "rate_limit_error", "rate_limit_exceeded", "1302"),
     (errors.QuotaExceeded("x"), 429, "rate_limit_error", "quota_exceeded", "1308"),
     (errors.ReplicaUnavailable("x"), 503, "server_error", "replica_unavailable", "503"),
+    (errors.AnswerTookTooLong("x"), 504, "server_error", "answer_took_too_long", "504"),
     (errors.RunLost("x"), 500, "server_error", "run_lost", "500"),
     (errors.InternalError("x"), 500, "server_error", "internal_error", "500"),
 ]

@@ -46,7 +46,9 @@ class Scripted(Inference):
         if self.is_ready is not None and not self.is_ready(name):
             raise ReplicaUnavailable("It is being loaded.")
 
-    async def complete(self, who: Principal, request: CompletionRequest) -> AsyncGenerator[Delta, None]:
+    async def complete(
+        self, who: Principal, request: CompletionRequest, *, in_background: bool = False
+    ) -> AsyncGenerator[Delta, None]:
         self.asked.append((who, request))
         if self.script is not None:
             self.script()

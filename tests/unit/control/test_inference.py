@@ -39,6 +39,9 @@ class Anything:
     async def resolve(self, who: object, name: str) -> str:
         return name
 
+    async def context_length(self, model: object) -> int | None:
+        return None
+
     async def choose(self, model: object) -> Route:
         return Route(self.replica, None)
 

@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 from sqlalchemy import select
@@ -15,11 +16,11 @@ from luthier.app import Parts
 from luthier.control.deployments.tables import ReplicaRow
 from luthier.control.inference.service import CompletionRequest
 from luthier.control.scheduling import replicas
-from luthier.core.errors import ModelNotFound, ReplicaUnavailable
+from luthier.core.errors import InvalidParameter, ModelNotFound, ReplicaUnavailable
 from luthier.core.settings import ServingSection
 from luthier.executors.base import Executor, executors
 from luthier.serving.protocol import Finish, Sampling, TokenChunk, Turn
-from luthier.testing import InlineExecutor
+from luthier.testing import InlineExecutor, toy_parts
 from tests.unit.control.conftest import ADA, House, on_sqlite
 
 
@@ -110,3 +111,28 @@ async def test_a_model_that_is_not_there_wants_no_replica(house: House) -> None:
     with pytest.raises(ModelNotFound):
         await house.parts.services.inference.complete(ADA, request)
     assert await rows(house.parts) == []
+
+
+@on_sqlite
+async def test_a_replica_that_listens_by_tcp_is_found_by_its_port_and_its_key_is_in_no_file_that_others_read(
+    house: House,
+) -> None:
+    local = executors.load("local")(house.folder / "processes", 2)  # type: ignore[call-arg]
+    parts = serving(house, local, listen="tcp://127.0.0.1", ready_within_seconds=100)
+    async with running(parts):
+        assert await say(parts, "Hello there") == "Hello there"
+        [row] = await statuses(parts, "ready")
+        assert row.socket is not None and row.socket.startswith("tcp://") and not row.socket.endswith(":0")
+        key = row.socket.removeprefix("tcp://").partition("@")[0]
+        assert len(key) == 64
+        holding = [path for path in house.folder.rglob("*") if path.is_file() and key.encode() in path.read_bytes()]
+        kept = [path for path in holding if not path.name.startswith("luthier.db")]
+        assert [path.name for path in kept] == [f"{row.id}.key"]
+        assert kept[0].stat().st_mode & 0o077 == 0
+
+
+def test_a_folder_too_long_for_a_socket_is_told_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / ("f" * 100)))
+    with pytest.raises(InvalidParameter, match="bytes long"):
+        toy_parts(tmp_path / "data", InlineExecutor(lambda process: 0))
+    toy_parts(tmp_path / "data", InlineExecutor(lambda process: 0), serving=ServingSection(listen="tcp://127.0.0.1"))

@@ -36,7 +36,7 @@ def spec(**changes: Any) -> ReplicaSpec:
     return ReplicaSpec(
         **{
             "replica": "rep-1", "base_model": "toy", "weights": "models/toy", "weights_sha256": "", "precision": "fp32",
-            "threads": 1, "adapters": 3, "socket": "", "cache_bytes": 2**20,
+            "threads": 1, "adapters": 3, "listen": "", "cache_bytes": 2**20,
         }
         | changes
     )  # fmt: skip

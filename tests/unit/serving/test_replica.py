@@ -37,7 +37,7 @@ async def running(folder: Path, *, backend: str = "echo") -> AsyncIterator[async
     toy_tokenizer(folder / "store/models/toy")
     spec = ReplicaSpec(
         replica="rep-1", base_model="toy", weights="models/toy", weights_sha256="", backend=backend, precision="fp32",
-        threads=1, adapters=1, socket=str(folder / "sockets/rep"),
+        threads=1, adapters=1, listen=str(folder / "sockets/rep"),
     )  # fmt: skip
     (folder / "spec.json").write_text(spec.model_dump_json())
     process = await asyncio.create_subprocess_exec(

@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, ConfigDict, Field
 from luthier.api.dashscope.wire.envelope import Sent
 from luthier.api.dashscope.wire.messages import Input, Tool, ToolChoice, functions_of, offered
 from luthier.api.received import Received
+from luthier.api.tool_names import MOST_TOOLS
 from luthier.control.inference.service import MOST_ANSWERS, CompletionRequest
 from luthier.core.errors import InvalidParameter
 from luthier.serving.protocol import CalledTool, Finish, Likelihood, OfferedTool, Sampling, TokenChunk, TokenLikelihood
@@ -66,7 +67,7 @@ class Parameters(Received):
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = Field(default=None, description="Absent: 1.")
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     n: Annotated[int, Field(ge=1, le=MOST_ANSWERS)] | None = Field(default=None, description="Answers to make.")
-    tools: list[Tool] | None = None
+    tools: Annotated[list[Tool], Field(max_length=MOST_TOOLS)] | None = None
     tool_choice: Literal["auto", "none", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = Field(default=None, description="Absent: at most one call is made.")
     response_format: ResponseFormat | None = None

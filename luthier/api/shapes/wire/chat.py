@@ -10,6 +10,7 @@ from luthier.api.received import Received
 from luthier.api.shapes.wire.extras import Extras, TokenId
 from luthier.api.shapes.wire.messages import ChatMessage, turns
 from luthier.api.shapes.wire.tools import Choice, Function, FunctionName, NamedTool, Tool, chosen, functions_of, offered
+from luthier.api.tool_names import MOST_TOOLS
 from luthier.control.inference.service import CompletionRequest
 from luthier.core.errors import InvalidParameter, NotOffered
 from luthier.serving.protocol import Sampling
@@ -67,10 +68,12 @@ class ChatRequest(Extras):
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     n: Annotated[int, Field(ge=1, le=128)] | None = None
-    tools: list[Tool] | None = None
+    tools: Annotated[list[Tool], Field(max_length=MOST_TOOLS)] | None = None
     tool_choice: str | NamedTool | None = None
     parallel_tool_calls: bool | None = None
-    functions: list[Function] | None = Field(default=None, description="Older form of tools.")
+    functions: Annotated[list[Function], Field(max_length=MOST_TOOLS)] | None = Field(
+        default=None, description="Older form of tools."
+    )
     function_call: str | FunctionName | None = Field(default=None, description="Older form of tool_choice.")
     response_format: ResponseFormat | None = None
     logprobs: bool | None = None

@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field
 
 from luthier.api.shapes.wire import chat
 from luthier.api.shapes.wire.tools import Tool
+from luthier.api.tool_names import MOST_TOOLS
 from luthier.control.inference.service import CompletionRequest
 
 
@@ -38,7 +39,7 @@ class ChatRequest(chat.ChatRequest):
         }
     )
 
-    tools: list[ZhipuTool] | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    tools: Annotated[list[ZhipuTool], Field(max_length=MOST_TOOLS)] | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
     request_id: Annotated[str, Field(max_length=256)] | None = None
     do_sample: bool | None = Field(
         default=None, description="false: the likeliest token every time, whatever temperature and top_p say."
