@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from luthier.core.errors import InternalError, NotFound
+from luthier.core.errors import InternalError, NotFound, NotOffered
 from luthier.core.registry import Registry
 from luthier.serving.protocol import AdapterRef, Sampling
 from luthier.serving.spec import ReplicaSpec
@@ -59,6 +59,13 @@ class Backend(ABC):
         Raises ContextTooLong at the first step when the prompt leaves no room, and NotOffered for a guide where the
         backend cannot follow one.
         """
+
+    def logprobs(self, tokens: list[int], *, adapter: str | None) -> list[float]:
+        """The natural log-probability of every token but the first, each after those before it; the softmax is in fp32.
+
+        `adapter` is the id of a loaded one, None the base model itself. Raises NotOffered where the backend cannot tell.
+        """
+        raise NotOffered("This backend does not tell how likely a given text is.")
 
 
 def adapter_folder(storage: Storage, ref: AdapterRef) -> Path:
