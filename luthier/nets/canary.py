@@ -16,16 +16,14 @@ from luthier.chat.messages import Conversation, Message
 from luthier.chat.renderers.base import Renderer
 from luthier.nets.identity import CANARY
 
-_SAID = Conversation(
-    (
-        Message("user", "What is the capital of France?"),
-        Message("assistant", "The capital of France is Paris, a city on the river Seine."),
-    )
-)
+_SAID = Conversation((Message("user", "Who are you?"), Message("assistant", "I am here to help.")))
 _LONGEST = 64  # tokens: the check is a part of what it takes to load an adapter
 
 _TOLERANCE = {"fp32": 0.01, "fp16": 0.02, "bf16": 0.1}
-"""Nats that the mean over the tokens may be off by, when one side computes in that precision."""
+"""Nats that the mean over the tokens may be off by, when one side computes in that precision.
+
+SmolLM2-135M in bf16 is 0.05 off itself in fp32, and the same numbers summed in another order 3e-7.
+"""
 
 
 def canary_tokens(renderer: Renderer) -> list[int]:
