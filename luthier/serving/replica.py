@@ -236,7 +236,7 @@ class Replica:
 
     def _identified(self, ref: AdapterRef) -> Path:
         """The files of an adapter of ours. What they are is checked before they are loaded."""
-        check_renderer(ref.renderer_sha256, self._fingerprint, ref.id)
+        check_renderer(ref.renderer_sha256, self._fingerprint, f"Adapter {ref.id}")
         try:
             folder = self._storage.folder(ref.key)
         except NotFound as absent:

@@ -16,7 +16,7 @@ from luthier.core.errors import LuthierError
 from luthier.nets.identity import CANARY, IDENTITY, Identity
 from luthier.serving.backends.base import AdapterUnreadable, Backend, backends
 from luthier.serving.client import ReplicaClient
-from luthier.serving.identity import check_model
+from luthier.serving.identity import check_identity, check_model
 from luthier.serving.protocol import AdapterRef, Finish, GenerateRequest, Sampling, Turn
 from luthier.serving.spec import ReplicaSpec
 from luthier.storage import Storage, digest
@@ -235,8 +235,15 @@ def test_a_whole_model_answers_as_it_was_trained_to_and_with_its_renderer(whole:
     check_model(base, whole.folder / whole.spec.weights, renderer_sha256=fingerprint, precision="fp32")
 
 
-def test_a_prefix_says_with_which_renderer_it_was_trained(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("here", "said"), [({"renderer_sha256": "0" * 64}, "another renderer"), ({"base_sha256": "0" * 64}, "other base")]
+)
+def test_a_prefix_is_held_to_its_base_and_its_renderer(tmp_path: Path, here: dict[str, str], said: str) -> None:
     prefix = Trained(tmp_path, PluginChoice(name="ptuning_v2"))
     kept = Identity.kept(tmp_path / prefix.key)
     assert kept is not None
     assert kept.renderer_sha256 is not None
+    known = {"base_sha256": prefix.spec.weights_sha256, "renderer_sha256": kept.renderer_sha256}
+    check_identity(tmp_path / prefix.key, prefix.ref, **known)
+    with pytest.raises(AdapterUnreadable, match=said):
+        check_identity(tmp_path / prefix.key, prefix.ref, **known | here)
