@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -46,13 +45,7 @@ class Identity(BaseModel):
     @classmethod
     def of(cls, folder: Path, *, base_sha256: str, renderer_sha256: str | None = None) -> Identity:
         """The identity of the artifact in `folder`. Raises ValueError for a file that is no safetensors."""
-        return cls.of_files(folder, contents(folder), base_sha256=base_sha256, renderer_sha256=renderer_sha256)
-
-    @classmethod
-    def of_files(
-        cls, folder: Path, sha256s: Mapping[str, str], *, base_sha256: str, renderer_sha256: str | None = None
-    ) -> Identity:
-        """As `of`, where the sha256 of every file is known."""
+        sha256s = contents(folder)
         files = digest_of({name: sha256 for name, sha256 in sha256s.items() if name not in (IDENTITY, CANARY)})
         tensors: dict[str, TensorKind] = {}
         for name in sorted(sha256s):

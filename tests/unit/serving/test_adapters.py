@@ -37,11 +37,12 @@ def linear(base: Path) -> dict[str, tuple[int, int]]:
 def saved(base: Path, folder: Path, **settings: Any) -> Any:
     """A PEFT model over the toy, its adapter written into `folder`."""
     torch.manual_seed(0)
-    peft = get_peft_model(load_model(base, precision="fp32"), LoraConfig(**{"r": 4, "lora_alpha": 6} | settings))
+    chosen: dict[str, Any] = {"r": 4, "lora_alpha": 6} | settings
+    peft = get_peft_model(load_model(base, precision="fp32"), LoraConfig(**chosen))
     for name, weight in peft.named_parameters():
         if "lora_" in name and "magnitude" not in name:
             nn.init.normal_(weight, std=0.3)
-    peft.save_pretrained(folder)
+    peft.save_pretrained(str(folder))
     return peft.eval()
 
 
@@ -74,7 +75,7 @@ def test_an_adapter_has_the_places_and_scales_that_it_has_in_peft(
 @pytest.mark.parametrize("settings", KINDS, ids=str)
 def test_its_matrices_make_the_weights_that_peft_merges(base: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
     peft = saved(base, tmp_path, **settings)
-    plain = load_model(base, precision="fp32")
+    plain: Any = load_model(base, precision="fp32")
     for name, one in read_adapter(tmp_path, REF).beside(linear(base)).items():
         weight = plain.get_submodule(name).weight.data
         weight += one.scale * one.B_OR @ one.A_RI

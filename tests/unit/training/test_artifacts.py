@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from luthier.nets.identity import CANARY, IDENTITY, Identity
 from luthier.nets.loading import load_model
 from luthier.storage import Storage, digest
 from luthier.testing import toy_spec
-from luthier.training.events import Succeeded
+from luthier.training.events import Failed, Succeeded
 from luthier.training.methods.base import methods
 from luthier.training.run import run
 from luthier.training.spec import PluginChoice
@@ -62,7 +63,7 @@ def test_the_canary_is_what_a_stock_library_says_on_the_plain_base(made):
     assert canary is not None
     assert canary.tells_apart("fp32")
     weights = storage.folder(spec.weights)
-    stock = {"base": load_model(weights, precision="fp32")}
+    stock: dict[str, Any] = {"base": load_model(weights, precision="fp32")}
     if methods.load(spec.method.name).artifact_kind == "model":
         stock["tuned"] = load_model(folder, precision="fp32")
     else:
@@ -81,7 +82,8 @@ def test_an_artifact_in_anothers_place_is_refused_and_changes_nothing(storage, t
     storage.create(f"{key}/{IDENTITY}", b"another's\n")
     storage.create(f"{key}/adapter_model.safetensors", b"another's\n")
     last = run(spec, storage)
-    assert (last.type, last.code) == ("failed", AlreadyExists.code)
+    assert isinstance(last, Failed)
+    assert last.code == AlreadyExists.code
     assert {storage.read(one) for one in storage.list(key)} == {b"another's\n"}
     assert not any(event.type == "checkpoint_saved" for event in told(spec))
 
