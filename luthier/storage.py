@@ -11,7 +11,7 @@ import hashlib
 import os
 import shutil
 import threading
-from collections.abc import AsyncIterator, Collection, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -248,8 +248,19 @@ def _translated(key: str) -> Iterator[None]:
 
 def digest(folder: Path, pattern: str = "*") -> str:
     """sha256 over names and contents of the files in a folder that match, whatever their order on the disk."""
-    whole = hashlib.sha256()
-    for path in sorted(path for path in folder.glob(pattern) if path.is_file()):
-        with path.open("rb") as file:
-            whole.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    return whole.hexdigest()
+    return digest_of(contents(folder, pattern))
+
+
+def contents(folder: Path, pattern: str = "*") -> dict[str, str]:
+    """The files in a folder that match, by name: the sha256 of each."""
+    found: dict[str, str] = {}
+    for path in folder.glob(pattern):
+        if path.is_file():
+            with path.open("rb") as file:
+                found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def digest_of(contents: Mapping[str, str]) -> str:
+    """What `digest` says of a folder with such files."""
+    return hashlib.sha256("".join(f"{name}\0{contents[name]}\n" for name in sorted(contents)).encode()).hexdigest()

@@ -6,6 +6,10 @@ used: on a CPU, once it was evaluated, it computes in bf16 with rounded scales, 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,13 +37,17 @@ class Nf4Linear(nn.Linear):
         nn.Module.__init__(self)  # a linear layer's own would make a whole weight
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.bias = layer.bias
+        self._source: Callable[[], Tensor] | None = None
         bits, self._state = quantize_4bit(layer.weight.detach().to(device), quant_type="nf4", compress_statistics=True)
         self.register_buffer("bits", bits, persistent=False)
 
     @property
     def weight(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """What the bits stand for, (O, I), made anew each time."""
+        """What the bits stand for, (O, I), made anew each time; inside `unquantised` what they were made of."""
         from bitsandbytes.functional import dequantize_4bit
+
+        if self._source is not None:
+            return self._source().to(self.bits.device)
 
         return dequantize_4bit(self.bits, self._state)
 
@@ -79,3 +87,27 @@ def quantise(model: PreTrainedModel, device: torch.device) -> None:
     for name, layer in list(model.named_modules()):
         if type(layer) is nn.Linear and layer is not output:
             model.set_submodule(name, Nf4Linear(layer, device))
+
+
+@contextmanager
+def unquantised(model: nn.Module, folder: Path) -> Iterator[None]:
+    """Compute with the weights in `folder` that the 4 bits were made of, read one layer at a time as each is used.
+
+    A model without layers in 4 bits is left alone. Raises KeyError for one whose layers and weights have different names.
+    """
+    from safetensors import safe_open
+
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, Nf4Linear)}
+    with ExitStack() as files:
+        sources: dict[str, Callable[[], Tensor]] = {}
+        for path in sorted(folder.glob("*.safetensors")) if layers else ():
+            file = files.enter_context(safe_open(path, "pt"))
+            sources |= {name: partial(file.get_tensor, name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+        found = {layer: sources[f"{name.removesuffix('.base_layer')}.weight"] for name, layer in layers.items()}
+        try:
+            for layer, source in found.items():
+                layer._source = source
+            yield
+        finally:
+            for layer in found:
+                layer._source = None

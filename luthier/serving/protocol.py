@@ -21,12 +21,14 @@ class Wire(BaseModel):
 class AdapterRef(Wire):
     """An adapter by its id, which is never reused for other bytes. `key` is the storage folder of its PEFT files.
 
+    `identity` is that of its bytes, its tensors and the base weights; None for one of before there was one.
     `renderer_sha256` is the fingerprint of the renderer it was trained with; a replica with another one refuses it.
     """
 
     id: str
     key: str
     sha256: str
+    identity: str | None = None
     renderer_sha256: str | None = None
 
 

@@ -8,7 +8,7 @@ import os
 import signal
 import stat
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
@@ -25,6 +25,7 @@ from luthier.serving.backends.base import AdapterUnreadable, Asked, Backend, bac
 from luthier.serving.checks import check
 from luthier.serving.engine import Engine
 from luthier.serving.guides import Guides
+from luthier.serving.identity import check_canary, check_identity, check_model, check_renderer
 from luthier.serving.protocol import (
     LONGEST_LINE,
     AdapterRef,
@@ -122,11 +123,16 @@ class Replica:
         self._active = 0
 
     async def warm_up(self) -> None:
-        """Make one real token."""
+        """Make one real token, and see that a model that was trained answers as it was trained to."""
         prompt = self._renderer.prompt(Conversation((Message("user", "Hello"),)))
         asked = Asked(prompt, Sampling(temperature=0, max_tokens=1), self._renderer.stops)
         async for _ in self._engine.answer(asked):
             pass
+        folder = self._storage.folder(self._spec.weights)
+        precision = self._spec.precision
+        await self._engine.call(
+            lambda: check_model(self._backend, folder, renderer_sha256=self._fingerprint, precision=precision)
+        )
 
     async def drain(self, seconds: float) -> None:
         """Let running answers end, for so long at most, then cancel them."""
@@ -257,15 +263,29 @@ class Replica:
         )
 
     async def _load(self, ref: AdapterRef) -> None:
-        if ref.renderer_sha256 not in (None, self._fingerprint):
-            raise AdapterUnreadable(
-                f"Adapter {ref.id} was trained with another renderer than this replica's.",
-                hint="Train it again: its conversations would be written otherwise than it has learned.",
-            )
-        with suppress(NotFound):  # the backend says so in its own words
-            # A distant store's files come now, so that running answers need not wait for them.
-            await asyncio.to_thread(self._storage.folder, ref.key)
-        await self._engine.call(lambda: self._backend.load_adapter(ref))
+        # A distant store's files come now, so that running answers need not wait for them.
+        folder = await asyncio.to_thread(self._identified, ref)
+        await self._engine.call(lambda: self._load_tried(ref, folder))
+
+    def _identified(self, ref: AdapterRef) -> Path:
+        """The files of an adapter of ours. What they are is checked before they are loaded."""
+        check_renderer(ref.renderer_sha256, self._fingerprint, f"Adapter {ref.id}")
+        try:
+            folder = self._storage.folder(ref.key)
+        except NotFound as absent:
+            raise AdapterUnreadable(f"The files of adapter {ref.id} are not stored under {ref.key!r}.") from absent
+        base_sha256 = self._spec.weights_sha256
+        check_identity(folder, ref, base_sha256=base_sha256, renderer_sha256=self._fingerprint)
+        return folder
+
+    def _load_tried(self, ref: AdapterRef, folder: Path) -> None:
+        """Load an adapter and try it; one that answers otherwise than it was trained to does not stay."""
+        self._backend.load_adapter(ref)
+        try:
+            check_canary(self._backend, folder, ref.id, precision=self._spec.precision)
+        except BaseException:
+            self._backend.unload_adapter(ref.id)
+            raise
 
     async def _unload(self, adapter: str) -> None:
         await self._engine.call(lambda: self._backend.unload_adapter(adapter))

@@ -7,11 +7,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from luthier.serving.backends.base import AdapterUnreadable
 from luthier.serving.protocol import AdapterRef
 
 
 @dataclass
 class _Resident:
+    sha256: str
     loading: asyncio.Task[None]
     pins: int = 0
 
@@ -29,6 +31,7 @@ class Residency:
         self._load = load
         self._unload = unload
         self._residents: dict[str, _Resident] = {}  # the coldest first
+        self._known: dict[str, str] = {}  # of every id that was ever loaded the sha256 of its bytes
         self._moving = asyncio.Lock()
         self._changed = asyncio.Event()
 
@@ -41,7 +44,8 @@ class Residency:
         """Have an adapter on the device while the block runs; gives its id. None, the base model, is always there.
 
         Who asks for an adapter that is being loaded waits for that load. When every place is pinned, waits for one.
-        Raises what `load` raises; a failed load leaves nothing and is tried again by who asks next.
+        Raises what `load` raises; a failed load leaves nothing and is tried again by who asks next. Raises
+        AdapterUnreadable for an id that is, or ever was, here with other bytes.
         """
         if ref is None:
             yield None
@@ -57,15 +61,19 @@ class Residency:
 
     async def _resident(self, ref: AdapterRef) -> _Resident:
         while ref.id not in self._residents:
+            if self._known.get(ref.id, ref.sha256) != ref.sha256:
+                raise _reused(ref)
             idle = (id for id, resident in self._residents.items() if not resident.pins and _is_loaded(resident))
             if len(self._residents) < self._limit:
-                self._residents[ref.id] = _Resident(asyncio.create_task(self._bring(ref, evict=None)))
+                self._residents[ref.id] = _Resident(ref.sha256, asyncio.create_task(self._bring(ref, evict=None)))
             elif (coldest := next(idle, None)) is not None:
                 del self._residents[coldest]
-                self._residents[ref.id] = _Resident(asyncio.create_task(self._bring(ref, evict=coldest)))
+                self._residents[ref.id] = _Resident(ref.sha256, asyncio.create_task(self._bring(ref, evict=coldest)))
             else:
                 self._changed.clear()
                 await self._changed.wait()
+        if self._residents[ref.id].sha256 != ref.sha256:
+            raise _reused(ref)
         resident = self._residents.pop(ref.id)
         self._residents[ref.id] = resident  # the warmest now
         return resident
@@ -76,11 +84,16 @@ class Residency:
                 if evict is not None:
                     await self._unload(evict)
                 await self._load(ref)
+                self._known[ref.id] = ref.sha256
             except BaseException:
                 del self._residents[ref.id]
                 raise
             finally:
                 self._changed.set()
+
+
+def _reused(ref: AdapterRef) -> AdapterUnreadable:
+    return AdapterUnreadable(f"The adapter id {ref.id} was given to other bytes before; an id is never reused.")
 
 
 def _is_loaded(resident: _Resident) -> bool:

@@ -2,11 +2,14 @@
 
     runs/<job>/checkpoints/<attempt>-<step>/
         adapter/                  the artifact, in its method's own format
+          identity.json           what it is known by; written first and never replaced
+          canary.json             what it and its base say of a fixed conversation, where that can be told
         optimizer.safetensors     both moments and the count of every parameter
         state.json                where the run was, and of which spec, data and renderer
         manifest.json             sha256 of every object above; written last, so without it there is no checkpoint
 
-Nothing is pickled. Each attempt has folders of its own, so an older one that is still alive overwrites nothing.
+Nothing is pickled. Each attempt has folders of its own, so an older one that is still alive overwrites nothing; what is
+stored under a key stays what it is.
 """
 
 from __future__ import annotations
@@ -20,19 +23,25 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from luthier.core import logs
-from luthier.core.errors import CheckpointUnreadable, LuthierError, Unavailable
+from luthier.core.errors import AlreadyExists, CheckpointUnreadable, LuthierError, Unavailable
+from luthier.nets.identity import CANARY, IDENTITY, Identity
 from luthier.storage import Storage, digest
+from luthier.training.canary import CanaryRecorder
 from luthier.training.methods.base import Method
 from luthier.training.optim import Optimizer
 from luthier.training.processes import Processes
 from luthier.training.spec import TrainingSpec, Value
 from luthier.training.watch import Standing
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 ARTIFACT = "adapter"
 _FOLDER = re.compile(r"(\d{4,})-(\d{8,})")
@@ -73,6 +82,8 @@ class Checkpoint:
     attempt: int
     artifact_sha256: str
     state: State
+    artifact_identity: str | None = None
+    """None for one that was saved before artifacts had identities."""
 
     @property
     def artifact_key(self) -> str:
@@ -91,19 +102,22 @@ class Checkpoints:
         processes: Processes | None = None,
         *,
         renderer_sha256: str,
+        canary: CanaryRecorder | None = None,
     ) -> None:
+        """Without `canary` artifacts are saved without one."""
         self._storage = storage
         self._spec = spec
         self._attempt = attempt
         self._method = method
         self._processes = processes or Processes()
         self._renderer_sha256 = renderer_sha256
+        self._canary = canary
         self.damaged: list[str] = []
         """Checkpoints that `resume` passed over."""
 
     def save(
         self,
-        model: nn.Module,
+        model: PreTrainedModel,
         optimizer: Optimizer,
         *,
         step: int,
@@ -112,9 +126,10 @@ class Checkpoints:
         standing: Standing,
         is_settled: bool = True,
     ) -> Checkpoint:
-        """Write a checkpoint; it exists when this returns, and not before.
+        """Write a checkpoint; it exists when this returns, and not before. The model is in evaluation mode afterwards.
 
-        Every process of the run calls this; the first one writes.
+        Every process of the run calls this; the first one writes. Raises AlreadyExists where another artifact lies in its
+        place, of which nothing was changed then.
         """
         key = f"{self._spec.run_key}/checkpoints/{self._attempt:04d}-{step:08d}"
         state = State(
@@ -132,22 +147,31 @@ class Checkpoints:
             return Checkpoint(key, self._attempt, "", state)
         numbers = self._processes.collected(self._method.numbers(model))
         moments = self._processes.collected(optimizer.tensors())
+        canary = self._canary.record(model, self._processes) if self._canary is not None else None
         if not self._processes.is_first:
             return Checkpoint(key, self._attempt, "", state)
         with TemporaryDirectory() as name:
             folder = Path(name)
             (folder / ARTIFACT).mkdir()
             self._method.write(model, numbers, folder / ARTIFACT, base_model=self._spec.base_model)
+            identity = self._identify(folder / ARTIFACT, f"{key}/{ARTIFACT}")
+            if canary is not None:
+                (folder / ARTIFACT / CANARY).write_text(canary.model_dump_json() + "\n")
             save_file(moments, folder / "optimizer.safetensors")
             (folder / "state.json").write_text(state.model_dump_json(indent=2) + "\n")
             files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
             objects = {part: self._storage.upload(path, f"{key}/{part}").sha256 for part, path in sorted(files.items())}
             artifact_sha256 = digest(folder / ARTIFACT)
-        manifest = {"version": 1, "artifact_sha256": artifact_sha256, "objects": objects}
+        manifest = {
+            "version": 1,
+            "artifact_sha256": artifact_sha256,
+            "artifact_identity": identity,
+            "objects": objects,
+        }
         self._storage.settle(key)
         self._storage.write(f"{key}/manifest.json", json.dumps(manifest, indent=2).encode() + b"\n")
         self._storage.settle(key)
-        return Checkpoint(key, self._attempt, artifact_sha256, state)
+        return Checkpoint(key, self._attempt, artifact_sha256, state, identity)
 
     def resume(self, model: nn.Module) -> tuple[Checkpoint, dict[str, Tensor]] | None:
         """Put the newest complete checkpoint of this or an older attempt into the model; None: there is none.
@@ -162,11 +186,11 @@ class Checkpoints:
                 if opened is None:
                     self.damaged.append(key)
                     continue
-                folder, artifact_sha256, state = opened
+                folder, manifest, state = opened
                 self._check(key, state)
                 self._method.restore(model, folder / ARTIFACT)
                 moments = load_file(folder / "optimizer.safetensors")
-                return Checkpoint(key, attempt, artifact_sha256, state), moments
+                return _described(key, attempt, manifest, state), moments
         return None
 
     def surplus(self, saved: Sequence[Checkpoint]) -> list[Checkpoint]:
@@ -206,7 +230,7 @@ class Checkpoints:
             try:
                 manifest = json.loads(self._storage.read(f"{key}/manifest.json"))
                 state = State.model_validate_json(self._storage.read(f"{key}/state.json"))
-                found[state.step] = Checkpoint(key, attempt, str(manifest["artifact_sha256"]), state)
+                found[state.step] = _described(key, attempt, manifest, state)
             except Unavailable:
                 raise
             except (LuthierError, ValueError, KeyError, TypeError) as damage:
@@ -219,8 +243,8 @@ class Checkpoints:
             if key.endswith(f"-{step:08d}"):
                 with self._opened(key) as opened:
                     if opened is not None:
-                        _, artifact_sha256, state = opened
-                        return Checkpoint(key, attempt, artifact_sha256, state)
+                        _, manifest, state = opened
+                        return _described(key, attempt, manifest, state)
         return None
 
     def _newest_first(self) -> list[tuple[str, int]]:
@@ -234,8 +258,8 @@ class Checkpoints:
         return [(key, attempt) for _, attempt, key in sorted(found, reverse=True) if attempt <= self._attempt]
 
     @contextmanager
-    def _opened(self, key: str) -> Iterator[tuple[Path, str, State] | None]:
-        """A verified copy on this machine, the artifact's sha256 and the state; None when the checkpoint is damaged."""
+    def _opened(self, key: str) -> Iterator[tuple[Path, dict[str, Any], State] | None]:
+        """A verified copy on this machine, its manifest and the state; None when the checkpoint is damaged."""
         with TemporaryDirectory() as name:
             folder = Path(name)
             try:
@@ -246,7 +270,8 @@ class Checkpoints:
                         if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
                             raise CheckpointUnreadable(f"{part} is damaged.")
                 state = State.model_validate_json((folder / "state.json").read_bytes())
-                opened = folder, str(manifest["artifact_sha256"]), state
+                _described(key, 0, manifest, state)
+                opened = folder, manifest, state
             except Unavailable:
                 raise  # a storage that does not answer says nothing about the checkpoint
             except (LuthierError, ValidationError, ValueError, KeyError, TypeError, AttributeError) as damage:
@@ -254,12 +279,32 @@ class Checkpoints:
                 opened = None
             yield opened
 
+    def _identify(self, folder: Path, key: str) -> str:
+        """Write what an artifact is known by beside its files, and at once into the storage: from now on the key is its own.
+
+        Raises AlreadyExists when the key is another artifact's.
+        """
+        known = Identity.of(folder, base_sha256=self._spec.weights_sha256, renderer_sha256=self._renderer_sha256)
+        data = known.model_dump_json(indent=2).encode() + b"\n"
+        try:
+            self._storage.create(f"{key}/{IDENTITY}", data)
+        except AlreadyExists:
+            if self._storage.read(f"{key}/{IDENTITY}") != data:
+                raise
+        (folder / IDENTITY).write_bytes(data)
+        return known.identity
+
     def _check(self, key: str, state: State) -> None:
         if (state.spec_sha256, state.renderer_sha256) != (_sha256_of(self._spec), self._renderer_sha256):
             raise CheckpointUnreadable(
                 f"The checkpoint {key} was made by another spec or renderer than this job's.",
                 hint="A job keeps its spec: start a new job for a new one.",
             )
+
+
+def _described(key: str, attempt: int, manifest: dict[str, Any], state: State) -> Checkpoint:
+    """Raises KeyError or TypeError for a manifest that is damaged."""
+    return Checkpoint(key, attempt, str(manifest["artifact_sha256"]), state, manifest.get("artifact_identity"))
 
 
 def _sha256_of(spec: TrainingSpec) -> str:

@@ -98,6 +98,7 @@ class CheckpointSaved(Told):
     key: str
     artifact_key: str
     artifact_sha256: str
+    artifact_identity: str | None = Field(default=None, description="Of its bytes, its tensors and the base weights.")
     train_loss: float
     train_token_accuracy: float
     valid_loss: float | None = None
@@ -119,6 +120,7 @@ class Succeeded(Told):
     artifact_kind: Literal["adapter", "model"] = "adapter"
     artifact_key: str
     artifact_sha256: str
+    artifact_identity: str | None = None
     trained_tokens: int
     rows: int | None = Field(default=None, description="That were trained, once an epoch.")
     dropped_rows: int = 0

@@ -244,6 +244,7 @@ def tell_saved(emitter: Emitter, saved: Checkpoint) -> None:
         key=saved.key,
         artifact_key=saved.artifact_key,
         artifact_sha256=saved.artifact_sha256,
+        artifact_identity=saved.artifact_identity,
         is_best=saved.state.standing.best_step == saved.state.step,
         **saved.state.metrics.model_dump(),
     )

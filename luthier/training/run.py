@@ -27,6 +27,7 @@ from luthier.nets.loading import DTYPES, load_model, this_device
 from luthier.nets.losses import prove_head
 from luthier.nets.packing import prepare
 from luthier.storage import Storage, digest
+from luthier.training.canary import CanaryRecorder
 from luthier.training.checkpoint import Checkpoint, Checkpoints
 from luthier.training.data import BatchPlan, Rows, RowsLost, read_rows
 from luthier.training.emitter import Emitter, Silent, Superseded
@@ -133,8 +134,9 @@ def _play(
     _refuse_beyond_context(spec, method, base)
     prove_head(base)
     prepare(base, longest=spec.max_length)
+    canary = CanaryRecorder(base, renderer, weights, precision)
     model = method.attach(base.requires_grad_(False), seed=spec.seed, blank=renderer.tokenizer.encode_plain("\n"))
-    checkpoints = Checkpoints(storage, spec, attempt, method, processes, renderer_sha256=renderer_sha256)
+    checkpoints = Checkpoints(storage, spec, attempt, method, processes, renderer_sha256=renderer_sha256, canary=canary)
     if spec.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if processes.is_first:
@@ -186,6 +188,7 @@ def _play(
         artifact_kind=method.artifact_kind,
         artifact_key=best.artifact_key,
         artifact_sha256=best.artifact_sha256,
+        artifact_identity=best.artifact_identity,
         trained_tokens=last.state.trained_tokens,
     )
 

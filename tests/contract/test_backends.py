@@ -176,6 +176,18 @@ def test_log_probabilities_are_told_where_they_are_asked_for(house: House, count
         assert count != 2 or token.likeliest[0] == (token.id, token.logprob)  # greedy takes the likeliest
 
 
+def test_the_likelihood_of_a_text_is_that_of_generating_it_or_not_told(house: House, adapters: list[str]) -> None:
+    prompt = house.renderer.prompt(Conversation((Message("user", "hello"),)))
+    for adapter in (None, *adapters):
+        made = list(house.steps(adapter=adapter, sampling=Sampling(temperature=0, max_tokens=5, logprobs=0)))
+        try:
+            found = house.backend.logprobs([*prompt, *(token.id for token in made)], adapter=adapter)
+        except NotOffered:
+            return
+        assert len(found) == len(prompt) + len(made) - 1
+        assert found[-len(made) :] == pytest.approx([token.logprob for token in made], abs=1e-4)
+
+
 class Only:
     """Allows one token."""
 

@@ -93,7 +93,11 @@ class Catalog:
                 hint="Deployments are not offered by this version yet. A model that is trained by lora answers at once.",
             )
         adapter = AdapterRef(
-            id=row.id, key=row.artifact_key, sha256=row.artifact_sha256, renderer_sha256=row.renderer_sha256
+            id=row.id,
+            key=row.artifact_key,
+            sha256=row.artifact_sha256,
+            identity=row.artifact_identity,
+            renderer_sha256=row.renderer_sha256,
         )
         return Servable(name, row.base_model, row.weights, row.weights_sha256, row.renderer_sha256 or "", adapter)
 
@@ -167,6 +171,7 @@ class Catalog:
                 weights_sha256=trained.weights_sha256,
                 artifact_key=artifact.key,
                 artifact_sha256=artifact.sha256,
+                artifact_identity=artifact.identity,
                 renderer_sha256=artifact.renderer_sha256,
                 created_at=self.clock.now(),
                 deleted_at=None,

@@ -30,6 +30,7 @@ class ModelRow(Owned, Table):
     weights_sha256: Mapped[str] = mapped_column(String(64))
     artifact_key: Mapped[str] = mapped_column(String(256))
     artifact_sha256: Mapped[str] = mapped_column(String(64))
+    artifact_identity: Mapped[str | None] = mapped_column(String(64))
     renderer_sha256: Mapped[str | None] = mapped_column(String(64))
     created_at: Mapped[datetime]
     deleted_at: Mapped[datetime | None]

@@ -84,7 +84,7 @@ class Inference:
                 else:
                     place = await self.gate.enter(who.project, request.n)
                 try:
-                    deltas = _until(deadline, place, await self._begun_all(model, request))
+                    deltas = _until(deadline, place, await self._begun_all(who, model, request))
                     await anext(deltas)
                 except BaseException:
                     place.leave()
@@ -104,7 +104,7 @@ class Inference:
                 f"may be up to {context:,}, which is the context of {model.base_model}, got {max_tokens:,}",
             )
 
-    async def _begun_all(self, model: Servable, request: CompletionRequest) -> list[_Begun]:
+    async def _begun_all(self, who: Principal, model: Servable, request: CompletionRequest) -> list[_Begun]:
         if request.n == 1:
             return [await self._begun(who, model, request, 0)]
         answers = [asyncio.create_task(self._begun(who, model, request, choice)) for choice in range(request.n)]

@@ -182,6 +182,7 @@ def _artifact(spec: TrainingSpec, event: events.CheckpointSaved | events.Succeed
         id=artifact_id(),
         key=event.artifact_key,
         sha256=event.artifact_sha256,
+        identity=event.artifact_identity,
         renderer_sha256=spec.renderer_sha256,
     )
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from luthier.core.errors import InternalError, NotFound
+from luthier.core.errors import InternalError, NotFound, NotOffered
 from luthier.core.registry import Registry
 from luthier.serving.protocol import AdapterRef, Sampling
 from luthier.serving.spec import ReplicaSpec
@@ -93,6 +93,13 @@ class Backend(ABC):
     @abstractmethod
     def is_idle(self) -> bool:
         """Whether no answer is being made."""
+
+    def logprobs(self, tokens: list[int], *, adapter: str | None) -> list[float]:
+        """The natural log-probability of every token but the first, each after those before it; the softmax is in fp32.
+
+        `adapter` is the id of a loaded one, None the base model itself. Raises NotOffered where the backend cannot tell.
+        """
+        raise NotOffered("This backend does not tell how likely a given text is.")
 
     def close(self) -> None:  # noqa: B027 (most have nothing to let go of)
         """Let go of what the process would not free by ending."""

@@ -151,7 +151,7 @@ def test_the_card_that_ships_with_us_is_whole() -> None:
 async def publish(
     house: House, name: str, kind: str = "fine_tuned", project: str = ADA.project, method: str = "lora"
 ) -> AdapterRef:
-    artifact = AdapterRef(id=artifact_id(), key=f"runs/{name}", sha256="s")
+    artifact = AdapterRef(id=artifact_id(), key=f"runs/{name}", sha256="s", identity="i")
     trained = Trained(job="ftjob-1", method=method, base_model="toy", weights="models/toy/w", weights_sha256="w")
     async with house.parts.db.write() as session:
         house.parts.services.catalog.publish(session, project, name, kind, trained, 3, artifact)

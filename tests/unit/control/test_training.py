@@ -122,7 +122,7 @@ async def test_a_job_tells_its_best_checkpoint_and_what_its_objective_measures(h
     assert [event.data["reward_margin"] for event in events if event.data and event.data.get("eval_loss")] == [0.25]
     adapter = (await parts.services.catalog.resolve(ADA, job.model_name)).adapter
     assert adapter is not None
-    assert adapter.sha256 == "sha-3"
+    assert (adapter.sha256, adapter.identity) == ("sha-3", "identity-3")
 
 
 async def test_a_lost_trainer_is_started_again_and_each_step_is_listed_once_and_in_order(house: House) -> None:

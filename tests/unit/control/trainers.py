@@ -64,6 +64,7 @@ class Trainer:
         key = f"{self.spec.run_key}/checkpoints/{self.attempt:04d}-{step:08d}"
         self._tell(
             CheckpointSaved, step, key=key, artifact_key=f"{key}/adapter", artifact_sha256=f"sha-{step}",
+            artifact_identity=f"identity-{step}",
             train_loss=0.5, train_token_accuracy=0.5, is_best=is_best,
         )  # fmt: skip
 
@@ -74,6 +75,7 @@ class Trainer:
         key = f"{self.spec.run_key}/checkpoints/{self.attempt:04d}-{best:08d}/adapter"
         self._tell(
             Succeeded, TOTAL, result_step=best, artifact_key=key, artifact_sha256=f"sha-{best}",
+            artifact_identity=f"identity-{best}",
             trained_tokens=10 * TOTAL,
         )  # fmt: skip
         return 0

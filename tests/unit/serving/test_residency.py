@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
+from luthier.serving.backends.base import AdapterUnreadable
 from luthier.serving.protocol import AdapterRef
 from luthier.serving.residency import Residency
 
@@ -89,3 +92,29 @@ async def test_who_gives_up_does_not_take_the_load_from_others() -> None:
     await second
     assert device.moves == ["+a"]
     await use(home, "b")  # nothing is pinned any more
+
+
+async def test_an_id_is_refused_with_other_bytes_while_it_is_there_and_after_it_went() -> None:
+    home, device = residency(1)
+    other = ref("a").model_copy(update={"sha256": "other"})
+    await use(home, "a")
+    with pytest.raises(AdapterUnreadable, match="never reused"):
+        async with home.hold(other):
+            pass
+    await use(home, "b")
+    assert device.moves == ["+a", "-a", "+b"]
+    with pytest.raises(AdapterUnreadable, match="never reused"):
+        async with home.hold(other):
+            pass
+    await use(home, "a")
+    assert device.moves == ["+a", "-a", "+b", "-b", "+a"]
+
+
+async def test_bytes_that_could_not_be_loaded_do_not_take_the_id() -> None:
+    home, device = residency(1)
+    device.broken.add("a")
+    with pytest.raises(ValueError, match="a"):
+        async with home.hold(ref("a").model_copy(update={"sha256": "other"})):
+            pass
+    device.broken.clear()
+    await use(home, "a")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from luthier.core.errors import InternalError
 from luthier.nets.tokens import Token
+from luthier.serving.adapters import differences, read_adapter
 from luthier.serving.backends.base import AdapterUnreadable, Asked, adapter_folder
 from luthier.serving.one_by_one import OneByOne
 from luthier.serving.protocol import AdapterRef
@@ -21,10 +20,6 @@ if TYPE_CHECKING:
     from peft import LoraConfig
     from peft.tuners.lora import LoraLayer
     from transformers import PreTrainedModel
-
-
-_PLAIN = {"peft_type": "LORA", "bias": "none", "modules_to_save": None, "trainable_token_indices": None}
-"""What of an adapter's settings must be so: only then does it change nothing but what it adds."""
 
 
 class Alone(OneByOne):
@@ -46,7 +41,14 @@ class Alone(OneByOne):
 
     def load_adapter(self, ref: AdapterRef) -> None:
         """Only plain LoRA is taken; every tensor of the file must have its place, and every place its tensor."""
-        config, tensors = _read(adapter_folder(self._storage, ref), ref)
+        from peft import LoraConfig
+
+        folder = adapter_folder(self._storage, ref)
+        tensors = read_adapter(folder, ref).tensors
+        config = LoraConfig.from_pretrained(str(folder))
+        assert isinstance(config, LoraConfig)
+        config.inference_mode = True
+        config.init_lora_weights = False  # all of them are read
         try:
             self._insert(ref, config, tensors)
         except BaseException:
@@ -73,6 +75,15 @@ class Alone(OneByOne):
                 return
             yield token
 
+    def logprobs(self, tokens: list[int], *, adapter: str | None) -> list[float]:
+        import torch
+
+        self._activate(adapter)
+        ids_1T = torch.tensor([tokens], device=self._model.device)
+        with torch.inference_mode():
+            logits_TV = self._model(input_ids=ids_1T, use_cache=False).logits[0, :-1]
+            return logits_TV.float().log_softmax(-1).gather(-1, ids_1T[0, 1:, None])[:, 0].tolist()
+
     def _insert(self, ref: AdapterRef, config: LoraConfig, tensors: dict[str, torch.Tensor]) -> None:
         from peft.functional import (
             cast_adapter_dtype,
@@ -88,8 +99,10 @@ class Alone(OneByOne):
             raise AdapterUnreadable(f"Adapter {ref.id} does not fit the base model: {unfit}") from unfit
         cast_adapter_dtype(self._model, ref.id)  # fp32, as it was trained
         state = get_peft_model_state_dict(self._model, adapter_name=ref.id)
-        places = {f"base_model.model.{name}": tensor for name, tensor in state.items()}  # as files name them
-        if problems := _differences(places, tensors):
+        places = {
+            f"base_model.model.{name}": tuple(tensor.shape) for name, tensor in state.items()
+        }  # as files name them
+        if problems := differences(places, {name: tuple(tensor.shape) for name, tensor in tensors.items()}):
             raise AdapterUnreadable(f"Adapter {ref.id} does not fit the base model: {'; '.join(problems)}.")
         set_peft_model_state_dict(self._model, tensors, adapter_name=ref.id)
         self._settle()
@@ -120,38 +133,3 @@ class Alone(OneByOne):
         for layer in self._layers:
             layer.set_adapter([] if adapter is None else [adapter], inference_mode=True)
         self._active = adapter
-
-
-def _read(folder: Path, ref: AdapterRef) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
-    from peft import LoraConfig
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        settings = json.loads((folder / "adapter_config.json").read_text())
-        tensors = load_file(folder / "adapter_model.safetensors")
-    except (OSError, ValueError, SafetensorError) as broken:
-        raise AdapterUnreadable(f"The files of adapter {ref.id} cannot be read: {broken}") from broken
-    beyond = [name for name, plain in _PLAIN.items() if settings.get(name, plain) not in (plain, None)]
-    if beyond:
-        raise AdapterUnreadable(f"Adapter {ref.id} is not a plain LoRA: it has {', '.join(beyond)}.")
-    config = LoraConfig.from_pretrained(str(folder))
-    assert isinstance(config, LoraConfig)
-    config.inference_mode = True
-    config.init_lora_weights = False  # all of them are read
-    return config, tensors
-
-
-def _differences(places: dict[str, torch.Tensor], tensors: dict[str, torch.Tensor]) -> list[str]:
-    """What keeps the tensors of a file from filling the places of the model, said for people; empty when they fit."""
-    missing, extra = sorted(places.keys() - tensors.keys()), sorted(tensors.keys() - places.keys())
-    wrong = [
-        f"{name} has shape {tuple(tensors[name].shape)} instead of {tuple(places[name].shape)}"
-        for name in sorted(places.keys() & tensors.keys())
-        if tensors[name].shape != places[name].shape
-    ]
-    return [
-        *([f"missing: {missing[0]} ({len(missing)} in all)"] if missing else []),
-        *([f"without a place: {extra[0]} ({len(extra)} in all)"] if extra else []),
-        *wrong[:1],
-    ]
