@@ -179,7 +179,7 @@ def test_log_probabilities_are_told_where_they_are_asked_for(house: House, count
 def test_the_likelihood_of_a_text_is_that_of_generating_it_or_not_told(house: House, adapters: list[str]) -> None:
     prompt = house.renderer.prompt(Conversation((Message("user", "hello"),)))
     for adapter in (None, *adapters):
-        made = list(house.steps(adapter=adapter, sampling=Sampling(temperature=0, max_tokens=5, logprobs=0)))
+        [made] = house.tokens(house.asked(adapter=adapter, sampling=Sampling(temperature=0, max_tokens=5, logprobs=0)))
         try:
             found = house.backend.logprobs([*prompt, *(token.id for token in made)], adapter=adapter)
         except NotOffered:

@@ -214,7 +214,7 @@ def opened(trained: Trained, weights: str) -> Backend:
     from luthier.nets.loading import weights_sha256
 
     spec = ReplicaSpec(
-        replica="rep-1", base_model="toy", weights=weights, precision="fp32", threads=1, adapters=1, socket="",
+        replica="rep-1", base_model="toy", weights=weights, precision="fp32", threads=1, adapters=1, listen="",
         weights_sha256=weights_sha256(trained.folder / weights),
     )  # fmt: skip
     return backends.load("builtin").open(spec, trained.storage)
