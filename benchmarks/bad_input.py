@@ -5,9 +5,9 @@
 
 Eight streams ask again as soon as their answer has ended. In every second round one more client sends the requests of
 tests/unit/api/test_bad_input.py, in all three dialects, one after the other. Prints as markdown the time to first token and
-between tokens, p50 and p99, and how much the bad requests add; the exit code is 1 where an answer was broken, a bad request was
-not refused with 400, or p99 grew by more than `--most` percent. Without `--data` it is the toy model's, whose tokens cost next to
-nothing, so that every millisecond is seen.
+between tokens, p50 and p99, and how much the bad requests add; the exit code is 1 where an answer was broken, a bad request
+was not refused with 400, or p99 grew by more than `--most` percent.
+Without `--data` it is the toy model's, whose tokens cost next to nothing, so that every millisecond is seen.
 """
 
 from __future__ import annotations
