@@ -144,7 +144,8 @@ def choose_all(samplers: Sequence[Sampler], logits_NV: torch.Tensor) -> list[Tok
         ]
         for begin in range(0, len(rows), _TOGETHER):
             some = rows[begin : begin + _TOGETHER]
-            copied_RV = logits_NV[some].float().cpu()  # on the CPU, so that a seed means the same on every device
+            copied_RV = logits_NV.index_select(0, torch.tensor(some, device=logits_NV.device))
+            copied_RV = copied_RV.float().cpu()  # on the CPU, so that a seed means the same on every device
             for row, one in zip(some, _shaped([samplers[row] for row in some], copied_RV), strict=True):
                 chosen[row] = one
     return [_taken(sampler, one) for sampler, one in zip(samplers, chosen, strict=True)]
