@@ -24,11 +24,13 @@ from luthier.control.datasets.uploads import Uploads
 from luthier.control.datasets.workshop import ProcessWorkshop, Workshop
 from luthier.control.db import Database
 from luthier.control.deployments.routing import Routing
+from luthier.control.deployments.service import Deployments
 from luthier.control.inference.asynchronous import AsyncCompletions
 from luthier.control.inference.service import Inference
 from luthier.control.jobs.service import Jobs
 from luthier.control.scheduling.background import FileSweeper, Inspector, TokenCounter, UploadCleaner
 from luthier.control.scheduling.completions import AsyncCompleter
+from luthier.control.scheduling.deployments import DeploymentReconciler
 from luthier.control.scheduling.preparing import JobPreparer
 from luthier.control.scheduling.reconciler import Reconciler
 from luthier.control.scheduling.replicas import Pool, ReplicaReconciler
@@ -58,6 +60,7 @@ class Parts:
     cleaner: UploadCleaner
     preparer: JobPreparer
     training: TrainingReconciler
+    deployments: DeploymentReconciler
     replicas: ReplicaReconciler
     completer: AsyncCompleter
 
@@ -70,6 +73,7 @@ class Parts:
             self.cleaner,
             self.preparer,
             self.training,
+            self.deployments,
             self.replicas,
             self.completer,
         ]
@@ -113,8 +117,9 @@ def assemble(
     )
     jobs = Jobs(db, catalog, datasets, clock, cores=settings.cores)
     routing = Routing(db, clock, ready_within_seconds=settings.serving.ready_within_seconds)
-    inference = Inference(catalog, routing)
-    async_completions = AsyncCompletions(db, catalog, inference, clock)
+    deployments = Deployments(db, catalog, clock)
+    inference = Inference(deployments, routing)
+    async_completions = AsyncCompletions(db, inference, clock)
     trainers = Trainers(
         python=settings.training.python or sys.executable,
         storage_url=settings.storage_url,
@@ -128,13 +133,14 @@ def assemble(
         backend=settings.serving.backend,
         adapters=settings.serving.adapters_per_replica,
         idle_after_seconds=settings.serving.idle_after_seconds,
+        grace_seconds=settings.serving.grace_seconds,
         folder=data / "replicas",
     )
     return Parts(
         db=db,
         storage=storage,
         installer=Installer(storage, data / "scratch", trainers.python, clock),
-        services=Services(accounts, datasets, uploads, catalog, jobs, inference, async_completions),
+        services=Services(accounts, datasets, uploads, catalog, deployments, jobs, inference, async_completions),
         inspector=Inspector(
             db, work, clock, image_hosts=settings.data.image_hosts, advised_rows=settings.data.advised_rows
         ),
@@ -143,6 +149,7 @@ def assemble(
         cleaner=UploadCleaner(db, storage, clock),
         preparer=JobPreparer(db, jobs),
         training=TrainingReconciler(db, jobs, storage, executor, trainers, clock),
+        deployments=DeploymentReconciler(db, storage, clock),
         replicas=ReplicaReconciler(db, executor, pool, clock),
         completer=AsyncCompleter(db, async_completions),
     )

@@ -39,7 +39,7 @@ from luthier.serving.spec import ReplicaSpec
 from luthier.storage import Storage
 
 LONGEST_PATH = 100  # bytes; systems allow 104 to 108 in the address of a Unix socket
-GRACE_SECONDS = 5.0  # for answers that are running when the replica is asked to stop
+GRACE_SECONDS = 5.0  # for what is still sent of a call that is too long
 
 log = logs.get("replica")
 Send = Callable[[BaseModel], Awaitable[None]]
@@ -56,7 +56,7 @@ async def serve(spec: ReplicaSpec, storage: Storage) -> None:
     for asked in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(asked, stopping.set)
     engine = Engine()
-    renderer = renderer_for(Tokenizer(storage.folder(spec.weights)))
+    renderer = renderer_for(Tokenizer(storage.folder(spec.vocabulary)))
     backend = await engine.call(lambda: backends.load(spec.backend).open(spec, storage))
     replica = Replica(spec, storage, engine, backend, renderer)
     await replica.warm_up()
@@ -69,7 +69,7 @@ async def serve(spec: ReplicaSpec, storage: Storage) -> None:
     finally:
         server.close()
         socket.unlink(missing_ok=True)
-        await replica.drain(GRACE_SECONDS)
+        await replica.drain(spec.grace_seconds)
         engine.close()
 
 
@@ -218,6 +218,7 @@ class Replica:
         return Health(
             replica=self._spec.replica,
             base_model=self._spec.base_model,
+            weights_sha256=self._spec.weights_sha256,
             renderer_sha256=self._fingerprint,
             adapters=self._residency.ids,
             active=self._active,
