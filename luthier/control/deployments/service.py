@@ -32,7 +32,7 @@ from luthier.serving.protocol import AdapterRef
 MOST_REPLICAS = 64
 """Of one deployment."""
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,159}")
 """Private names, which stand in addresses and are written as a request's model."""
 
 DEPLOYMENTS = "deployments"
@@ -165,8 +165,8 @@ class Deployments:
 
     async def resolve(self, who: Principal, name: str) -> Servable:
         """What answers for a name: a model that the shared pool answers for, a deployment by its private name or id, or the
-        newest running deployment of a model that the pool cannot answer for. The rows are read anew for every request, so what was
-        deleted is refused at once, by every server.
+        newest running deployment of a model that the pool cannot answer for. The rows are read anew for every request, so
+        what was deleted is refused at once, by every server.
 
         Raises ModelNotFound and ModelNotDeployed, which tell what to do, and ReplicaUnavailable while it is being deployed.
         """
@@ -193,7 +193,7 @@ class Deployments:
         if not NAME.fullmatch(name) or _LIKE_AN_ID.fullmatch(name):
             raise InvalidParameter(
                 "name",
-                "must be 1 to 64 letters, digits, '.', '_' or '-', a letter or digit first, and not look like an id; "
+                "must be 1 to 160 letters, digits, '.', '_' or '-', a letter or digit first, and not look like an id; "
                 f"got {name!r}",
             )
         if await self.catalog.find(who, name) is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
@@ -80,7 +81,8 @@ class CreateCompletion(Received):
             logit_bias=self.logit_bias or {},
             logprobs=self.logprobs,
         )
-        return [CompletionRequest(model=self.model, prompt=one, sampling=sampling, n=self.answers) for one in prompts]
+        asked = CompletionRequest(self.model, sampling=sampling, n=self.answers, is_whole=not self.stream)
+        return [replace(asked, prompt=one) for one in prompts]
 
     def _prompts(self) -> list[str | list[int]]:
         asked: list[Any] = self.prompt if isinstance(self.prompt, list) else [self.prompt]

@@ -113,6 +113,7 @@ class ChatRequest(Received):
                 logprobs=self._likeliest(),
             ),
             n=self.answers,
+            is_whole=not self.stream,
         )
 
     def _choice(self, tools: list[Tool]) -> Choice:
