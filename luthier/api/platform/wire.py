@@ -278,7 +278,8 @@ class SplitRequest(BaseModel):
 
 class CreateDeployment(Received):
     model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"model": "smollm2-135m-instruct", "name": "mine"}]}
+        extra="forbid",
+        json_schema_extra={"examples": [{"model": "smollm2-135m-instruct", "name": "mine", "capacity": 2}]},
     )
 
     model: str = Field(description="A base model, a tuned model or a checkpoint.")
