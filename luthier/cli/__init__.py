@@ -1,6 +1,7 @@
 """What a person types.
 
-Verbs on files, jobs, models, deployments and chat speak to a server; serve, demo, train, data, keys and config work on this machine.
+Verbs on files, jobs, models, deployments and chat speak to a server; serve, demo, train, data, keys and config work on this
+machine.
 """
 
 from __future__ import annotations
