@@ -179,6 +179,7 @@ def build(settings: Settings, *, parts: Parts | None = None, announce: Callable[
         try:
             yield
         finally:
+            await parts.replicas.mark_all_stopping()
             for loop in loops:
                 loop.cancel()
             await asyncio.gather(*loops, return_exceptions=True)

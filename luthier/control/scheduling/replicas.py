@@ -116,13 +116,21 @@ class ReplicaReconciler(Reconciler[ReplicaRow]):
         else:
             await release(self.db, lease, again_after_seconds=_LOOKED_AT_EVERY_SECONDS)
 
-    async def stop_all(self, *, within_seconds: float = GRACE_SECONDS) -> None:
-        """End every replica, as at a shutdown of the server: who looks at them next knows that they did not end by themselves."""
+    async def mark_all_stopping(self) -> None:
+        """Say before a shutdown what `stop_all` will do: whoever looks next knows that they did not end by themselves.
+
+        To be called while the loops still run: one that is cancelled within a write may keep SQLite locked for others.
+        """
         async with self.db.write() as session:
-            rows = list(await session.scalars(ReplicaQueries(session, SYSTEM).visible(ReplicaRow).where(*self.due())))
-            for row in rows:
+            rows = ReplicaQueries(session, SYSTEM).visible(ReplicaRow).where(*self.due())
+            for row in await session.scalars(rows):
                 if row.handle:
                     row.status = "stopping"
+
+    async def stop_all(self, *, within_seconds: float = GRACE_SECONDS) -> None:
+        """End every replica, as at a shutdown of the server."""
+        async with self.db.read() as session:
+            rows = list(await session.scalars(ReplicaQueries(session, SYSTEM).visible(ReplicaRow).where(*self.due())))
         handles = [row.handle for row in rows if row.handle]
         for handle in handles:
             self.executor.stop(handle, grace_seconds=within_seconds)

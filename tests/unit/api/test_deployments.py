@@ -123,7 +123,7 @@ def test_what_cannot_be_deployed_is_said(api: Api, sent: dict[str, Any], status:
 )
 def test_our_own_api_refuses_fields_that_it_does_not_know(api: Api, sent: dict[str, Any]) -> None:
     status, error = api.refused("POST", OURS, api.ada, json=sent)
-    assert (status, error["code"]) == (400, "invalid_parameter")
+    assert (status, error["code"]) == (400, "invalid_request")
 
 
 def test_scaling_needs_a_capacity(api: Api) -> None:

@@ -52,6 +52,7 @@ async def running(parts: Parts) -> AsyncIterator[None]:
     try:
         yield
     finally:
+        await parts.replicas.mark_all_stopping()
         for loop in loops:
             loop.cancel()
         await asyncio.gather(*loops, return_exceptions=True)
@@ -280,6 +281,9 @@ async def test_three_starts_that_fail_are_told_with_what_the_replica_said(house:
     assert len(executor.started) == 3
 
 
+@pytest.mark.parametrize(
+    "database_url", ["postgresql"], indirect=True
+)  # in one process a writer that is cancelled may lock SQLite
 async def test_replicas_that_the_server_itself_stopped_are_no_failed_starts(house: House) -> None:
     def waits(process: InlineProcess) -> int:
         process.stopping.wait(60)
