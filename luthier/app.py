@@ -24,12 +24,14 @@ from luthier.control.datasets.uploads import Uploads
 from luthier.control.datasets.workshop import ProcessWorkshop, Workshop
 from luthier.control.db import Database
 from luthier.control.deployments.routing import Routing
+from luthier.control.deployments.service import Deployments
 from luthier.control.inference.asynchronous import AsyncCompletions
 from luthier.control.inference.limits import Limits
 from luthier.control.inference.service import Inference
 from luthier.control.jobs.service import Jobs
 from luthier.control.scheduling.background import FileSweeper, Inspector, TokenCounter, UploadCleaner
 from luthier.control.scheduling.completions import AsyncCompleter
+from luthier.control.scheduling.deployments import DeploymentReconciler
 from luthier.control.scheduling.preparing import JobPreparer
 from luthier.control.scheduling.reconciler import Reconciler
 from luthier.control.scheduling.replicas import Pool, ReplicaReconciler
@@ -59,6 +61,7 @@ class Parts:
     cleaner: UploadCleaner
     preparer: JobPreparer
     training: TrainingReconciler
+    deployments: DeploymentReconciler
     replicas: ReplicaReconciler
     completer: AsyncCompleter
 
@@ -71,6 +74,7 @@ class Parts:
             self.cleaner,
             self.preparer,
             self.training,
+            self.deployments,
             self.replicas,
             self.completer,
         ]
@@ -114,6 +118,7 @@ def assemble(
     )
     jobs = Jobs(db, catalog, datasets, clock, cores=settings.cores)
     routing = Routing(db, clock, ready_within_seconds=settings.serving.ready_within_seconds)
+    deployments = Deployments(db, catalog, clock)
     limits = Limits(
         running=settings.serving.concurrency,
         running_per_project=settings.serving.concurrency_per_project,
@@ -121,8 +126,8 @@ def assemble(
         waiting_per_project=settings.serving.waiting_per_project,
         answer_within_seconds=settings.serving.answer_within_seconds,
     )
-    inference = Inference(catalog, routing, limits)
-    async_completions = AsyncCompletions(db, catalog, inference, clock)
+    inference = Inference(deployments, routing, limits)
+    async_completions = AsyncCompletions(db, inference, clock)
     trainers = Trainers(
         python=settings.training.python or sys.executable,
         storage_url=settings.storage_url,
@@ -137,13 +142,14 @@ def assemble(
         adapters=settings.serving.adapters_per_replica,
         listen=settings.serving.listen,
         idle_after_seconds=settings.serving.idle_after_seconds,
+        grace_seconds=settings.serving.grace_seconds,
         folder=data / "replicas",
     )
     return Parts(
         db=db,
         storage=storage,
         installer=Installer(storage, data / "scratch", trainers.python, clock),
-        services=Services(accounts, datasets, uploads, catalog, jobs, inference, async_completions),
+        services=Services(accounts, datasets, uploads, catalog, deployments, jobs, inference, async_completions),
         inspector=Inspector(
             db, work, clock, image_hosts=settings.data.image_hosts, advised_rows=settings.data.advised_rows
         ),
@@ -152,6 +158,7 @@ def assemble(
         cleaner=UploadCleaner(db, storage, clock),
         preparer=JobPreparer(db, jobs),
         training=TrainingReconciler(db, jobs, storage, executor, trainers, clock),
+        deployments=DeploymentReconciler(db, storage, clock),
         replicas=ReplicaReconciler(db, executor, pool, clock),
         completer=AsyncCompleter(db, async_completions),
     )
@@ -181,6 +188,7 @@ def build(settings: Settings, *, parts: Parts | None = None, announce: Callable[
         try:
             yield
         finally:
+            await parts.replicas.mark_all_stopping()
             for loop in loops:
                 loop.cancel()
             await asyncio.gather(*loops, return_exceptions=True)

@@ -8,6 +8,7 @@ from luthier.control.accounts.service import Accounts
 from luthier.control.catalog.service import Catalog
 from luthier.control.datasets.service import Datasets
 from luthier.control.datasets.uploads import Uploads
+from luthier.control.deployments.service import Deployments
 from luthier.control.inference.asynchronous import AsyncCompletions
 from luthier.control.inference.service import Inference
 from luthier.control.jobs.service import Jobs
@@ -19,6 +20,7 @@ class Services:
     datasets: Datasets
     uploads: Uploads
     catalog: Catalog
+    deployments: Deployments
     jobs: Jobs
     inference: Inference
     async_completions: AsyncCompletions

@@ -20,6 +20,8 @@ from luthier.control.datasets.report import DatasetReport
 from luthier.control.datasets.service import File
 from luthier.control.datasets.transforms.split import SplitOptions
 from luthier.control.datasets.uploads import Part, Upload
+from luthier.control.deployments.lifecycle import Status as DeploymentStatus
+from luthier.control.deployments.service import Deployment
 from luthier.control.inference.answers import Answer
 from luthier.control.inference.asynchronous import AsyncCompletion
 from luthier.control.inference.service import CompletionRequest, Delta
@@ -115,6 +117,23 @@ JOB = Job(
 )
 
 TUNED = NamedModel(JOB.model_name, _PROJECT, MADE_AT, "fine_tuned", BASE.name, job=JOB.id, method="lora")
+
+DEPLOYMENT = Deployment(
+    id="deploy-01k7m3v5c8t9x2r4w6y8z0ab",
+    project=_PROJECT,
+    name="support",
+    model=TUNED.name,
+    method="lora",
+    base_model=BASE.name,
+    capacity=2,
+    ready=1,
+    status=DeploymentStatus.UPDATING,
+    progress=0.0,
+    error=None,
+    created_by="key-01k7m3v5c8t9x2r4w6y8z0a1",
+    created_at=MADE_AT,
+    changed_at=MADE_AT + timedelta(minutes=1),
+)
 
 EVENT = JobEvent(
     id="ftevent-01k7m3v5c8t9x2r4w6y8z0a4",

@@ -1,6 +1,7 @@
 """What a person types.
 
-Verbs on files, jobs, models, chat and bench speak to a server; serve, demo, train, data, keys and config work on this machine.
+Verbs on files, jobs, models, deployments, chat and bench speak to a server; serve, demo, train, data, keys and config work on
+this machine.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Annotated
 import typer
 
 from luthier import __version__
-from luthier.cli import bench, chat, config, data, demo, files, jobs, keys, models, serve, train
+from luthier.cli import bench, chat, config, data, demo, deployments, files, jobs, keys, models, serve, train
 from luthier.cli.console import complain
 from luthier.core.errors import LuthierError
 
@@ -30,6 +31,7 @@ app.add_typer(data.app, name="data")
 app.add_typer(files.app, name="files")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(models.app, name="models")
+app.add_typer(deployments.app, name="deployments")
 app.command()(chat.chat)
 app.command()(bench.bench)
 app.add_typer(keys.app, name="keys")

@@ -4,7 +4,7 @@ from luthier.control.accounts.tables import KeyRow, ProjectRow
 from luthier.control.audit import AuditRow
 from luthier.control.catalog.tables import ModelRow
 from luthier.control.datasets.tables import FileRow, LengthsRow, UploadPartRow, UploadRow
-from luthier.control.deployments.tables import ReplicaRow
+from luthier.control.deployments.tables import DeploymentRow, ReplicaRow
 from luthier.control.inference.tables import AsyncCompletionRow
 from luthier.control.jobs.tables import CheckpointRow, EventRow, JobRow, RunRow
 
@@ -12,6 +12,7 @@ __all__ = [
     "AsyncCompletionRow",
     "AuditRow",
     "CheckpointRow",
+    "DeploymentRow",
     "EventRow",
     "FileRow",
     "JobRow",

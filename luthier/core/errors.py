@@ -10,7 +10,7 @@ LuthierError
 │   └── ContextTooLong        the prompt does not fit the model
 ├── Unauthenticated
 ├── PermissionDenied
-├── NotFound                  FileNotFound · JobNotFound · ModelNotFound · ModelNotDeployed
+├── NotFound                  FileNotFound · JobNotFound · ModelNotFound · ModelNotDeployed · DeploymentNotFound
 ├── Conflict                  InvalidTransition · AlreadyExists
 ├── QuotaExceeded             RateLimited
 ├── Unavailable               NoCapacity · ReplicaUnavailable · StorageUnavailable
@@ -114,6 +114,10 @@ class ModelNotDeployed(NotFound):
     """A model that no shared replica can answer for: it must be deployed first."""
 
     code = "model_not_deployed"
+
+
+class DeploymentNotFound(NotFound):
+    code = "deployment_not_found"
 
 
 class Conflict(LuthierError):

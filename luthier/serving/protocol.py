@@ -145,6 +145,7 @@ class Health(Wire):
     type: Literal["health"] = "health"
     replica: str
     base_model: str
+    weights_sha256: str | None = Field(default=None, description="Of the weights that it has opened; None: not told.")
     renderer_sha256: str
     adapters: list[str]
     active: int = Field(description="Requests being answered now.")

@@ -41,7 +41,7 @@ from luthier.serving.residency import Residency
 from luthier.serving.spec import ReplicaSpec
 from luthier.storage import Storage
 
-GRACE_SECONDS = 5.0  # for answers that are running when the replica is asked to stop
+GRACE_SECONDS = 5.0  # for what is still sent of a call that is too long, and for a key to come
 
 log = logs.get("replica")
 Send = Callable[[BaseModel], Awaitable[None]]
@@ -63,7 +63,7 @@ async def serve(spec: ReplicaSpec, storage: Storage, *, key: str = "") -> None:
     for asked in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(asked, stopping.set)
     engine = Engine()
-    renderer = renderer_for(Tokenizer(storage.folder(spec.weights)))
+    renderer = renderer_for(Tokenizer(storage.folder(spec.vocabulary)))
     backend = await engine.call(lambda: backends.load(spec.backend).open(spec, storage))
     engine.serve(backend)
     replica = Replica(spec, storage, engine, backend, renderer)
@@ -76,7 +76,7 @@ async def serve(spec: ReplicaSpec, storage: Storage, *, key: str = "") -> None:
         server.close()
         if isinstance(address, UnixAddress):
             address.path.unlink(missing_ok=True)
-        await replica.drain(GRACE_SECONDS)
+        await replica.drain(spec.grace_seconds)
         engine.close()
 
 
@@ -224,7 +224,9 @@ class Replica:
         for chunk in answer.rest():
             await send(chunk)
         reason = "tool_calls" if answer.has_calls else "stop" if is_stopped or answer.is_stopped else "length"
-        return Finish(reason=reason, prompt_tokens=len(prompt), completion_tokens=count)
+        return Finish(
+            reason=reason, prompt_tokens=len(prompt), completion_tokens=count, cached_tokens=asked.cached_tokens
+        )
 
     async def _prepared(self, request: GenerateRequest) -> tuple[list[int], Guide | None]:
         """The tokens to go on from, and what the answer must look like."""
@@ -257,6 +259,7 @@ class Replica:
         return Health(
             replica=self._spec.replica,
             base_model=self._spec.base_model,
+            weights_sha256=self._spec.weights_sha256,
             renderer_sha256=self._fingerprint,
             adapters=self._residency.ids,
             active=self._active,

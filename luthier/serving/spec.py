@@ -15,6 +15,9 @@ class ReplicaSpec(BaseModel):
     base_model: str
     weights: str = Field(description="Storage key of the folder with its weights and tokenizer.")
     weights_sha256: str
+    tokenizer: str | None = Field(
+        default=None, description="Storage key of the folder with tokenizer and template; None: that of the weights."
+    )
     backend: str = "builtin"
     precision: Literal["bf16", "fp16", "fp32"]
     threads: int = Field(ge=1)
@@ -25,3 +28,11 @@ class ReplicaSpec(BaseModel):
     listen: str = Field(
         description="Path of the Unix socket on which it listens, or tcp://HOST:PORT; port 0: a free one."
     )
+    grace_seconds: float = Field(
+        default=5.0, ge=0, description="For answers that are running when the replica is asked to stop."
+    )
+
+    @property
+    def vocabulary(self) -> str:
+        """Storage key of the folder with tokenizer and template."""
+        return self.tokenizer or self.weights

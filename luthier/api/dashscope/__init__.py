@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from luthier.api.dashscope import errors, files, fine_tunes, generation, models
+from luthier.api.dashscope import deployments, errors, files, fine_tunes, generation, models
 from luthier.api.dialect import Dialect
 from luthier.core.errors import LuthierError
 
@@ -13,7 +13,7 @@ from luthier.core.errors import LuthierError
 class DashScope(Dialect):
     def mounts(self) -> dict[str, APIRouter]:
         router = APIRouter(responses=errors.described())
-        for part in (generation, files, fine_tunes, models):
+        for part in (generation, files, fine_tunes, deployments, models):
             router.include_router(part.router)
         return {"/api/v1": router}
 

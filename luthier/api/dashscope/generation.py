@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request
@@ -31,12 +32,14 @@ async def create(
     request_id: RequestId,
     sse: Annotated[str, Header(alias="X-DashScope-SSE", description="enable: stream the answer.")] = "",
 ) -> Response:
+    is_streamed = sse.lower() == "enable" or "text/event-stream" in request.headers.get("accept", "")
     try:
-        answer = await while_present(request, services.inference.complete(who, body.to_request()))
+        wanted = replace(body.to_request(), is_whole=not is_streamed)
+        answer = await while_present(request, services.inference.complete(who, wanted))
     except InvalidRequest as error:
         raise _named_here(error) from error
     asked = body.parameters or Parameters()
-    if sse.lower() == "enable" or "text/event-stream" in request.headers.get("accept", ""):
+    if is_streamed:
         return server_sent_events(_frames(answer, asked, request_id), request_id)
     choices = await while_present(request, _made(answer, asked))
     return JSONResponse(_answer(choices, asked, request_id))

@@ -1,4 +1,4 @@
-"""Our own API's answers about files."""
+"""Our own API's answers about files and deployments."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from luthier.api import examples
+from luthier.api.received import Received
 from luthier.api.shown import Shown
 from luthier.chat.examples import Overlength
 from luthier.control.datasets.service import Counted, File
+from luthier.control.deployments import service
 from luthier.formats.base import DatasetFormat, known
 from luthier.records.problems import Problem
 
@@ -272,3 +274,70 @@ class SplitRequest(BaseModel):
 
     def options(self) -> dict[str, Any]:
         return self.model_dump() | {"seed": secrets.randbelow(2**31) if self.seed is None else self.seed}
+
+
+class CreateDeployment(Received):
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"model": "smollm2-135m-instruct", "name": "mine", "capacity": 2}]},
+    )
+
+    model: str = Field(description="A base model, a tuned model or a checkpoint.")
+    name: str | None = Field(default=None, description="What requests write as their model; absent: one is made.")
+    capacity: int = Field(default=1, description="Replicas, 1 to 64.")
+
+
+class Scale(Received):
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"capacity": 2}]})
+
+    capacity: int = Field(description="Replicas from now on, 1 to 64.")
+
+
+class Failure(BaseModel):
+    code: str
+    message: str
+
+
+class Deployment(Shown):
+    id: str
+    name: str = Field(description="What requests write as their model; the id does as well.")
+    model: str
+    method: str | None = Field(description="How the model was trained; null: it is a base model.")
+    base_model: str
+    capacity: int = Field(description="Replicas that there are to be.")
+    ready: int = Field(description="Replicas that answer now.")
+    status: str = Field(description="pending, deploying, running, updating, failed or deleting.")
+    progress: float = Field(description="Of what is being started, from 0 to 1.")
+    error: Failure | None = Field(description="What went wrong last.")
+    created_at: int
+    changed_at: int
+
+    @classmethod
+    def of(cls, one: service.Deployment) -> Deployment:
+        return cls(
+            id=one.id,
+            name=one.name,
+            model=one.model,
+            method=one.method,
+            base_model=one.base_model,
+            capacity=one.capacity,
+            ready=one.ready,
+            status=one.status,
+            progress=one.progress,
+            error=Failure(code=one.error.code, message=one.error.message) if one.error else None,
+            created_at=int(one.created_at.timestamp()),
+            changed_at=int(one.changed_at.timestamp()),
+        )
+
+    @classmethod
+    def example(cls) -> Any:
+        return cls.of(examples.DEPLOYMENT)
+
+
+class Deployments(Shown):
+    data: list[Deployment]
+    has_more: bool
+
+    @classmethod
+    def example(cls) -> Any:
+        return cls(data=[Deployment.of(examples.DEPLOYMENT)], has_more=False)

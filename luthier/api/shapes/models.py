@@ -30,5 +30,5 @@ _GONE = Deleted(id=examples.TUNED.name, object="model")
     "/{name:path}", summary="Delete a fine-tuned model", responses={200: {"content": in_document(as_json(_GONE))}}
 )
 async def delete(name: str, who: Caller, services: Asked) -> Deleted:
-    await services.catalog.delete(who, name)
+    await services.deployments.delete_model(who, name)
     return Deleted(id=name, object="model")

@@ -19,5 +19,5 @@ async def create(body: CreateJob, who: Caller, services: Asked) -> FineTuningJob
 
 @router.delete("/fine_tuned_models/{name:path}", summary="Delete a fine-tuned model")
 async def delete_model(name: str, who: Caller, services: Asked, request: Request) -> DeletedModel:
-    await services.catalog.delete(who, name)
+    await services.deployments.delete_model(who, name)
     return DeletedModel(request_id=request_id_of(request, None), model_name=name)

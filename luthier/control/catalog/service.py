@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -44,7 +45,11 @@ class NamedModel:
 
 @dataclass(frozen=True)
 class Servable:
-    """What answers for a name: a base model's weights, and the adapter on it; None for the base itself."""
+    """What answers for a name: a model's weights, and the adapter on it; None for the weights themselves.
+
+    `tokenizer` is the folder of tokenizer and template where they do not lie beside the weights. `deployment` is whose replicas
+    answer; None: the shared pool.
+    """
 
     name: str
     base_model: str
@@ -52,6 +57,27 @@ class Servable:
     weights_sha256: str
     renderer_sha256: str
     adapter: AdapterRef | None
+    tokenizer: str | None = None
+    deployment: str | None = None
+
+
+@dataclass(frozen=True)
+class Loadable:
+    """What a replica of its own loads for a model: what `method` made of a base model, or that itself (None).
+
+    Of a whole model, which lies in `weights` without a tokenizer, `artifact_sha256` is over all its files; `weights_sha256` is
+    None, since nobody has looked at the weights alone yet.
+    """
+
+    model: str
+    method: str | None
+    base_model: str
+    weights: str
+    weights_sha256: str | None
+    renderer_sha256: str | None
+    adapter: AdapterRef | None = None
+    tokenizer: str | None = None
+    artifact_sha256: str | None = None
 
 
 class Catalog:
@@ -65,7 +91,7 @@ class Catalog:
         """The card of a base model that offers the method. Raises ModelNotFound or MethodNotAllowed."""
         card = await asyncio.to_thread(cards.installed, self.storage, name)
         if card is None:
-            raise await self._unknown(name)
+            raise await self.unknown(name)
         if method not in card.methods:
             raise MethodNotAllowed(
                 f"{name} does not offer the method {method!r}; it offers {', '.join(card.methods)}.", param="method"
@@ -79,27 +105,28 @@ class Catalog:
         Raises ModelNotFound, which tells what there is, and ModelNotDeployed for a model that no shared replica can answer
         for.
         """
+        found = await self.find(who, name)
+        if found is None:
+            raise await self.unknown(name)
+        if found.method is not None and not answers_at_once(found.method):
+            raise ModelNotDeployed(
+                f"The model {name!r} was made by {found.method}; it must be deployed before it can answer.",
+                param="model",
+                hint=f"Run `luthier deployments create -m {name}`, or POST /api/platform/deployments. "
+                "A model that is trained by lora answers at once.",
+            )
+        assert found.weights_sha256 is not None
+        told = found.renderer_sha256 or ""
+        return Servable(name, found.base_model, found.weights, found.weights_sha256, told, found.adapter)
+
+    async def find(self, who: Principal, name: str) -> Loadable | None:
+        """The base model, the fine-tuned model or the checkpoint of that name, deployed or not; as old as with `resolve`."""
         card = await self._recent_card(name)
         if card is not None:
-            return Servable(name, card.name, card.weights, card.weights_sha256, card.renderer_sha256, None)
+            return Loadable(name, None, name, card.weights, card.weights_sha256, card.renderer_sha256)
         async with self.db.read() as session:
             row = await ModelQueries(session, who).named(name)
-        if row is None:
-            raise await self._unknown(name)
-        if not answers_at_once(row.method):
-            raise ModelNotDeployed(
-                f"The model {name!r} was made by {row.method}; it must be deployed before it can answer.",
-                param="model",
-                hint="Deployments are not offered by this version yet. A model that is trained by lora answers at once.",
-            )
-        adapter = AdapterRef(
-            id=row.id,
-            key=row.artifact_key,
-            sha256=row.artifact_sha256,
-            identity=row.artifact_identity,
-            renderer_sha256=row.renderer_sha256,
-        )
-        return Servable(name, row.base_model, row.weights, row.weights_sha256, row.renderer_sha256 or "", adapter)
+        return None if row is None else _loadable(row)
 
     async def context_length(self, model: Servable) -> int | None:
         """Tokens that a model can read; None when its base model is not installed any more."""
@@ -131,19 +158,29 @@ class Catalog:
         async with self.db.read() as session:
             row = await ModelQueries(session, who).named(name)
         if row is None:
-            raise await self._unknown(name)
+            raise await self.unknown(name)
         return _of_row(row)
 
-    async def delete(self, who: Principal, name: str) -> None:
-        """End a fine-tuned model or a checkpoint: the next call by its name fails. Raises InvalidRequest for a base model."""
+    async def delete(
+        self,
+        who: Principal,
+        name: str,
+        *nudges: str,
+        with_it: Callable[[AsyncSession], Awaitable[None]] | None = None,
+    ) -> None:
+        """End a fine-tuned model or a checkpoint, and in the same transaction what ends `with_it`: the next call by its name
+        fails. Raises InvalidRequest for a base model.
+        """
         if await asyncio.to_thread(cards.installed, self.storage, name) is not None:
             raise InvalidRequest(f"{name} is a base model; only fine-tuned models can be deleted.", param="model")
-        async with self.db.write() as session:
+        async with self.db.write(*nudges) as session:
             row = await ModelQueries(session, who).named(name)
             if row is None:
-                raise await self._unknown(name)
+                raise await self.unknown(name)
             row.deleted_at = self.clock.now()
             audit.note(session, who, "model.deleted", row.id, self.clock)
+            if with_it is not None:
+                await with_it(session)
 
     def publish(
         self,
@@ -178,6 +215,16 @@ class Catalog:
             )
         )
 
+    async def unknown(self, name: str) -> ModelNotFound:
+        """The error that there is no such model, which tells what there is."""
+        base = [card.name for card in await asyncio.to_thread(cards.all_installed, self.storage)]
+        known = (
+            f"Base models: {', '.join(base)}."
+            if base
+            else "No base model is installed: `luthier models add NAME PATH`."
+        )
+        return ModelNotFound(f"There is no model {name!r}.", param="model", hint=known)
+
     async def _recent_card(self, name: str) -> ModelCard | None:
         """What `installed` says, or said within the last second; that there is no card is kept too, as a tuned model has none."""
 
@@ -186,15 +233,6 @@ class Catalog:
 
         kept = await self._cards.get(name, read)
         return kept[0] if kept is not None else None
-
-    async def _unknown(self, name: str) -> ModelNotFound:
-        base = [card.name for card in await asyncio.to_thread(cards.all_installed, self.storage)]
-        known = (
-            f"Base models: {', '.join(base)}."
-            if base
-            else "No base model is installed: `luthier models add NAME PATH`."
-        )
-        return ModelNotFound(f"There is no model {name!r}.", param="model", hint=known)
 
 
 @dataclass(frozen=True)
@@ -228,6 +266,27 @@ def _of_row(row: ModelRow) -> NamedModel:
         method=row.method,
         is_callable=answers_at_once(row.method),
     )
+
+
+def _loadable(row: ModelRow) -> Loadable:
+    made = (row.name, row.method, row.base_model)
+    if row.artifact_kind == "model":
+        return Loadable(
+            *made,
+            row.artifact_key,
+            None,
+            row.renderer_sha256,
+            tokenizer=row.weights,
+            artifact_sha256=row.artifact_sha256,
+        )
+    adapter = AdapterRef(
+        id=row.id,
+        key=row.artifact_key,
+        sha256=row.artifact_sha256,
+        identity=row.artifact_identity,
+        renderer_sha256=row.renderer_sha256,
+    )
+    return Loadable(*made, row.weights, row.weights_sha256, row.renderer_sha256, adapter)
 
 
 def answers_at_once(method: str) -> bool:

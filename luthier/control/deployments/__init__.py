@@ -1,1 +1,1 @@
-"""Which models are offered on which replicas; so far the shared pool alone."""
+"""Which models are offered on which replicas: the shared pool, and deployments with replicas of their own."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from pydantic import BaseModel, Field, TypeAdapter
 
-from luthier.control.catalog.service import Catalog
 from luthier.control.db import Database
 from luthier.control.inference.answers import Answer, gathered
 from luthier.control.inference.queries import AsyncCompletionQueries
@@ -62,9 +61,8 @@ class AsyncCompletion:
 
 
 class AsyncCompletions:
-    def __init__(self, db: Database, catalog: Catalog, inference: Inference, clock: Clock) -> None:
+    def __init__(self, db: Database, inference: Inference, clock: Clock) -> None:
         self.db = db
-        self.catalog = catalog
         self.inference = inference
         self.clock = clock
 
@@ -76,7 +74,7 @@ class AsyncCompletions:
         `request_id` is the caller's own word for it; `calls_functions` is kept for who tells the answers. Raises ModelNotFound
         at once, and RateLimited for a project that has MOST_PENDING under way; what else can be wrong is told by the result.
         """
-        await self.catalog.resolve(who, request.model)
+        await self.inference.check_known(who, request.model)
         async with self.db.read() as session:
             pending = await AsyncCompletionQueries(session, who).count_pending()
         if pending >= MOST_PENDING:
@@ -121,7 +119,7 @@ class AsyncCompletions:
         Raises ReplicaUnavailable at once where no replica is ready yet: others, whose model is, need not wait behind it;
         and NoCapacity where there is room for those only who wait at the other end of a connection.
         """
-        request = _requests.validate_python(row.request)
+        request = replace(_requests.validate_python(row.request), is_whole=True)
         who = Principal(id=row.key_id, project=row.project_id)
         await self.inference.check_ready(who, request.model)
         deltas = await self.inference.complete(who, request, in_background=True)

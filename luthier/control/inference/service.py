@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, cast
 
-from luthier.control.catalog.service import Catalog, Servable
-from luthier.control.deployments.routing import Routing
+from luthier.control.catalog.service import Servable
+from luthier.control.deployments.routing import Route, Routing
+from luthier.control.deployments.service import Deployments
 from luthier.control.inference.limits import Gate, Limits, Place
 from luthier.control.tenancy import Principal
 from luthier.core.errors import AnswerTookTooLong, InvalidParameter, ReplicaUnavailable
 from luthier.serving.protocol import AdapterRef, Finish, GenerateRequest, OfferedTool, Sampling, TokenChunk, Turn
 
 MOST_ANSWERS = 128
+_ALIKE = 1_000
+"""Characters, or tokens, with which requests begin alike that go to the same replica."""
+
 MOST_TO_READ = 4_000_000
 """Characters, or tokens, of all that is given, tools and schemas too, times the answers: each answer reads it anew."""
 
@@ -35,6 +40,7 @@ class CompletionRequest:
 
     `must_call`, `json_schema`, `regex` and `parallel_tool_calls` mean what they mean in a GenerateRequest. `n` answers
     are made, from 1 to MOST_ANSWERS; with a seed they are those that would have been made alone with the seeds from this one on.
+    `is_whole`: nobody sees an answer before it is whole, so one may be made anew.
     """
 
     model: str
@@ -47,17 +53,22 @@ class CompletionRequest:
     regex: str | None = None
     sampling: Sampling = field(default_factory=Sampling)
     n: int = 1
+    is_whole: bool = False
 
 
 class Inference:
-    def __init__(self, catalog: Catalog, routing: Routing, limits: Limits | None = None) -> None:
-        self.catalog = catalog
+    def __init__(self, deployments: Deployments, routing: Routing, limits: Limits | None = None) -> None:
+        self.deployments = deployments
         self.routing = routing
         self.gate = Gate(limits or Limits())
 
+    async def check_known(self, who: Principal, name: str) -> None:
+        """Raises what `complete` raises for a model that is not there, or not deployed."""
+        await self.deployments.resolve(who, name)
+
     async def check_ready(self, who: Principal, name: str) -> None:
         """Have a replica started where none is ready for that model, and raise ReplicaUnavailable at once."""
-        await self.routing.choose(await self.catalog.resolve(who, name), waits=False)
+        await self.routing.choose(await self.deployments.resolve(who, name), waits=False)
 
     async def complete(
         self, who: Principal, request: CompletionRequest, *, in_background: bool = False
@@ -71,10 +82,11 @@ class Inference:
         time that one may take, its time in line included, ends with AnswerTookTooLong.
 
         A replica that is lost before its first token is asked for once more on another; after it, ReplicaUnavailable ends
-        the stream. Where one answer fails, all end. Closing the generator, or dropping it, ends the work.
+        the stream, or, where answers are whole, that one is made anew, once. Where one answer fails, all end. Closing the
+        generator, or dropping it, ends the work.
         """
         _check_count(request)
-        model = await self.catalog.resolve(who, request.model)
+        model = await self.deployments.resolve(who, request.model)
         await self._check_length(model, request.sampling.max_tokens)
         deadline = asyncio.get_running_loop().time() + self.gate.limits.answer_within_seconds
         try:
@@ -97,7 +109,7 @@ class Inference:
         """Within the context an answer may be asked to be longer than the prompt leaves room for; it then ends there."""
         if max_tokens is None:
             return
-        context = await self.catalog.context_length(model)
+        context = await self.deployments.context_length(model)
         if context is not None and max_tokens > context:
             raise InvalidParameter(
                 "max_tokens",
@@ -119,36 +131,70 @@ class Inference:
             raise
 
     async def _begun(self, who: Principal, model: Servable, request: CompletionRequest, choice: int) -> _Begun:
+        like = _beginning(model, request)
         for last_try in (False, True):
-            route = await self.routing.choose(model)
+            route = await self.routing.choose(model, like=like)
             answer = route.replica.generate(_asked(who, request, route.adapter, choice))
             try:
-                return _Begun(choice, await anext(answer), answer)
+                first = await anext(answer)
             except ReplicaUnavailable:
-                await self.routing.lost(model)
+                await self.routing.lost(model, route)
                 if last_try:
                     raise
             except BaseException:
                 await answer.aclose()
                 raise
+            else:
+                anew = partial(self._anew, who, model, request, choice, route) if request.is_whole else None
+                return _Begun(choice, first, answer, anew)
         raise AssertionError("unreachable")
+
+    async def _anew(
+        self, who: Principal, model: Servable, request: CompletionRequest, choice: int, lost: Route
+    ) -> _Begun:
+        await self.routing.lost(model, lost)
+        return await self._begun(who, model, replace(request, is_whole=False), choice)
 
 
 @dataclass(frozen=True)
 class _Begun:
-    """An answer whose first part has come."""
+    """An answer whose first part has come. `anew` makes it once more, where nobody has seen anything of it."""
 
     choice: int
     first: TokenChunk | Finish
     rest: AsyncGenerator[TokenChunk | Finish, None]
+    anew: Callable[[], Awaitable[_Begun]] | None = None
 
     async def deltas(self) -> AsyncGenerator[Delta, None]:
-        try:
-            yield Delta(self.choice, self.first)
-            async for part in self.rest:
+        async with aclosing(self._parts() if self.anew is None else self._whole(self.anew)) as parts:
+            async for part in parts:
                 yield Delta(self.choice, part)
+
+    async def _parts(self) -> AsyncGenerator[TokenChunk | Finish, None]:
+        try:
+            yield self.first
+            async for part in self.rest:
+                yield part
         finally:
             await self.rest.aclose()
+
+    async def _whole(self, anew: Callable[[], Awaitable[_Begun]]) -> AsyncGenerator[TokenChunk | Finish, None]:
+        """Nothing but empty chunks, which tell that it is being made, until it is whole."""
+        answer = self
+        while True:
+            made: list[TokenChunk | Finish] = []
+            try:
+                async with aclosing(answer._parts()) as parts:
+                    async for part in parts:
+                        made.append(part)
+                        yield TokenChunk()
+                break
+            except ReplicaUnavailable:
+                if answer is not self:
+                    raise
+            answer = await anew()
+        for part in made:
+            yield part
 
 
 async def _until(deadline: float, place: Place, answers: list[_Begun]) -> AsyncGenerator[Delta | None, None]:
@@ -229,6 +275,15 @@ def _asked(who: Principal, request: CompletionRequest, adapter: AdapterRef | Non
         sampling=sampling,
         scope=who.project,
     )
+
+
+def _beginning(model: Servable, request: CompletionRequest) -> str:
+    """What a replica may have read already for another request of the same kind: the same model and the same first words."""
+    if model.deployment is None:
+        return ""
+    if request.messages:
+        return "".join(turn.content[:_ALIKE] for turn in request.messages[:2])[:_ALIKE]
+    return str((request.prompt or "")[:_ALIKE])
 
 
 def _check_count(request: CompletionRequest) -> None:

@@ -57,7 +57,12 @@ class Reconciler(ABC, Generic[R]):
     async def once(self) -> None:
         """One round: claim rows that are due, and work on all of them side by side."""
         leases = await claim(self.db, self.table(), *self.due())
-        await asyncio.gather(*(self._one(lease) for lease in leases))
+        done = await asyncio.gather(
+            *(self._one(lease) for lease in leases), return_exceptions=True
+        )  # also when cancelled
+        for fault in done:
+            if isinstance(fault, BaseException):
+                raise fault
 
     async def run_side_by_side(self) -> None:
         """As `run`, for work that takes long: a round does not wait for the rows of the one before."""

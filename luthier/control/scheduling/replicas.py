@@ -1,33 +1,51 @@
-"""Wanted replicas → running ones; idle ones away."""
+"""Wanted replicas → running ones; a deployment's are ready when they have answered; idle ones, and those that drain, away."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
 import os
+import re
 import secrets
 import tempfile
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from sqlalchemy.ext.asyncio import AsyncSession
+
 from luthier.control.db import Database
-from luthier.control.deployments.queries import ReplicaQueries
-from luthier.control.deployments.tables import ReplicaRow
+from luthier.control.deployments.lifecycle import MOST_FAILED_STARTS
+from luthier.control.deployments.queries import DeploymentQueries, ReplicaQueries
+from luthier.control.deployments.service import DEPLOYMENTS, servable
+from luthier.control.deployments.tables import DeploymentRow, ReplicaRow
 from luthier.control.scheduling.leases import Lease, apply, release
 from luthier.control.scheduling.placement import replica_cores
 from luthier.control.scheduling.reconciler import Reconciler
 from luthier.control.tenancy import SYSTEM
 from luthier.core.clock import Clock
-from luthier.core.errors import LuthierError, NoCapacity
+from luthier.core.errors import (
+    InternalError,
+    InvalidRequest,
+    LuthierError,
+    NoCapacity,
+    ReplicaUnavailable,
+    Unavailable,
+)
 from luthier.executors.base import Executor, Handle, Launch, State
 from luthier.serving.address import KEY_VARIABLE, Address, TcpAddress, announced, parse
 from luthier.serving.client import ReplicaClient
+from luthier.serving.protocol import GenerateRequest, Health, Sampling, Turn
 from luthier.serving.spec import ReplicaSpec
 from luthier.training.precision import precision
 
 GRACE_SECONDS = 10.0
 _LOOKED_AT_EVERY_SECONDS = 5.0  # a replica that is ready; who finds it silent says so by itself
-_LIVE = ("wanted", "starting", "ready", "stopping")
+_LIVE = ("wanted", "starting", "ready", "draining", "stopping")
+_OWN_GRACE_SECONDS = 5.0  # that a replica gives to running answers when it is asked to stop
+_ROUTED_FOR_SECONDS = 2.0  # after a replica began to drain a request may still be on its way to it
+_ANSWERS_WITHIN_SECONDS = 60.0  # the request that shows that a replica is ready
+_REASON = re.compile(r"cannot serve.*?reason=('.*?'|\".*?\"|\S+)")
 
 
 @dataclass(frozen=True)
@@ -40,6 +58,7 @@ class Pool:
     backend: str
     adapters: int
     idle_after_seconds: float
+    grace_seconds: float
     folder: Path
     listen: str = "unix"
 
@@ -86,6 +105,9 @@ class ReplicaReconciler(Reconciler[ReplicaRow]):
     def due(self) -> list:
         return [ReplicaRow.status.in_(_LIVE)]
 
+    async def run(self) -> None:
+        await self.run_side_by_side()  # one that answers slowly keeps no other waiting
+
     async def work(self, lease: Lease[ReplicaRow]) -> None:
         async with self.db.read() as session:
             row = await ReplicaQueries(session, SYSTEM).get(lease.id)
@@ -93,7 +115,9 @@ class ReplicaReconciler(Reconciler[ReplicaRow]):
         if row.status == "wanted":
             await self._start(lease, row)
             return
-        assert row.handle is not None
+        if row.handle is None:  # it was never started
+            await self._gone(lease, row)
+            return
         handle = row.handle
         seen = await asyncio.to_thread(self.executor.observe, handle)
         if seen.state is State.ENDED:
@@ -103,11 +127,29 @@ class ReplicaReconciler(Reconciler[ReplicaRow]):
         elif row.status == "stopping":
             await asyncio.to_thread(lambda: self.executor.stop(handle, grace_seconds=GRACE_SECONDS))
             await release(self.db, lease)
+        elif row.status == "draining":
+            if not await self._has_drained(row):
+                await release(self.db, lease)
+                return
+            async with apply(self.db, lease, "replicas") as (_, row):
+                row.status = "stopping"
         elif self._idle(row) and not await self._is_busy(row):
             async with apply(self.db, lease, "replicas") as (_, row):  # first: from now on no request is sent there
-                row.status = "stopping"
+                if row.status == "ready":
+                    row.status = "stopping"
         else:
             await release(self.db, lease, again_after_seconds=_LOOKED_AT_EVERY_SECONDS)
+
+    async def mark_all_stopping(self) -> None:
+        """Say before a shutdown what `stop_all` will do: whoever looks next knows that they did not end by themselves.
+
+        To be called while the loops still run: one that is cancelled within a write may keep SQLite locked for others.
+        """
+        async with self.db.write() as session:
+            rows = ReplicaQueries(session, SYSTEM).visible(ReplicaRow).where(*self.due())
+            for row in await session.scalars(rows):
+                if row.handle:
+                    row.status = "stopping"
 
     async def stop_all(self, *, within_seconds: float = GRACE_SECONDS) -> None:
         """End every replica, as at a shutdown of the server."""
@@ -130,15 +172,19 @@ class ReplicaReconciler(Reconciler[ReplicaRow]):
             base_model=row.base_model,
             weights=row.weights,
             weights_sha256=row.weights_sha256,
+            tokenizer=row.tokenizer,
             backend=self.pool.backend,
             precision=precision(),
             threads=cores,
             adapters=self.pool.adapters,
             listen=str(self.pool.address(row.id)),
+            grace_seconds=_OWN_GRACE_SECONDS if row.deployment_id is None else self._own_grace_seconds,
         )
         handle, address = await asyncio.to_thread(self._launch, spec)
         async with apply(self.db, lease, "replicas") as (_, row):
-            row.handle, row.socket, row.status = handle, address.text, "starting"
+            row.handle, row.socket = handle, address.text
+            if row.status == "wanted":  # and not taken away meanwhile
+                row.status = "starting"
         self.log.info("replica starting", replica=spec.replica, model=spec.base_model)
 
     def _launch(self, spec: ReplicaSpec) -> tuple[Handle, Address]:
@@ -158,26 +204,99 @@ class ReplicaReconciler(Reconciler[ReplicaRow]):
         if isinstance(address, TcpAddress) and not address.port:
             port = announced(await asyncio.to_thread(self.executor.logs, row.id))
             address = replace(address, port=port or 0)
+        client = ReplicaClient(address.text)
         try:
-            await ReplicaClient(address.text).health(timeout=2.0)
-        except LuthierError:
+            health = await client.health(timeout=2.0)
+            if row.deployment_id is not None:
+                await self._check(row, client, health)
+        except (Unavailable, TimeoutError):
             await release(self.db, lease)
             return
-        async with apply(self.db, lease, "routes") as (_, row):
+        except LuthierError as unfit:
+            await self._refused(lease, row, unfit)
+            return
+        async with apply(self.db, lease, "routes", DEPLOYMENTS) as (session, row):
             if row.status == "starting":
                 row.status, row.socket = "ready", address.text
                 row.last_used_at = self.clock.now()
+                row.ready_at = row.ready_at or row.last_used_at
+                await self._hurry(session, row)
         self.log.info("replica ready", replica=row.id, model=row.base_model)
+
+    async def _check(self, row: ReplicaRow, client: ReplicaClient, health: Health) -> None:
+        """A deployment's replica is what it should be, and has answered a request. Raises why it never will be."""
+        assert row.deployment_id is not None
+        async with self.db.read() as session:
+            deployment = await DeploymentQueries(session, SYSTEM).get(row.deployment_id)
+        assert deployment is not None
+        model = servable(deployment)
+        if health.replica != row.id or health.weights_sha256 != model.weights_sha256:
+            raise InternalError(f"What answers for replica {row.id} is something else.")
+        if model.renderer_sha256 not in ("", health.renderer_sha256):
+            raise InvalidRequest(
+                f"{deployment.model} was trained with conversations written otherwise than its replica writes them.",
+                hint="Train it again with this version.",
+            )
+        hello = GenerateRequest(
+            adapter=model.adapter,
+            messages=[Turn(role="user", content="Hello")],
+            sampling=Sampling(temperature=0, max_tokens=1),
+        )
+        async with asyncio.timeout(_ANSWERS_WITHIN_SECONDS), aclosing(client.generate(hello)) as answer:
+            async for _ in answer:
+                pass
+        if model.adapter is not None and model.adapter.id not in (await client.health(timeout=2.0)).adapters:
+            raise InternalError(f"Replica {row.id} has answered without adapter {model.adapter.id}.")
+
+    async def _refused(self, lease: Lease[ReplicaRow], row: ReplicaRow, why: LuthierError) -> None:
+        """It lives, but will never be ready, and neither would the next one."""
+        async with apply(self.db, lease, "replicas", DEPLOYMENTS) as (session, kept):
+            kept.status, kept.draining_since = "draining", self.clock.now()
+            deployment = await DeploymentQueries(session, SYSTEM).get(row.deployment_id or "")
+            if deployment is not None:
+                deployment.failed_starts = MOST_FAILED_STARTS
+                deployment.error = {"code": why.code, "message": why.text}
+                deployment.lease_until = None
+        self.log.error("replica refused", replica=row.id, model=row.base_model, why=why.text)
 
     async def _gone(self, lease: Lease[ReplicaRow], row: ReplicaRow) -> None:
         last_words = await asyncio.to_thread(lambda: self.executor.logs(row.id, last_bytes=2000))
-        async with apply(self.db, lease, "routes") as (_, kept):
-            kept.status = "gone"
+        async with apply(self.db, lease, "routes", DEPLOYMENTS) as (session, kept):
+            was, kept.status = kept.status, "gone"
+            deployment = await self._hurry(session, kept)
+            if deployment is not None and was in ("starting", "ready") and kept.ready_at is None:
+                deployment.failed_starts += 1
+                deployment.error = {"code": ReplicaUnavailable.code, "message": _reason(last_words)}
         (self.pool.folder / f"{row.id}.key").unlink(missing_ok=True)
-        if row.status == "stopping":
+        if was in ("draining", "stopping"):
             self.log.info("replica stopped", replica=row.id, model=row.base_model)
         else:
             self.log.error("replica lost", replica=row.id, model=row.base_model, last_words=last_words)
+
+    async def _hurry(self, session: AsyncSession, row: ReplicaRow) -> DeploymentRow | None:
+        """Have its deployment, where it is of one, looked at at once."""
+        deployment = await DeploymentQueries(session, SYSTEM).get(row.deployment_id) if row.deployment_id else None
+        if deployment is not None:
+            deployment.lease_until = None
+        return deployment
+
+    async def _has_drained(self, row: ReplicaRow) -> bool:
+        """Whether nothing is answered any more, or the grace is over. That it does not say so does not mean that it is idle."""
+        assert row.socket is not None and row.draining_since is not None
+        since = (self.clock.now() - row.draining_since).total_seconds()
+        if row.ready_at is None or since >= self.pool.grace_seconds - self._own_grace_seconds:
+            return True
+        if since < _ROUTED_FOR_SECONDS:
+            return False
+        try:
+            return (await ReplicaClient(row.socket).health(timeout=2.0)).active == 0
+        except LuthierError:
+            return False
+
+    @property
+    def _own_grace_seconds(self) -> float:
+        """The last part of the grace, which a deployment's replica gives by itself."""
+        return min(_OWN_GRACE_SECONDS, self.pool.grace_seconds)
 
     async def _is_busy(self, row: ReplicaRow) -> bool:
         """Whether answers are being made: one may take longer than the idle time."""
@@ -190,4 +309,16 @@ class ReplicaReconciler(Reconciler[ReplicaRow]):
             return False
 
     def _idle(self, row: ReplicaRow) -> bool:
+        if row.deployment_id is not None:
+            return False
         return (self.clock.now() - row.last_used_at).total_seconds() > self.pool.idle_after_seconds
+
+
+def _reason(last_words: str) -> str:
+    """Why a replica could not start, as far as it said so itself; the rest of what it printed is the operator's."""
+    said = _REASON.search(last_words)
+    return (
+        said[1].strip("'\"")
+        if said
+        else "Its process ended before it had answered; the server's log has its last words."
+    )

@@ -29,7 +29,7 @@ class Echo(OneByOne):
 
     @classmethod
     def open(cls, spec: ReplicaSpec, storage: Storage) -> Echo:
-        return cls(renderer_for(Tokenizer(storage.folder(spec.weights))), storage)
+        return cls(renderer_for(Tokenizer(storage.folder(spec.vocabulary))), storage)
 
     def load_adapter(self, ref: AdapterRef) -> None:
         adapter_folder(self._storage, ref)

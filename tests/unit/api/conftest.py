@@ -120,6 +120,11 @@ async def _answered(parts: Parts) -> str:
     return row.id
 
 
+async def _deployed(parts: Parts) -> str:
+    """A deployment of Bob's; no replica runs here that could answer for it."""
+    return (await parts.services.deployments.create(Principal("test", "proj-zz-bob"), "toy", name="bobs")).id
+
+
 def _fill(api: Api) -> None:
     file = api.upload(api.bob, jsonl(toy_rows(12)))
     job = api.call("POST", "/v1/fine_tuning/jobs", api.bob, json={"model": "toy", "training_file": file}).json()["id"]
@@ -128,8 +133,10 @@ def _fill(api: Api) -> None:
     sent = {"bytes": 8, "filename": "rows.jsonl", "purpose": "fine-tune", "mime_type": "application/jsonl"}
     upload = api.call("POST", "/v1/uploads", api.bob, json=sent).json()["id"]
     part = api.call("POST", f"/v1/uploads/{upload}/parts", api.bob, files={"data": b"rows"}).json()["id"]
+    deployment = api.client.portal.call(_deployed, api.parts)  # type: ignore[union-attr]
     task = api.client.portal.call(_answered, api.parts)  # type: ignore[union-attr]
     api.bobs = {
+        "deployment_id": deployment,
         "task_id": task,
         "upload_id": upload,
         "part_id": part,

@@ -847,7 +847,8 @@ def test_what_nobody_expected_ends_a_stream_without_its_secrets(api: Api, model:
     ("method", "path", "status", "code"),
     [
         ("GET", "/nothing", 404, "NotFound"),
-        ("POST", "/deployments", 404, "NotFound"),
+        ("GET", "/deployments/none", 404, "NotFound"),
+        ("PATCH", "/deployments", 405, "MethodNotAllowed"),
         ("POST", "/services/aigc/text2image/image-synthesis", 404, "NotFound"),
         ("PATCH", "/files", 405, "MethodNotAllowed"),
         ("PUT", "/fine-tunes", 405, "MethodNotAllowed"),

@@ -52,6 +52,11 @@ def bodies(method: str, path: str, theirs: dict[str, str]) -> list[dict[str, obj
     """Bodies that name another project's things, for a route that takes one; a form is under `files`."""
     named: dict[tuple[str, str], list[dict[str, object]]] = {
         ("POST", "/uploads/{upload_id}/complete"): [{"part_ids": [theirs["part_id"]]}],
+        ("POST", "/deployments"): [
+            {"model" if "/platform/" in path else "model_name": theirs[name]} for name in ("name", "checkpoint")
+        ],
+        ("PATCH", "/deployments/{deployment_id}"): [{"capacity": 2}],
+        ("PUT", "/deployments/{deployment_id}/scale"): [{"capacity": 2}],
         ("POST", "/tokens"): [{"model": theirs["name"], "text": "Hi"}, {"model": theirs["checkpoint"], "text": "Hi"}],
         ("POST", "/files/{file_id}/split"): [{}, {"ratio": 0.5, "seed": 1}],
         ("POST", "/fine_tuning/jobs"): [

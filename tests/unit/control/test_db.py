@@ -55,7 +55,7 @@ async def test_the_migrations_make_the_tables_and_undo_them(database_url: str, p
     async with db._writer.begin() as connection:
         assert await connection.run_sync(_differences) == []
         leased = {one.__tablename__ for one in Leased.__subclasses__()}
-        assert leased == {"async_completions", "file_lengths", "files", "jobs", "replicas", "uploads"}
+        assert leased == {"async_completions", "deployments", "file_lengths", "files", "jobs", "replicas", "uploads"}
         await connection.run_sync(_alembic("downgrade", "base"))
         left = await connection.run_sync(lambda sync: inspect(sync).get_table_names())
         assert left == ["alembic_version"]

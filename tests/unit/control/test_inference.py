@@ -11,8 +11,9 @@ from typing import Any, cast
 
 import pytest
 
-from luthier.control.catalog.service import Catalog
+from luthier.control.catalog.service import Servable
 from luthier.control.deployments.routing import Route, Routing
+from luthier.control.deployments.service import Deployments
 from luthier.control.inference.service import MOST_ANSWERS, MOST_TO_READ, CompletionRequest, Delta, Inference
 from luthier.core.errors import ContextTooLong, InvalidParameter, InvalidRequest, ReplicaUnavailable
 from luthier.serving.protocol import (
@@ -36,22 +37,22 @@ class Anything:
         self.replica = replica
         self.lost_ones = 0
 
-    async def resolve(self, who: object, name: str) -> str:
-        return name
+    async def resolve(self, who: object, name: str) -> Servable:
+        return Servable(name, name, f"models/{name}", "0" * 64, "0" * 64, None)
 
     async def context_length(self, model: object) -> int | None:
         return None
 
-    async def choose(self, model: object) -> Route:
+    async def choose(self, model: object, *, like: str) -> Route:
         return Route(self.replica, None)
 
-    async def lost(self, model: object) -> None:
+    async def lost(self, model: object, route: Route) -> None:
         self.lost_ones += 1
 
 
 def inference(replica: Any) -> Inference:
     every = Anything(replica)
-    return Inference(cast(Catalog, every), cast(Routing, every))
+    return Inference(cast(Deployments, every), cast(Routing, every))
 
 
 def asking(n: int = 1, **sampling: Any) -> CompletionRequest:

@@ -62,21 +62,20 @@ async def test_many_requests_ask_the_database_once_and_each_gets_its_own_adapter
     routing: Routing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads: list[str] = []
-    replica = routing._replica
+    replicas = routing._replicas
 
-    async def counted(model: Servable) -> ReplicaRow | None:
+    async def counted(model: Servable) -> list[ReplicaRow]:
         reads.append(model.weights)
-        return await replica(model)
+        return await replicas(model)
 
-    monkeypatch.setattr(routing, "_replica", counted)
+    monkeypatch.setattr(routing, "_replicas", counted)
     routes = await asyncio.gather(*(routing.choose(model) for _ in range(20) for model in (TOY, TUNED)))
     assert [route.adapter for route in routes] == [None, TUNED.adapter] * 20
     assert reads == [TOY.weights]
 
 
 async def test_a_replica_that_was_lost_is_not_chosen_again(routing: Routing) -> None:
-    await routing.choose(TOY)
-    await routing.lost(TUNED)
+    await routing.lost(TUNED, await routing.choose(TOY))
     assert (await row(routing)).status == "starting"
     with pytest.raises(ReplicaUnavailable):
         await routing.choose(TOY)

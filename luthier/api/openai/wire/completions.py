@@ -89,6 +89,7 @@ class CreateCompletion(Extras):
                 )
             ),
             n=self.answers,
+            is_whole=not self.stream,
         )
         return [replace(asked, prompt=one) for one in prompts]
 

@@ -120,6 +120,7 @@ class ChatRequest(Extras):
                 )
             ),
             n=self.answers,
+            is_whole=not self.stream,
         )
 
     def _choice(self, tools: list[Tool]) -> Choice:

@@ -92,7 +92,7 @@ def test_an_answer_is_streamed_frame_by_frame(curl) -> None:
     ("method", "path", "sent", "status", "code"),
     [
         ("GET", "/nothing", {}, 404, "NotFound"),
-        ("GET", "/deployments", {}, 404, "NotFound"),
+        ("GET", "/deployments/none", {}, 404, "NotFound"),
         ("PUT", "/files", {}, 405, "MethodNotAllowed"),
         ("POST", "/fine-tunes", {"data": b"{"}, 400, "InvalidParameter"),
         ("POST", "/fine-tunes", {"data": b'{"model": "\xff"}'}, 400, "InvalidParameter"),
