@@ -140,6 +140,7 @@ def assemble(
         cache=data / "cache",
         backend=settings.serving.backend,
         adapters=settings.serving.adapters_per_replica,
+        cache_bytes=settings.serving.cache_bytes,
         listen=settings.serving.listen,
         idle_after_seconds=settings.serving.idle_after_seconds,
         grace_seconds=settings.serving.grace_seconds,

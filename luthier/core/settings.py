@@ -105,12 +105,17 @@ class ServingSection(Section):
     )
     backend: str = Field(default="builtin", description="How tokens are made: a plugin of luthier.serving.backends.")
     adapters_per_replica: int = Field(
-        default=8, ge=1, description="Adapters kept on a replica; the coldest goes first."
+        default=32, ge=1, description="Adapters kept on a replica; the coldest goes first."
     )
     listen: str = Field(
         default="unix",
         pattern=r"^(unix|tcp://[^/@:\s]+|tcp://\[[0-9a-fA-F:.]+\])$",
         description="How a replica is reached: unix, by a socket of this machine; or tcp://HOST, by a port of that address.",
+    )
+    cache_bytes: int | None = Field(
+        default=None,
+        ge=1_000_000,
+        description="For the keys and values of all answers of a replica; absent: 1 GiB on a CPU, most of what is free on a GPU.",
     )
     idle_after_seconds: float = Field(default=1800, gt=0, description="A replica unused for so long is stopped.")
     grace_seconds: float = Field(

@@ -61,6 +61,7 @@ class Pool:
     grace_seconds: float
     folder: Path
     listen: str = "unix"
+    cache_bytes: int | None = None
 
     def __post_init__(self) -> None:
         """Raises InvalidParameter where no replica could listen."""
@@ -177,6 +178,7 @@ class ReplicaReconciler(Reconciler[ReplicaRow]):
             precision=precision(),
             threads=cores,
             adapters=self.pool.adapters,
+            cache_bytes=self.pool.cache_bytes,
             listen=str(self.pool.address(row.id)),
             grace_seconds=_OWN_GRACE_SECONDS if row.deployment_id is None else self._own_grace_seconds,
         )

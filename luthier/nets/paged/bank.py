@@ -35,6 +35,7 @@ class Places:
         self.a_PRI = weight.new_zeros(places, 0, layer.in_features)
         self.b_POR = weight.new_zeros(places, layer.out_features, 0)
         self.factor_PO: Tensor | None = None
+        self._used: set[int] = set()
 
     @property
     def rank(self) -> int:
@@ -42,14 +43,17 @@ class Places:
 
     def put(self, place: int, thin: Thin | None) -> None:
         """Write an adapter to a place, or zeros."""
-        self.a_PRI[place] = 0
-        self.b_POR[place] = 0
+        if place in self._used:
+            self.a_PRI[place] = 0
+            self.b_POR[place] = 0
         if self.factor_PO is not None:
             self.factor_PO[place] = 1
+        self._used.discard(place)
         if thin is None:
             return
         rank = len(thin.a_rI)
         self._widen(rank)
+        self._used.add(place)
         self.a_PRI[place, :rank] = thin.a_rI.to(self.a_PRI)
         self.b_POR[place, :, :rank] = thin.b_Or.to(self.b_POR)
         if thin.factor_O is not None:
@@ -58,11 +62,16 @@ class Places:
             self.factor_PO[place] = thin.factor_O.to(self.b_POR)
 
     def _widen(self, rank: int) -> None:
-        """Make room for adapters of that rank: the next multiple of 8."""
-        more = -(-rank // 8) * 8 - self.rank
-        if more > 0:
-            self.a_PRI = torch.nn.functional.pad(self.a_PRI, (0, 0, 0, more))
-            self.b_POR = torch.nn.functional.pad(self.b_POR, (0, more))
+        """Make room for adapters of that rank: the next multiple of 8. Places that are empty take no memory on a CPU."""
+        before, wide = self.rank, -(-rank // 8) * 8
+        if wide <= before:
+            return
+        a_PRI, b_POR = self.a_PRI, self.b_POR
+        self.a_PRI = a_PRI.new_zeros(len(a_PRI), wide, a_PRI.shape[2])
+        self.b_POR = b_POR.new_zeros(*b_POR.shape[:2], wide)
+        for place in self._used:
+            self.a_PRI[place, :before] = a_PRI[place]
+            self.b_POR[place, :, :before] = b_POR[place]
 
 
 class Bank:
