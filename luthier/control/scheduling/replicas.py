@@ -8,6 +8,7 @@ import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from luthier.control.db import Database
 from luthier.control.deployments.queries import ReplicaQueries
@@ -30,12 +31,17 @@ _LIVE = ("wanted", "starting", "ready", "stopping")
 
 @dataclass(frozen=True)
 class Pool:
-    """How replicas are started. `folder` keeps their specs; sockets lie in a short folder of their own."""
+    """How replicas are started. `folder` keeps their specs; sockets lie in a short folder of their own.
+
+    `options` are the backend's. `engines` is where engines with environments of their own lie.
+    """
 
     python: str
     storage_url: str
     cache: Path
     backend: str
+    options: dict[str, Any]
+    engines: Path
     adapters: int
     idle_after_seconds: float
     folder: Path
@@ -107,6 +113,7 @@ class ReplicaReconciler(Reconciler[ReplicaRow]):
             weights=row.weights,
             weights_sha256=row.weights_sha256,
             backend=self.pool.backend,
+            options=self.pool.options,
             precision=precision(),
             threads=cores,
             adapters=self.pool.adapters,
@@ -123,6 +130,7 @@ class ReplicaReconciler(Reconciler[ReplicaRow]):
         path.write_text(spec.model_dump_json(indent=2))
         program = [self.pool.python, "-m", "luthier.serving.program", str(path)]
         places = ["--storage", self.pool.storage_url, "--cache", str(self.pool.cache)]
+        places += ["--engines", str(self.pool.engines)]
         return self.executor.start(Launch(name=spec.replica, command=[*program, *places], cores=spec.threads))
 
     async def _await_ready(self, lease: Lease[ReplicaRow], row: ReplicaRow) -> None:
