@@ -1,6 +1,6 @@
 """What a person types.
 
-Verbs on files, jobs, models and chat speak to a server; serve, demo, train, data, keys and config work on this machine.
+Verbs on files, jobs, models and chat speak to a server; serve, demo, train, data, keys, engine and config work on this machine.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from luthier import __version__
-from luthier.cli import chat, config, data, demo, files, jobs, keys, models, serve, train
+from luthier.cli import chat, config, data, demo, engine, files, jobs, keys, models, serve, train
 from luthier.cli.console import complain
 from luthier.core.errors import LuthierError
 
@@ -32,6 +32,7 @@ app.add_typer(jobs.app, name="jobs")
 app.add_typer(models.app, name="models")
 app.command()(chat.chat)
 app.add_typer(keys.app, name="keys")
+app.add_typer(engine.app, name="engine")
 app.command()(config.config)
 
 
