@@ -114,7 +114,7 @@ def _make(environment: Path, python: str, wanted: str) -> None:
 def _run(command: list[str]) -> None:
     """What it says goes to our standard error, where a person sees how far it is."""
     try:
-        code = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=sys.stderr).returncode
+        code = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=2).returncode
     except OSError as absent:
         raise EngineNotUsable(f"{command[0]} cannot be started: {absent.strerror}.") from absent
     if code:

@@ -35,9 +35,9 @@ def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder from which alone packages come."""
     folder = tmp_path / "wheels"
     folder.mkdir()
-    for tool in ("UV", "PIP"):
-        monkeypatch.setenv(f"{tool}_FIND_LINKS", str(folder))
-        monkeypatch.setenv(f"{tool}_NO_INDEX", "1")
+    nowhere = {"PIP_NO_INDEX": "1", "UV_OFFLINE": "1", "UV_DEFAULT_INDEX": "http://127.0.0.1:9/simple"}
+    for name, value in {"PIP_FIND_LINKS": str(folder), "UV_FIND_LINKS": str(folder), **nowhere}.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(engines, "_folder", None)
     return folder
