@@ -8,7 +8,6 @@ import signal
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 from pydantic import Field, field_validator
 
@@ -37,6 +36,9 @@ _OURS = ("--host", "--port", "--uds", "--api-key", "--served-model-name", "--tru
 log = logs.get("vllm")
 
 
+_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+
+
 class VllmOptions(Options):
     max_model_len: int | None = Field(
         default=None, ge=16, description="Tokens of prompt and answer together; absent: what the model's files say."
@@ -44,14 +46,21 @@ class VllmOptions(Options):
     gpu_memory_utilization: float = Field(
         default=0.9, gt=0, le=1, description="Share of the GPU's memory that vLLM takes for weights and cache."
     )
-    max_lora_rank: Literal[8, 16, 32, 64, 128, 256, 320, 512] = Field(
-        default=64, description="Adapters of a higher rank are refused; a higher limit takes more memory."
+    max_lora_rank: int = Field(
+        default=64, description=f"Adapters of a higher rank are refused; one of {', '.join(map(str, _RANKS))}."
     )
     extra_args: tuple[str, ...] = Field(default=(), description="More arguments of `vllm serve`, as a list.")
     ready_within_seconds: float = Field(default=1800, gt=0, description="How long vLLM may take to start.")
     self_check: bool = Field(
         default=True, description="Compare its first tokens with those of transformers in fp32 before it serves."
     )
+
+    @field_validator("max_lora_rank")
+    @classmethod
+    def _is_one_it_knows(cls, rank: int) -> int:
+        if rank not in _RANKS:
+            raise ValueError(f"must be one of {', '.join(map(str, _RANKS))}, got {rank}")
+        return rank
 
     @field_validator("extra_args")
     @classmethod
