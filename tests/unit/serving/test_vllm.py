@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -285,6 +287,7 @@ def altered(place: Place, id: str, tensors: Callable[[dict[str, Any]], Any], **c
         ("shape", lambda state: state.update({A: state[A][:, :5].clone()}), {}, r"\(4, 5\) instead of \(4, 32\)"),
         ("ranks", lambda state: None, {"rank_pattern": {"q_proj": 8}}, "rank_pattern"),
         ("dora", lambda state: None, {"use_dora": True}, "use_dora"),
+        ("bare", lambda state: None, {"r": None}, "cannot be read"),
         ("wide", lambda state: None, {"r": 128}, "rank 128"),
     ],
 )
@@ -299,15 +302,9 @@ def test_an_adapter_that_fits_only_in_part_never_reaches_the_server(
 def test_nobody_else_on_the_machine_learns_the_key(place: Place, running: Vllm) -> None:
     line = psutil.Process(running._server._process.pid).children()[0].cmdline()
     assert running._server.key not in " ".join(line)
-    with pytest.raises(InternalError, match="401"):
-        running._server.__class__.call(Stranger(running._server.url), "GET", "/v1/models")  # pyright: ignore[reportArgumentType]
-
-
-class Stranger:
-    key = "a guess"
-
-    def __init__(self, url: str) -> None:
-        self.url = url
+    guess = urllib.request.Request(f"{running._server.url}/v1/models", headers={"Authorization": "Bearer guess"})
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(guess)
 
 
 def test_when_it_dies_all_answers_end_in_an_error_and_so_does_the_replica(

@@ -25,28 +25,28 @@ def check_fit(adapter: Path, id: str, weights: Path, *, highest_rank: int) -> No
     try:
         config: dict[str, Any] = json.loads((adapter / "adapter_config.json").read_text())
         tensors = _shapes(adapter / "adapter_model.safetensors")
-    except (OSError, ValueError) as broken:
-        raise AdapterUnreadable(f"The files of adapter {id} cannot be read: {broken}") from broken
+        rank, targets = int(config["r"]), config["target_modules"]
+    except (OSError, ValueError, KeyError, TypeError) as broken:
+        raise AdapterUnreadable(f"The files of adapter {id} cannot be read: {broken!r}") from broken
     if beyond := [name for name, plain in _PLAIN.items() if config.get(name, plain) not in (plain, None, [], {})]:
         raise AdapterUnreadable(f"Adapter {id} is not a plain LoRA: it has {', '.join(beyond)}.")
-    rank = int(config["r"])
     if rank > highest_rank:
         raise AdapterUnreadable(
             f"Adapter {id} has rank {rank}; this replica takes {highest_rank} at most.",
             hint="Set serving.options.max_lora_rank higher.",
         )
-    places = _places(config, rank, weights)
+    places = _places(targets, rank, weights)
     if problems := _differences(places, tensors):
         raise AdapterUnreadable(f"Adapter {id} does not fit the base model: {'; '.join(problems)}.")
 
 
-def _places(config: dict[str, Any], rank: int, weights: Path) -> dict[str, list[int]]:
-    """What tensors an adapter with these settings has on that base model, with their shapes."""
+def _places(targets: str | list[str], rank: int, weights: Path) -> dict[str, list[int]]:
+    """What tensors an adapter of these modules has on that base model, with their shapes."""
     places: dict[str, list[int]] = {}
     for file in sorted(weights.glob("*.safetensors")):
         for name, shape in _shapes(file).items():
             module = name.removesuffix(".weight")
-            if module != name and len(shape) == 2 and _is_target(module, config["target_modules"]):
+            if module != name and len(shape) == 2 and _is_target(module, targets):
                 outputs, inputs = shape
                 places[f"{_PREFIX}{module}.lora_A.weight"] = [rank, inputs]
                 places[f"{_PREFIX}{module}.lora_B.weight"] = [outputs, rank]
