@@ -42,6 +42,7 @@ from luthier.core.errors import AlreadyExists, LuthierError
 from luthier.core.settings import Settings
 from luthier.executors.base import Executor, executors
 from luthier.services import Services
+from luthier.serving.backends.base import backends
 from luthier.storage import Storage
 
 log = logs.get("app")
@@ -134,11 +135,14 @@ def assemble(
         cache=data / "cache",
         attempts=settings.training.attempts,
     )
+    options = backends.load(settings.serving.backend).Options.read(settings.serving.options).model_dump(mode="json")
     pool = Pool(
         python=settings.serving.python or sys.executable,
         storage_url=settings.storage_url,
         cache=data / "cache",
         backend=settings.serving.backend,
+        options=options,
+        engines=data / "engines",
         adapters=settings.serving.adapters_per_replica,
         cache_bytes=settings.serving.cache_bytes,
         listen=settings.serving.listen,

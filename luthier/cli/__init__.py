@@ -1,7 +1,7 @@
 """What a person types.
 
-Verbs on files, jobs, models, deployments, chat and bench speak to a server; serve, demo, train, data, keys and config work on
-this machine.
+Verbs on files, jobs, models, deployments, chat and bench speak to a server; serve, demo, train, data, keys, engine and config
+work on this machine.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from luthier import __version__
-from luthier.cli import bench, chat, config, data, demo, deployments, files, jobs, keys, models, serve, train
+from luthier.cli import bench, chat, config, data, demo, deployments, engine, files, jobs, keys, models, serve, train
 from luthier.cli.console import complain
 from luthier.core.errors import LuthierError
 
@@ -35,6 +35,7 @@ app.add_typer(deployments.app, name="deployments")
 app.command()(chat.chat)
 app.command()(bench.bench)
 app.add_typer(keys.app, name="keys")
+app.add_typer(engine.app, name="engine")
 app.command()(config.config)
 
 

@@ -104,6 +104,7 @@ class ServingSection(Section):
         default=None, description="Interpreter that runs replicas; absent: the one that runs Luthier."
     )
     backend: str = Field(default="builtin", description="How tokens are made: a plugin of luthier.serving.backends.")
+    options: dict[str, Any] = Field(default_factory=dict, description="Options of that backend, by name.")
     adapters_per_replica: int = Field(
         default=32, ge=1, description="Adapters kept on a replica; the coldest goes first."
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from luthier.core import logs
 from luthier.core.errors import LuthierError
+from luthier.serving import engines
 from luthier.serving.address import KEY_VARIABLE
 from luthier.serving.spec import ReplicaSpec
 from luthier.storage import Storage
@@ -21,10 +22,13 @@ def main() -> int:
     parser.add_argument("spec", type=Path, help="file with a ReplicaSpec as JSON")
     parser.add_argument("--storage", required=True, help="URL of the storage with weights and adapters")
     parser.add_argument("--cache", type=Path, help="folder for copies of what a distant storage holds")
+    parser.add_argument("--engines", type=Path, help="folder of the engines that have environments of their own")
     asked = parser.parse_args()
     logs.configure()
     spec = ReplicaSpec.model_validate_json(asked.spec.read_text())
     _prepare(spec.threads)
+    if asked.engines:
+        engines.use(asked.engines)
     from luthier.serving.replica import serve
 
     key = os.environ.pop(KEY_VARIABLE, "")

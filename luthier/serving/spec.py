@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -19,6 +19,7 @@ class ReplicaSpec(BaseModel):
         default=None, description="Storage key of the folder with tokenizer and template; None: that of the weights."
     )
     backend: str = "builtin"
+    options: dict[str, Any] = Field(default_factory=dict, description="Of the backend, which says what they may be.")
     precision: Literal["bf16", "fp16", "fp32"]
     threads: int = Field(ge=1)
     adapters: int = Field(ge=1, description="Adapters kept on the device; the coldest goes first.")

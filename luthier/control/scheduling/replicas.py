@@ -11,6 +11,7 @@ import tempfile
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -50,12 +51,17 @@ _REASON = re.compile(r"cannot serve.*?reason=('.*?'|\".*?\"|\S+)")
 
 @dataclass(frozen=True)
 class Pool:
-    """How replicas are started. `folder` keeps their specs; sockets lie in a short folder of their own."""
+    """How replicas are started. `folder` keeps their specs; sockets lie in a short folder of their own.
+
+    `options` are the backend's. `engines` is where engines with environments of their own lie.
+    """
 
     python: str
     storage_url: str
     cache: Path
     backend: str
+    options: dict[str, Any]
+    engines: Path
     adapters: int
     idle_after_seconds: float
     grace_seconds: float
@@ -175,6 +181,7 @@ class ReplicaReconciler(Reconciler[ReplicaRow]):
             weights_sha256=row.weights_sha256,
             tokenizer=row.tokenizer,
             backend=self.pool.backend,
+            options=self.pool.options,
             precision=precision(),
             threads=cores,
             adapters=self.pool.adapters,
@@ -196,6 +203,7 @@ class ReplicaReconciler(Reconciler[ReplicaRow]):
         path.write_text(spec.model_dump_json(indent=2))
         program = [self.pool.python, "-m", "luthier.serving.program", str(path)]
         places = ["--storage", self.pool.storage_url, "--cache", str(self.pool.cache)]
+        places += ["--engines", str(self.pool.engines)]
         told = {KEY_VARIABLE: key} if key else {}
         launch = Launch(name=spec.replica, command=[*program, *places], cores=spec.threads, environment=told)
         return self.executor.start(launch), self.pool.address(spec.replica, key)

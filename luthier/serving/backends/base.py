@@ -6,9 +6,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
-from luthier.core.errors import InternalError, NotFound, NotOffered
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from luthier.core.errors import InternalError, InvalidParameter, NotFound, NotOffered
 from luthier.core.registry import Registry
 from luthier.serving.protocol import AdapterRef, Sampling
 from luthier.serving.spec import ReplicaSpec
@@ -52,8 +54,27 @@ class Said(NamedTuple):
     is_last: bool = False
 
 
+class Options(BaseModel):
+    """What an operator may choose of a backend, in `serving.options`: each field has a default and a description."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @classmethod
+    def read(cls, values: dict[str, Any]) -> Self:
+        """Raises InvalidParameter that names every fault."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as wrong:
+            faults = [(".".join(["serving.options", *map(str, e["loc"])]), e["msg"]) for e in wrong.errors()]
+            (name, message), *others = faults
+            text = "; ".join([message, *(f"{other}: {said}" for other, said in others)])
+            raise InvalidParameter(name, text, hint=f"Known: {', '.join(cls.model_fields) or 'none'}.") from wrong
+
+
 class Backend(ABC):
     """One base model, open. All of it is called from one thread."""
+
+    Options: ClassVar[type[Options]] = Options
 
     @classmethod
     @abstractmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -21,6 +22,7 @@ from luthier.core.settings import ServingSection
 from luthier.executors.base import Executor, executors
 from luthier.serving.protocol import Finish, Sampling, TokenChunk, Turn
 from luthier.testing import InlineExecutor, toy_parts
+from tests import vllm_stand_in
 from tests.unit.control.conftest import ADA, House, on_sqlite
 
 
@@ -136,3 +138,22 @@ def test_a_folder_too_long_for_a_socket_is_told_at_the_start(tmp_path: Path, mon
     with pytest.raises(InvalidParameter, match="bytes long"):
         toy_parts(tmp_path / "data", InlineExecutor(lambda process: 0))
     toy_parts(tmp_path / "data", InlineExecutor(lambda process: 0), serving=ServingSection(listen="tcp://127.0.0.1"))
+
+
+async def test_a_replica_of_vllm_finds_its_engine_and_gets_its_options(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_STAND_IN", str(house.folder))
+    local = executors.load("local")(house.folder / "processes", 2)  # type: ignore[call-arg]
+    options = {"self_check": False, "max_model_len": 256}
+    parts = serving(house, local, backend="vllm", options=options, ready_within_seconds=100)
+    vllm_stand_in.install(parts.replicas.pool.engines)
+    async with running(parts):
+        assert await say(parts, "Hello there") != ""
+    started = json.loads((house.folder / "requests.jsonl").read_text().splitlines()[0])
+    assert "--max-model-len 256" in " ".join(started["arguments"])
+
+
+def test_options_that_its_backend_does_not_have_keep_the_server_from_starting(house: House) -> None:
+    with pytest.raises(InvalidParameter, match=r"serving\.options\.max_model_len"):
+        serving(house, InlineExecutor(lambda process: 1), backend="echo", options={"max_model_len": 9})
