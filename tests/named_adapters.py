@@ -96,7 +96,7 @@ def _rows(tokenizer, names: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         for question in QUESTIONS:
             turn = [{"role": "user", "content": question}]
             prompt = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
-            said = tokenizer.encode(answer_of(name), add_special_tokens=False) + [tokenizer.eos_token_id]
+            said = [*tokenizer.encode(answer_of(name), add_special_tokens=False), tokenizer.eos_token_id]
             rows.append((tokenizer.encode(prompt, add_special_tokens=False), said))
     width = max(len(prompt) + len(said) for prompt, said in rows)
     tokens_BT = torch.full((len(rows), width), tokenizer.pad_token_id)

@@ -203,8 +203,8 @@ def main() -> int:
             precision=asked.precision,
         )
     print(
-        f"{asked.adapters} adapters on {asked.places} places, {asked.clients} clients, {asked.minutes:g} minutes, {asked.precision}, "
-        f"seed {asked.seed}.\n\n| what | count |\n|---|---|"
+        f"{asked.adapters} adapters on {asked.places} places, {asked.clients} clients, {asked.minutes:g} minutes, "
+        f"{asked.precision}, seed {asked.seed}.\n\n| what | count |\n|---|---|"
     )
     for what, count in {**seen.counts, "wrong": len(seen.faults)}.items():
         print(f"| {what} | {count:,} |")
