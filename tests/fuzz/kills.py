@@ -3,11 +3,11 @@
     python -m tests.fuzz.kills                                  # 200 kills under 16 streams, the echo backend
     python -m tests.fuzz.kills --kills 20 --backend builtin
 
-A server with a pool replica is asked for streams in OpenAI's dialect, without pause; the replica's process gets SIGKILL at random
-moments, some while it starts. A stream that had begun must end with a finish_reason and [DONE] or with an error event, within the
-deadline; a request that had not begun must be answered after all or get a 503 that says so. Prints what became of the requests, and
-how long it took until a request sent after a kill was served, in markdown; the exit code is 1 where a stream was cut, changed or
-hung, or where the 99th percentile of that time is above `--bound`.
+A server with a pool replica is asked for streams in OpenAI's dialect, without pause; the replica's process gets SIGKILL at
+random moments, some while it starts. A stream that had begun must end with a finish_reason and [DONE] or with an error event,
+within the deadline; a request that had not begun must be answered after all or get a 503 that says so. Prints what became of the
+requests, and how long it took until a request sent after a kill was served, in markdown; the exit code is 1 where a stream was
+cut, changed or hung, or where the 99th percentile of that time is above `--bound`.
 """
 
 from __future__ import annotations
