@@ -155,13 +155,27 @@ class Generate(Contender):
 
 
 class GenerateBatch(Generate):
-    """transformers' continuous batching, as `generate_batch` offers it."""
+    """transformers' continuous batching, as `generate_batch` offers it, with a cache as large as the work needs.
+
+    Left alone it takes most of the machine's memory for its cache, which on a processor costs minutes.
+    """
+
+    def __init__(self, work: Work) -> None:
+        from transformers import ContinuousBatchingConfig
+
+        super().__init__(work)
+        most, page = max(work.batches), 256
+        pages = -(-(work.prompt_tokens + work.new_tokens) // page)
+        read_at_once = max(512, most * work.prompt_tokens)
+        self.settings = ContinuousBatchingConfig(
+            page_size=page, num_blocks=(most + 1) * pages, max_batch_tokens=read_at_once
+        )
 
     def answer(self, prompts: list[list[int]], adapters: Sequence[str | None], new_tokens: int) -> int:
         from transformers import GenerationConfig
 
         settings = GenerationConfig(max_new_tokens=new_tokens, do_sample=False, eos_token_id=-1, pad_token_id=0)
-        done = self.model.generate_batch(inputs=prompts, generation_config=settings)
+        done = self.model.generate_batch(prompts, settings, self.settings, warmup=False)
         return sum(len(one.generated_tokens) for one in done.values())
 
 

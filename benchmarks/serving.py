@@ -8,7 +8,7 @@
 Measured are tokens a second, the reading of the prompts included: the base model by transformers' `generate` and
 `generate_batch`, llama.cpp and the built-in engine; with one adapter, and with several mixed in a batch, by PEFT and the built-in
 engine. A processor without bf16 instructions makes torch's bf16 slow, so the peers in Python are measured in fp32 too and the
-better one counts. Each measurement is a process of its own; told are the medians of the rounds, the ratios of medians, the time to
+better one counts. Each measurement is a process of its own; told are the medians of the rounds, their ratios, the time to
 the first token of answers that arrive while eight are being made, and the share of the machine's memory bandwidth that batch 1
 takes. The exit code is 1 where a floor is missed: twice `generate` at every batch size, four times PEFT's mixed batch and 70 % of
 the base model's own rate.
