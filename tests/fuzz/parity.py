@@ -4,11 +4,11 @@
     python -m tests.fuzz.parity --method lora --method dora --prompts 1000
     python -m tests.fuzz.parity --precision bf16                      # tells how far both agree
 
-Every method trains an artifact in a few steps, by the trainer. Its greedy answers are made by `generate` of transformers, over PEFT's
-own model of the artifact, one at a time in fp32: kept in `--data` for the next run. The backend makes the same: first each
+Every method trains an artifact in a few steps, by the trainer. Its greedy answers are made by `generate` of transformers, over
+PEFT's own model of the artifact, one at a time in fp32: kept in `--data` for the next run. The backend makes the same: first each
 alone, then all in batches of strangers with other adapters among them, then the first once more as the last. In fp32 tokens must
 be equal up to where the two likeliest logits of the reference lie nearer than 1e-3, which is counted. Prints a line a method in
-markdown; the exit code is 1 where fp32 tokens differ otherwise.
+markdown; the exit code is 1 where fp32 tokens differ otherwise, or a method is not served.
 """
 
 from __future__ import annotations
@@ -44,7 +44,23 @@ CASES: dict[str, PluginChoice | None] = {
     "full": PluginChoice(name="full", options={}),
     "ptuning_v2": PluginChoice(name="ptuning_v2", options={"prefix_length": 8, "projection_size": 16}),
 }
-WORDS = "How should I tune the strings of a violin once it has been left in a cold room and sounds flat today".split()
+WORDS = [
+    "How",
+    "should",
+    "I",
+    "tune",
+    "the",
+    "strings",
+    "of",
+    "a",
+    "violin",
+    "that",
+    "sounds",
+    "flat",
+    "in",
+    "cold",
+    "rooms?",
+]
 
 
 @dataclass(frozen=True)
@@ -133,6 +149,8 @@ def train(storage: Storage, weights: str, case: str) -> Artifact:
             seed=1,
             precision="fp32",
             threads=1,
+            evaluate_every_steps=100,
+            save_every_steps=100,
         )
         done = run(spec, storage)
         assert isinstance(done, Succeeded), done
