@@ -5,8 +5,8 @@
 
 A server with the toy model trains a job with many checkpoints, which are what is known. Then further ones are called as soon as
 their row can be read from the database, which is looked into every few milliseconds. Beside it the switch: known checkpoints
-asked for at random, more than a replica has places, and each once more when it is there. Prints markdown; the exit code is 1 where
-half of the calls took a second or more.
+asked for at random, more than a replica has places, and each once more when it is there. Prints markdown; the exit code is 1
+where half of the calls took a second or more.
 """
 
 from __future__ import annotations

@@ -175,7 +175,7 @@ class GenerateBatch(Generate):
         from transformers import GenerationConfig
 
         settings = GenerationConfig(max_new_tokens=new_tokens, do_sample=False, eos_token_id=-1, pad_token_id=0)
-        done = self.model.generate_batch(prompts, settings, self.settings, warmup=False)
+        done = self.model.generate_batch(prompts, settings, self.settings, persistent_manager=True)
         return sum(len(one.generated_tokens) for one in done.values())
 
 

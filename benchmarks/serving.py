@@ -182,7 +182,7 @@ def report(asked: argparse.Namespace, rates: Rates, first_ms: dict[int, list[flo
             f"Memory is read at {reads / 1e9:.1f} GB/s; batch 1 takes {share:.0%} of that: {held / 1e6:.0f} MB a token.\n"
         )
     found = missed(rates, asked.batches, asked.adapters)
-    print(*(found or ["All floors are kept."]), sep="\n- ")
+    print("\n".join(f"- Missed: {one}" for one in found) or "All floors are kept.")
     return found
 
 

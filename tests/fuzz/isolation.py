@@ -208,7 +208,7 @@ def main() -> int:
     )
     for what, count in {**seen.counts, "wrong": len(seen.faults)}.items():
         print(f"| {what} | {count:,} |")
-    print(*seen.faults[:20], sep="\n- ")
+    print(*(f"- {fault}" for fault in seen.faults[:20]), sep="\n")
     return 1 if seen.faults else 0
 
 

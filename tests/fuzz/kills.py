@@ -216,7 +216,7 @@ def main() -> int:
     for outcome in (WHOLE, TOLD, REFUSED, "wrong"):
         print(f"| {outcome} | {seen.outcomes[outcome]:,} |")
     print(f"\nServed again after {p50:.1f} s (p50), {p99:.1f} s (p99); the bound is {asked.bound:g} s.")
-    print(*seen.faults[:20], sep="\n- ")
+    print(*(f"- {fault}" for fault in seen.faults[:20]), sep="\n")
     return 1 if seen.faults or p99 > asked.bound else 0
 
 
