@@ -123,7 +123,7 @@ class Generate(Contender):
 
         folder = Path(work.storage) / work.weights
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[work.precision]
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True).eval()
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True).eval()
         self.model: Any = model.cuda() if torch.cuda.is_available() else model
         self.model.generation_config.eos_token_id = None
         self.model.generation_config.pad_token_id = 0
@@ -183,7 +183,7 @@ class LlamaCpp(Contender):
     """llama.cpp within this process by the xllamacpp wheel, with a slot for each answer and no prompt cached."""
 
     def __init__(self, work: Work) -> None:
-        import xllamacpp
+        import xllamacpp  # pyright: ignore[reportMissingImports]
 
         most = max(work.batches)
         params = xllamacpp.CommonParams()
@@ -333,10 +333,11 @@ def write_shape(folder: Path, shape: str) -> Path:
         num_key_value_heads=2,
         max_position_embeddings=32_768,
         tie_word_embeddings=True,
-        rope_theta=1_000_000.0,
+        rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
     )
     torch.manual_seed(0)
-    Qwen2ForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    model: Any = Qwen2ForCausalLM(config)
+    model.to(torch.bfloat16).save_pretrained(folder)
     return folder
 
 

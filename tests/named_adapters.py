@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -109,22 +111,24 @@ def _rows(tokenizer, names: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _learn(
-    model, rows: tuple[torch.Tensor, torch.Tensor], learned: list[torch.Tensor], *, rate: float, steps: int = 300
+    model, rows: tuple[torch.Tensor, torch.Tensor], learned: Sequence[torch.Tensor], *, rate: float, steps: int = 300
 ) -> None:
     import torch
 
     tokens_BT, answers_BT = rows
     optimizer = torch.optim.Adam(learned, lr=rate)
+    worst = math.inf
     for _ in range(steps):
         hidden_BTD = model.model(tokens_BT).last_hidden_state[:, :-1]
         logits_AV = model.lm_head(hidden_BTD[answers_BT[:, 1:]])
         loss_A = torch.nn.functional.cross_entropy(logits_AV, tokens_BT[answers_BT], reduction="none")
-        if loss_A.max() < -torch.log(torch.tensor(CERTAIN)):
+        worst = float(loss_A.max())
+        if worst < -math.log(CERTAIN):
             return
         optimizer.zero_grad()
         loss_A.mean().backward()
         optimizer.step()
-    raise NotLearned(f"an answer's least likely token has {(-loss_A.max()).exp():.2f}")
+    raise NotLearned(f"an answer's least likely token has {math.exp(-worst):.2f}")
 
 
 def _attach(model, count: int) -> dict[str, _Layer]:
