@@ -134,24 +134,25 @@ def train(storage: Storage, weights: str, case: str) -> Artifact:
         found = json.loads(storage.read(kept))
     else:
         key = f"parity/files/{case}"
-        spec = TrainingSpec(
-            job=f"ftjob-{case}",
-            base_model="base",
-            weights=weights,
-            weights_sha256=weights_sha256(storage.folder(weights)),
-            training=DataFile(key=key, sha256=storage.write(key, jsonl(toy_rows(8))).sha256),
-            method=choice,
-            max_length=128,
-            epochs=2,
-            batch_size=4,
-            micro_batch_tokens=512,
-            learning_rate=5e-4 if case == "full" else 0.01,
-            seed=1,
-            precision="fp32",
-            threads=1,
-            evaluate_every_steps=100,
-            save_every_steps=100,
-        )
+        settled: dict[str, Any] = {
+            "job": f"ftjob-{case}",
+            "base_model": "base",
+            "weights": weights,
+            "weights_sha256": weights_sha256(storage.folder(weights)),
+            "training": DataFile(key=key, sha256=storage.write(key, jsonl(toy_rows(8))).sha256),
+            "method": choice,
+            "max_length": 128,
+            "epochs": 2,
+            "batch_size": 4,
+            "micro_batch_tokens": 512,
+            "learning_rate": 5e-4 if case == "full" else 0.01,
+            "seed": 1,
+            "precision": "fp32",
+            "threads": 1,
+            "evaluate_every_steps": 100,
+            "save_every_steps": 100,
+        }
+        spec = TrainingSpec(**settled)
         done = run(spec, storage)
         assert isinstance(done, Succeeded), done
         found = {"key": done.artifact_key, "sha256": done.artifact_sha256}
