@@ -142,3 +142,38 @@ def test_a_trained_adapter_gives_the_same_logits_in_training_and_in_serving(tmp_
         assert not torch.allclose(base(tokens).logits, served, rtol=0, atol=1e-2), "the adapter does something"
         serving._activate(None)
         assert torch.equal(base(tokens).logits, serving._model(tokens).logits), "without it the base is untouched"
+
+
+def test_served_tokens_are_those_of_transformers_and_peft_for_every_method_alone_and_among_strangers(
+    tmp_path: Path,
+) -> None:
+    """A short form of tests/fuzz/parity.py, with the toy; P-tuning v2 is for backends that take prefixes."""
+    from luthier.storage import Storage
+    from luthier.testing import toy_model
+    from tests.fuzz.parity import CASES, parity, prompts, references, train
+
+    storage, cases = Storage(tmp_path.as_uri()), [case for case in CASES if case != "ptuning_v2"]
+    toy_model(tmp_path / "models/toy")
+    found = parity(storage, "models/toy", cases=cases, count=6, new_tokens=12)
+    assert set(found) == set(cases)
+    wrong = [(case, way, one) for case, ways in found.items() for way, one in ways.items() if one.different]
+    assert not wrong
+    assert all(ways["alone"].answers == ways["among strangers"].answers == 6 for ways in found.values())
+
+    asked = prompts(tmp_path / "models/toy", 6)
+    said = {
+        case: references(storage, train(storage, "models/toy", case), asked, 12, frozenset({258})) for case in cases
+    }
+    assert all(said[case] != said["base"] for case in cases if case != "base"), "what was trained is seen"
+
+
+def test_tokens_that_differ_are_told_unless_the_reference_could_not_decide() -> None:
+    from tests.fuzz.parity import Agreement, Reference
+
+    found = Agreement()
+    found.add(Reference([1, 2, 3], [0.5, 0.5, 0.5]), [1, 2, 3])
+    found.add(Reference([1, 2, 3], [0.5, 0.0005, 0.5]), [1, 7, 9])
+    found.add(Reference([1, 2, 3], [0.5, 0.5, 0.5]), [1, 7, 9])
+    found.add(Reference([1, 2, 3], [0.5, 0.5, 0.5]), [1, 2])
+    assert (found.whole, found.near, found.different) == (1, 1, 2)
+    assert (found.tokens, found.equal_tokens) == (12, 3 + 1 + 1 + 2)
