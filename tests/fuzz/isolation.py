@@ -101,7 +101,7 @@ async def _ask(
                     break
             else:
                 seen.counts["answers"] += 1
-                seen.counts["prompt tokens reused"] += (cached := getattr(part, "cached_tokens", 0))
+                seen.counts["prompt tokens reused"] += (cached := part.cached_tokens)
                 if is_new:
                     seen.counts["first requests of a project"] += 1
                     if cached:
