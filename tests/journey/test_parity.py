@@ -126,7 +126,7 @@ def serving_spec(spec: Any, folder: Path) -> Any:
 
 
 def test_a_trained_adapter_gives_the_same_logits_in_training_and_in_serving(tmp_path: Path) -> None:
-    """fp32, the toy, after a real run: log-probabilities at most 1e-5 apart: the sums are the same, the order of additions differs."""
+    """fp32, the toy, after a real run: log-probabilities at most 1e-5 apart, since the order of additions differs."""
     import torch
 
     from luthier.nets.loading import load_model

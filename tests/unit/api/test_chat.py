@@ -112,7 +112,10 @@ def stream(api: Api, path: str = OPENAI, **body: Any) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("path", [OPENAI, ZHIPU, ALIAS])
 def test_a_bare_request_means_the_models_own_distribution(meant: Ask, path: str) -> None:
     assert meant(path) == CompletionRequest(
-        model="toy", messages=[Turn(role="user", content="Hi")], sampling=Sampling(temperature=1.0, top_p=1.0)
+        model="toy",
+        messages=[Turn(role="user", content="Hi")],
+        sampling=Sampling(temperature=1.0, top_p=1.0),
+        is_whole=True,
     )
 
 

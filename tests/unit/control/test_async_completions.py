@@ -87,7 +87,7 @@ async def test_what_was_asked_for_is_answered_as_it_was_asked(house: House) -> N
     first, second = done.answers
     assert (first.text, first.reason, first.completion_tokens, first.logprobs) == ("a\0", "stop", 1, [SURE])
     assert (second.text, second.reason, second.tool_calls) == ("a\0b", "tool_calls", [CALL])
-    assert twin.asked == [(ADA, REQUEST)]
+    assert twin.asked == [(ADA, replace(REQUEST, is_whole=True))]
 
 
 async def test_an_answer_that_was_being_made_when_the_server_died_is_made_again(house: House) -> None:
@@ -259,7 +259,7 @@ async def test_how_the_answers_are_to_be_told_is_kept_though_the_request_is_not(
     await house.parts.completer.once()
     await house.parts.completer.once()
     assert [(await result(house, task)).calls_functions for task in (older, newer)] == [True, False]
-    assert [asked for _, asked in twin.asked] == [REQUEST, REQUEST]  # the model is asked the same
+    assert [asked for _, asked in twin.asked] == [replace(REQUEST, is_whole=True)] * 2  # the model is asked the same
 
 
 @on_sqlite

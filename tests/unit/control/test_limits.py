@@ -9,8 +9,9 @@ from typing import Any, cast
 
 import pytest
 
-from luthier.control.catalog.service import Catalog
+from luthier.control.catalog.service import Servable
 from luthier.control.deployments.routing import Route, Routing
+from luthier.control.deployments.service import Deployments
 from luthier.control.inference.limits import Gate, Limits, Place
 from luthier.control.inference.service import CompletionRequest, Inference
 from luthier.core.errors import AnswerTookTooLong, InvalidParameter, NoCapacity, RateLimited
@@ -186,13 +187,13 @@ class Endless:
         self.silent = silent
         self.open = 0
 
-    async def resolve(self, who: object, name: str) -> str:
-        return name
+    async def resolve(self, who: object, name: str) -> Servable:
+        return Servable(name, name, f"models/{name}", "0" * 64, "0" * 64, None)
 
     async def context_length(self, model: object) -> int | None:
         return None
 
-    async def choose(self, model: object) -> Route:
+    async def choose(self, model: object, *, like: str) -> Route:
         return Route(cast(Any, self), None)
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[TokenChunk | Finish]:
@@ -207,7 +208,7 @@ class Endless:
 
 
 def inference(model: Endless, **limits: Any) -> Inference:
-    return Inference(cast(Catalog, model), cast(Routing, model), Limits(**limits))
+    return Inference(cast(Deployments, model), cast(Routing, model), Limits(**limits))
 
 
 def asking(n: int = 1) -> CompletionRequest:

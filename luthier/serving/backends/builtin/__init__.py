@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+    from luthier.nets.cpu.decoder import Decoder
     from luthier.nets.paged.batch import PagedBatch
     from luthier.serving.backends.builtin.batcher import Loaded
 
@@ -36,6 +37,7 @@ class Builtin(Backend):
         """Raises InvalidRequest for a model whose answers cannot be made side by side."""
         import torch
 
+        from luthier.nets.cpu.decoder import decoder_of
         from luthier.nets.paged.bank import Bank
         from luthier.nets.paged.blocks import Blocks
         from luthier.nets.paged.model import PagedModel
@@ -48,8 +50,10 @@ class Builtin(Backend):
         self._pool = Pool.for_model(model, bytes_at_most=_cache_bytes(spec, model.device))
         self._bank = Bank(model, spec.adapters)
         self._paged = PagedModel(model, self._pool, self._bank)
+        self._decoder: Decoder | None = None
         if model.device.type == "cpu":
             torch.set_num_threads(spec.threads)
+            self._decoder = decoder_of(model, self._pool, self._bank, threads=spec.threads)
         self._blocks = Blocks(self._pool.blocks)
         self._batcher = Batcher(
             self._blocks,
@@ -134,6 +138,10 @@ class Builtin(Backend):
     def is_idle(self) -> bool:
         return self._batcher.is_idle and not self._ended
 
+    def close(self) -> None:
+        if self._decoder is not None:
+            self._decoder.close()
+
     def _loaded(self, adapter: str | None) -> Loaded:
         from luthier.serving.backends.builtin.batcher import NO_ADAPTER
 
@@ -144,7 +152,15 @@ class Builtin(Backend):
         return self._adapters[adapter]
 
     def _logits(self, batch: PagedBatch) -> torch.Tensor:
-        return self._paged.logits(batch)
+        if self._decoder is None or len(batch.ids_N) > self._decoder.most or not self._decoder.knows(self._bank):
+            return self._paged.logits(batch)
+        import torch
+
+        torch.set_num_threads(1)  # two crews of threads on the same cores would only keep each other waiting
+        try:
+            return self._decoder.logits(batch)
+        finally:
+            torch.set_num_threads(self._threads)
 
     def _put_prefix(self, both_L2KPD: torch.Tensor) -> list[int]:
         from luthier.nets.paged.batch import BLOCK
