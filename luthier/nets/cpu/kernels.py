@@ -23,6 +23,7 @@ from luthier.nets.cpu.machine import (
     TILE,
     atomic_add,
     atomic_at,
+    fetch,
     give_way,
     half_at,
     int_at,
@@ -31,6 +32,7 @@ from luthier.nets.cpu.machine import (
     put_atomic,
     put_half,
     put_number,
+    stands_alone,
     tile,
     two_to,
     whole,
@@ -39,8 +41,9 @@ from luthier.nets.paged.batch import BLOCK
 
 _BLOCK = BLOCK
 _fast = {"reassoc", "contract", "nsz", "arcp"}
-_compiled = njit(nogil=True, error_model="numpy", fastmath=_fast)
-_plain = njit(nogil=True, error_model="numpy")
+_inner = {"nogil": True, "error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+_compiled = njit(**_inner, fastmath=_fast)
+_plain = njit(**_inner)
 
 # A plan: sizes and what the model is made of
 (LAYERS, WIDTH, HEADS, KEY_HEADS, HEAD, INNER, VOCABULARY, IS_HALF, PLACES, OUTSIDE) = range(10)
@@ -89,6 +92,7 @@ def _did(plan, phase):
 @_compiled
 def _await(plan, phase, pieces):
     """Wait for the pieces that others took; who waits long lets others run on its core."""
+    stands_alone()
     counter = int_at(plan, COUNTERS) + phase * COUNTER + COUNTER // 2
     turns = 0
     while atomic_at(counter) < pieces:
@@ -105,6 +109,7 @@ def _bytes(is_half):
 _f = np.float32
 _LOG2_E, _LN2_HIGH, _LN2_LOW = _f(1.44269504), _f(0.693359375), _f(-2.12194440e-4)
 _E = (_f(1.9875691500e-4), _f(1.3981999507e-3), _f(8.3334519073e-3), _f(4.1665795894e-2), _f(1.6666665459e-1), _f(0.5))
+_NO, _YES = np.int64(0), np.int64(1)  # of one type with what is computed, or a function is compiled for each
 _LEAST, _MOST, _HALF, _ONE, _ZERO = _f(-87.0), _f(88.0), _f(0.5), _f(1), _f(0)
 
 
@@ -124,6 +129,7 @@ def _exponential(x):
 @_compiled
 def _norm(x, weight, y, width, epsilon):
     """y = x / root of its mean square * weight, one row of `width`."""
+    stands_alone()
     total = _ZERO
     for i in range(width):
         total += number_at(x, i) * number_at(x, i)
@@ -135,6 +141,7 @@ def _norm(x, weight, y, width, epsilon):
 @_compiled
 def _begin(plan, n):
     """The embedding of token n into its row of the stream."""
+    stands_alone()
     width, token = int_at(plan, WIDTH), int_at(int_at(plan, IDS), n)
     row = int_at(plan, STREAM) + n * width * 4
     if int_at(plan, IS_HALF):
@@ -161,6 +168,7 @@ def _turn(row, cosines, sines, width, scale):
 @_compiled
 def _place(plan, layer, n):
     """Norms and rotary embedding of token n's queries and keys; its keys and values into the pool."""
+    stands_alone()
     heads, key_heads, width = int_at(plan, HEADS), int_at(plan, KEY_HEADS), int_at(plan, HEAD)
     position, slot = int_at(int_at(plan, POSITIONS), n), int_at(int_at(plan, SLOTS), n)
     cosines = int_at(plan, COSINES) + position * width * 2
@@ -195,6 +203,7 @@ def _place(plan, layer, n):
 @_compiled
 def _attend(plan, layer, n, key_head, worker):
     """What the heads of one key head make of the keys that token n sees."""
+    stands_alone()
     heads, key_heads, width = int_at(plan, HEADS), int_at(plan, KEY_HEADS), int_at(plan, HEAD)
     group, half = heads // key_heads, int_at(plan, IS_HALF)
     size = _bytes(half)
@@ -207,20 +216,11 @@ def _attend(plan, layer, n, key_head, worker):
     apart = key_heads * width
     for block in range((seen + _BLOCK - 1) // _BLOCK):
         keys = int_at(layer, KEY_POOL) + (int_at(table, block) * _BLOCK * apart + key_head * width) * size
-        for t in range(0, min(_BLOCK, seen - block * _BLOCK), 4):
-            for g in range(0, group, TILE):
-                _four(
-                    min(TILE, group - g),
-                    half,
-                    keys + t * apart * size,
-                    apart,
-                    queries + g * width * 4,
-                    width,
-                    width,
-                    scores + (g * stride + block * _BLOCK + t) * 4,
-                    stride,
-                    0,
-                )
+        fours = (min(_BLOCK, seen - block * _BLOCK) + 3) // 4
+        for g in range(0, group, TILE):
+            rows, target = min(TILE, group - g), scores + (g * stride + block * _BLOCK) * 4
+            query = queries + g * width * 4
+            _products(rows, half, fours, keys, apart, query, width, width, target, stride, _NO)
     for g in range(group):
         _soften(scores + g * stride * 4, seen)
     for i in range(group * width):
@@ -233,14 +233,15 @@ def _attend(plan, layer, n, key_head, worker):
             rows = min(TILE, group - g)
             wide = width // MIX * MIX
             for d in range(0, wide, MIX):
-                _mixed(rows, half, 1, weights, stride, values + d * size, apart, count, out + d * 4, width)
+                _mixed(rows, half, _YES, weights, stride, values + d * size, apart, count, out + d * 4, width)
             for d in range(wide, width, 4):
-                _mixed(rows, half, 0, weights, stride, values + d * size, apart, count, out + d * 4, width)
+                _mixed(rows, half, _NO, weights, stride, values + d * size, apart, count, out + d * 4, width)
 
 
 @_compiled
 def _soften(scores, count):
     """Softmax of a row, in place."""
+    stands_alone()
     top = number_at(scores, 0)
     for i in range(count):
         top = max(top, number_at(scores, i))
@@ -255,12 +256,14 @@ def _soften(scores, count):
 
 
 @_plain
-def _four(rows, half, w, w_stride, x, x_stride, count, y, y_stride, adds):
-    tile(rows, half, w, w_stride, x, x_stride, count, y, y_stride, adds)
+def _products(rows, half, fours, w, w_stride, x, x_stride, count, y, y_stride, adds):
+    stands_alone()
+    tile(rows, half, fours, w, w_stride, x, x_stride, count, y, y_stride, adds)
 
 
 @_plain
 def _mixed(rows, half, wide, p, p_stride, v, v_stride, count, out, out_stride):
+    stands_alone()
     mix(rows, half, wide, p, p_stride, v, v_stride, count, out, out_stride)
 
 
@@ -270,34 +273,27 @@ def _mixed(rows, half, wide, p, p_stride, v, v_stride, count, out, out_stride):
 @_compiled
 def _thin(plan, linear, x, t, run):
     """t_NR = A x of one adapter, for the tokens that use it."""
+    stands_alone()
     place, rank, inputs = int_at(int_at(plan, RUN_PLACES), run), int_at(linear, RANK), int_at(linear, INPUTS)
     if place < 0 or rank == 0:
         return
     half, stride = int_at(plan, IS_HALF), int_at(plan, THIN_STRIDE)
     a = int_at(linear, A) + place * rank * inputs * _bytes(half)
     end = int_at(int_at(plan, STARTS), run + 1)
-    for r in range(0, rank, 4):
-        for n in range(int_at(int_at(plan, STARTS), run), end, TILE):
-            _four(
-                min(TILE, end - n),
-                half,
-                a + r * inputs * _bytes(half),
-                inputs,
-                x + n * inputs * 4,
-                inputs,
-                inputs,
-                t + (n * stride + r) * 4,
-                stride,
-                0,
-            )
+    for n in range(int_at(int_at(plan, STARTS), run), end, TILE):
+        rows, row, target = min(TILE, end - n), x + n * inputs * 4, t + n * stride * 4
+        _products(rows, half, rank // 4, a, inputs, row, inputs, inputs, target, stride, _NO)
 
 
 @_compiled
 def _linear(plan, linear, x, tokens, t, y, start, end):
     """y_NO = W x, B t of its adapter and the bias, for the outputs from `start` up to `end`; t is 0 where none is used."""
+    stands_alone()
     outputs, inputs, half = int_at(linear, OUTPUTS), int_at(linear, INPUTS), int_at(plan, IS_HALF)
     weight, row = int_at(linear, WEIGHT), inputs * _bytes(half)
     strip = _STRIP if outputs % 4 == 0 else inputs  # four outputs that overlap others must not be added to
+    if t:
+        _fetch_adapters(plan, linear, start, end)
     for first in range(0, tokens, _ROWS):
         last = min(tokens, first + _ROWS)
         for i in range(0, inputs, strip):
@@ -305,22 +301,14 @@ def _linear(plan, linear, x, tokens, t, y, start, end):
             for at in range(start, end, 4):
                 o = min(at, outputs - 4)
                 w = weight + o * row + i * _bytes(half)
+                if first == 0:
+                    for j in range(4, 8):
+                        _fetch_all(w + j * row, count * _bytes(half))
                 for n in range(first, last, TILE):
-                    _four(
-                        min(TILE, last - n),
-                        half,
-                        w,
-                        inputs,
-                        x + (n * inputs + i) * 4,
-                        inputs,
-                        count,
-                        y + (n * outputs + o) * 4,
-                        outputs,
-                        i,
-                    )
+                    rows, source, target = min(TILE, last - n), x + (n * inputs + i) * 4, y + (n * outputs + o) * 4
+                    _products(rows, half, _YES, w, inputs, source, inputs, count, target, outputs, i)
     if t and int_at(linear, RANK):
-        for at in range(start, end, 4):
-            _add_adapters(plan, linear, t, y, at)
+        _add_adapters(plan, linear, t, y, start, end)
     bias = int_at(linear, BIAS)
     if bias:
         for n in range(tokens):
@@ -329,37 +317,57 @@ def _linear(plan, linear, x, tokens, t, y, start, end):
 
 
 @_compiled
-def _add_adapters(plan, linear, t, y, o):
-    """y += B t for four outputs from o, each token by its own adapter; then the factor of a DoRA."""
-    outputs, rank, half = int_at(linear, OUTPUTS), int_at(linear, RANK), int_at(plan, IS_HALF)
-    stride, starts, factors = int_at(plan, THIN_STRIDE), int_at(plan, STARTS), int_at(linear, FACTOR)
-    for run in range(int_at(plan, RUNS)):
-        place, end = int_at(int_at(plan, RUN_PLACES), run), int_at(starts, run + 1)
-        if place < 0:
-            continue
-        b = int_at(linear, B) + (place * outputs + o) * rank * _bytes(half)
-        for n in range(int_at(starts, run), end, TILE):
-            rows = min(TILE, end - n)
-            target = y + (n * outputs + o) * 4
-            _four(rows, half, b, rank, t + n * stride * 4, stride, rank, target, outputs, 1)
-        if factors:
-            for n in range(int_at(starts, run), end):
-                for j in range(o, o + 4):
-                    if half:
-                        factor = half_at(factors, place * outputs + j)
-                    else:
-                        factor = number_at(factors, place * outputs + j)
-                    put_number(y, n * outputs + j, number_at(y, n * outputs + j) * factor)
+def _fetch_all(address, size):
+    """Ask for memory that is read next: it comes while other things are computed."""
+    for at in range(0, size, 64):
+        fetch(address + at)
 
 
 @_compiled
-def _adapt(plan, phase, layer, first, count, x):
+def _fetch_adapters(plan, linear, start, end):
+    """Ask for what `_add_adapters` will read."""
+    rank, size = int_at(linear, RANK), _bytes(int_at(plan, IS_HALF))
+    for run in range(int_at(plan, RUNS)):
+        place = int_at(int_at(plan, RUN_PLACES), run)
+        if place >= 0:
+            b = int_at(linear, B) + (place * int_at(linear, OUTPUTS) + start) * rank * size
+            _fetch_all(b, (end - start) * rank * size)
+
+
+@_compiled
+def _add_adapters(plan, linear, t, y, start, end):
+    """y += B t for some outputs, each token by its own adapter; then the factor of a DoRA."""
+    stands_alone()
+    outputs, rank, half = int_at(linear, OUTPUTS), int_at(linear, RANK), int_at(plan, IS_HALF)
+    stride, starts, factors = int_at(plan, THIN_STRIDE), int_at(plan, STARTS), int_at(linear, FACTOR)
+    for run in range(int_at(plan, RUNS)):
+        place, last = int_at(int_at(plan, RUN_PLACES), run), int_at(starts, run + 1)
+        if place < 0:
+            continue
+        b = int_at(linear, B) + (place * outputs + start) * rank * _bytes(half)
+        fours = (end - start) // 4
+        for n in range(int_at(starts, run), last, TILE):
+            rows, target = min(TILE, last - n), y + (n * outputs + start) * 4
+            _products(rows, half, fours, b, rank, t + n * stride * 4, stride, rank, target, outputs, _YES)
+        if factors:
+            for n in range(int_at(starts, run), last):
+                for o in range(start, end):
+                    if half:
+                        factor = half_at(factors, place * outputs + o)
+                    else:
+                        factor = number_at(factors, place * outputs + o)
+                    put_number(y, n * outputs + o, number_at(y, n * outputs + o) * factor)
+
+
+@_compiled
+def _adapt(plan, phase, linear, count, x):
     """The thin activations of up to three linear layers that read the same x, for every adapter of the pass."""
+    stands_alone()
     runs = int_at(plan, RUNS)
     piece = _taken(plan, phase)
     while piece < count * runs:
         which = piece // runs
-        _thin(plan, layer + (first + which * LINEAR) * 8, x, _thin_of(plan, which), piece % runs)
+        _thin(plan, linear + which * LINEAR * 8, x, _thin_of(plan, which), piece % runs)
         _did(plan, phase)
         piece = _taken(plan, phase)
     _await(plan, phase, count * runs)
@@ -367,8 +375,9 @@ def _adapt(plan, phase, layer, first, count, x):
 
 @_compiled
 def _thin_of(plan, which):
+    stands_alone()
     if int_at(plan, HAS_ADAPTERS) == 0:
-        return 0
+        return _NO
     return int_at(plan, THIN) + which * int_at(plan, TOKENS) * int_at(plan, THIN_STRIDE) * 4
 
 
@@ -383,6 +392,7 @@ def _panels(linear, panel):
 @_compiled
 def _layer(plan, layer, phase, worker):
     """One layer: the stream goes in and out; returns the number of the next phase."""
+    stands_alone()
     tokens, width, has_adapters = int_at(plan, TOKENS), int_at(plan, WIDTH), int_at(plan, HAS_ADAPTERS)
     stream, normed, mixed = int_at(plan, STREAM), int_at(plan, NORMED), int_at(plan, MIXED)
     epsilon = number_at(int_at(plan, FLOATS), EPSILON)
@@ -397,7 +407,7 @@ def _layer(plan, layer, phase, worker):
     phase += 1
 
     if has_adapters:
-        _adapt(plan, phase, layer, Q, 3, normed)
+        _adapt(plan, phase, layer + Q * 8, np.int64(3), normed)
         phase += 1
     q, k, v = layer + Q * 8, layer + K * 8, layer + V * 8
     of_q, of_k = _panels(q, _PANEL), _panels(k, _PANEL)
@@ -405,11 +415,11 @@ def _layer(plan, layer, phase, worker):
     piece = _taken(plan, phase)
     while piece < pieces:
         if piece < of_q:
-            which, linear, y, start = 0, q, int_at(plan, QUERIES), piece
+            which, linear, y, start = _NO, q, int_at(plan, QUERIES), piece
         elif piece < of_q + of_k:
-            which, linear, y, start = 1, k, int_at(plan, KEYS), piece - of_q
+            which, linear, y, start = _YES, k, int_at(plan, KEYS), piece - of_q
         else:
-            which, linear, y, start = 2, v, int_at(plan, VALUES), piece - of_q - of_k
+            which, linear, y, start = np.int64(2), v, int_at(plan, VALUES), piece - of_q - of_k
         end = min(int_at(linear, OUTPUTS), (start + 1) * _PANEL)
         _linear(plan, linear, normed, tokens, _thin_of(plan, which), y, start * _PANEL, end)
         _did(plan, phase)
@@ -436,7 +446,7 @@ def _layer(plan, layer, phase, worker):
     phase += 1
 
     if has_adapters:
-        _adapt(plan, phase, layer, O, 1, mixed)
+        _adapt(plan, phase, layer + O * 8, np.int64(1), mixed)
         phase += 1
     _into_stream(plan, phase, layer + O * 8, mixed)
     phase += 1
@@ -451,7 +461,7 @@ def _layer(plan, layer, phase, worker):
     phase += 1
 
     if has_adapters:
-        _adapt(plan, phase, layer, GATE, 2, normed)
+        _adapt(plan, phase, layer + GATE * 8, np.int64(2), normed)
         phase += 1
     gate, up, inner = layer + GATE * 8, layer + UP * 8, int_at(plan, INNER)
     gated, raised = int_at(plan, GATED), int_at(plan, RAISED)
@@ -459,8 +469,8 @@ def _layer(plan, layer, phase, worker):
     piece = _taken(plan, phase)
     while piece < pieces:
         start, end = piece * _PANEL, min(inner, (piece + 1) * _PANEL)
-        _linear(plan, gate, normed, tokens, _thin_of(plan, 0), gated, start, end)
-        _linear(plan, up, normed, tokens, _thin_of(plan, 1), raised, start, end)
+        _linear(plan, gate, normed, tokens, _thin_of(plan, _NO), gated, start, end)
+        _linear(plan, up, normed, tokens, _thin_of(plan, _YES), raised, start, end)
         for n in range(tokens):
             _gate(gated + (n * inner + start) * 4, raised + (n * inner + start) * 4, end - start)
         _did(plan, phase)
@@ -469,7 +479,7 @@ def _layer(plan, layer, phase, worker):
     phase += 1
 
     if has_adapters:
-        _adapt(plan, phase, layer, DOWN, 1, gated)
+        _adapt(plan, phase, layer + DOWN * 8, np.int64(1), gated)
         phase += 1
     _into_stream(plan, phase, layer + DOWN * 8, gated)
     return phase + 1
@@ -478,6 +488,7 @@ def _layer(plan, layer, phase, worker):
 @_compiled
 def _gate(gated, raised, count):
     """gated = silu(gated) * raised."""
+    stands_alone()
     for i in range(count):
         x = number_at(gated, i)
         put_number(gated, i, x / (_ONE + _exponential(-x)) * number_at(raised, i))
@@ -486,12 +497,13 @@ def _gate(gated, raised, count):
 @_compiled
 def _into_stream(plan, phase, linear, x):
     """stream += a linear layer of x, whose outputs go through `normed`: nobody reads that at the time."""
+    stands_alone()
     tokens, width, stream, y = int_at(plan, TOKENS), int_at(plan, WIDTH), int_at(plan, STREAM), int_at(plan, NORMED)
     pieces = _panels(linear, _PANEL)
     piece = _taken(plan, phase)
     while piece < pieces:
         start, end = piece * _PANEL, min(width, (piece + 1) * _PANEL)
-        _linear(plan, linear, x, tokens, _thin_of(plan, 0), y, start, end)
+        _linear(plan, linear, x, tokens, _thin_of(plan, _NO), y, start, end)
         for n in range(tokens):
             row = n * width
             for o in range(start, end):
@@ -504,7 +516,7 @@ def _into_stream(plan, phase, linear, x):
 @_compiled
 def _pass(plan, worker):
     tokens, rows, width = int_at(plan, TOKENS), int_at(plan, ROWS), int_at(plan, WIDTH)
-    phase = 0
+    phase = _NO
     piece = _taken(plan, phase)
     while piece < tokens:
         _begin(plan, piece)
@@ -532,7 +544,7 @@ def _pass(plan, worker):
     piece = _taken(plan, phase)
     while piece < pieces:
         end = min(outputs, (piece + 1) * _OUTPUT_PANEL)
-        _linear(plan, output, normed, rows, 0, int_at(plan, LOGITS), piece * _OUTPUT_PANEL, end)
+        _linear(plan, output, normed, rows, _NO, int_at(plan, LOGITS), piece * _OUTPUT_PANEL, end)
         _did(plan, phase)
         piece = _taken(plan, phase)
     _await(plan, phase, pieces)

@@ -181,6 +181,17 @@ def put_atomic(typingctx: Any, address: Any, number: Any) -> Any:
     return types.void(_INT, _INT), code
 
 
+@intrinsic
+def stands_alone(typingctx: Any) -> Any:
+    """Have the function that says this compiled once, not into each of its callers: that would take a minute."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.function.attributes.add("noinline")
+        return context.get_dummy_value()
+
+    return types.void(), code
+
+
 give_way = types.ExternalFunction("sched_yield", types.int32())
 """Let another thread of this core go first."""
 
@@ -238,6 +249,7 @@ def tile(
     typingctx: Any,
     rows: Any,
     half: Any,
+    fours: Any,
     w: Any,
     w_stride: Any,
     x: Any,
@@ -247,17 +259,16 @@ def tile(
     y_stride: Any,
     adds: Any,
 ) -> Any:
-    """y[n, o] (+)= sum of w[o, i] x[n, i] over i, for 4 rows of w, up to TILE rows of x, and `count` of i, a multiple of 4.
+    """y[n, o] (+)= sum of w[o, i] x[n, i] over i: 4 rows of w at a time, `fours` times, up to TILE rows of x.
 
-    w is of halves where `half` is 1; strides are in numbers. The order of additions depends on `count` alone.
+    There are `count` of i, a multiple of 4; w is of halves where `half` is 1; strides are in numbers. The order of additions depends on `count` alone.
     """
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        builder.function.attributes.add("noinline")  # one copy of all its cases
         _for_each_case(builder, args[0], args[1], lambda *case: _tile(builder, *case, *args[2:]))
         return context.get_dummy_value()
 
-    return types.void(*[_INT] * 10), code
+    return types.void(*[_INT] * 11), code
 
 
 @intrinsic
@@ -278,7 +289,6 @@ def mix(
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         rows, half, wide, *rest = args
-        builder.function.attributes.add("noinline")
         with builder.if_else(builder.icmp_signed("!=", wide, _I64(0))) as (then, otherwise):
             with then:
                 _for_each_case(builder, rows, half, lambda *case: _mix(builder, *case, 4, LANES, *rest))
@@ -305,6 +315,7 @@ def _tile(
     builder: Any,
     rows: int,
     is_half: bool,
+    fours: Any,
     w: Any,
     w_stride: Any,
     x: Any,
@@ -314,35 +325,38 @@ def _tile(
     y_stride: Any,
     adds: Any,
 ) -> None:
-    ws = [builder.add(w, builder.mul(w_stride, _I64(o * (2 if is_half else 4)))) for o in range(4)]
+    zero, four = ir.Constant(ir.VectorType(_F32, LANES), [0.0] * LANES), ir.VectorType(_F32, 4)
     xs = [builder.add(x, builder.mul(x_stride, _I64(n * 4))) for n in range(rows)]
-    zero = ir.Constant(ir.VectorType(_F32, LANES), [0.0] * LANES)
-    sums = [[cgutils.alloca_once_value(builder, zero) for _ in range(4)] for _ in range(rows)]
-
-    def step(index: Any, lanes: int) -> None:
-        weights = [_vector(builder, base, index, lanes, is_half) for base in ws]
-        for n in range(rows):
-            activations = _vector(builder, xs[n], index, lanes, False)
-            for o in range(4):
-                builder.store(_fma(builder, weights[o], activations, builder.load(sums[n][o])), sums[n][o])
-
+    ys = [builder.add(y, builder.mul(y_stride, _I64(n * 4))) for n in range(rows)]
+    sums = [[cgutils.alloca_once(builder, zero.type) for _ in range(4)] for _ in range(rows)]
     main = builder.sdiv(count, _I64(LANES))
-    with cgutils.for_range(builder, main) as loop:
-        step(builder.mul(loop.index, _I64(LANES)), LANES)
     done = builder.mul(main, _I64(LANES))
-    with cgutils.for_range(builder, builder.sdiv(builder.sub(count, done), _I64(4))) as loop:
-        step(builder.add(done, builder.mul(loop.index, _I64(4))), 4)
-    four = ir.VectorType(_F32, 4)
-    for n in range(rows):
-        target = builder.bitcast(
-            _pointer(builder, builder.add(y, builder.mul(y_stride, _I64(n * 4))), _I64(0), _F32),
-            four.as_pointer(),
-        )
-        total = _sums_of_four(builder, [builder.load(sums[n][o]) for o in range(4)])
-        before = builder.load(target, align=4)
-        is_added = builder.icmp_signed("!=", adds, _I64(0))
-        before = builder.select(is_added, before, ir.Constant(four, [0.0] * 4))
-        builder.store(builder.fadd(before, total), target, align=4)
+    rest = builder.sdiv(builder.sub(count, done), _I64(4))
+    is_added = builder.icmp_signed("!=", adds, _I64(0))
+    with cgutils.for_range(builder, fours) as outer:
+        first = builder.mul(outer.index, _I64(4))
+        size = _I64(2 if is_half else 4)
+        ws = [builder.add(w, builder.mul(builder.mul(w_stride, size), builder.add(first, _I64(o)))) for o in range(4)]
+        for each in (each for row in sums for each in row):
+            builder.store(zero, each)
+
+        def step(index: Any, lanes: int) -> None:
+            # activations first, then one weight at a time: with three rows that is all of 16 registers
+            activations = [_vector(builder, base, index, lanes, False) for base in xs]
+            for o in range(4):
+                weights = _vector(builder, ws[o], index, lanes, is_half)
+                for n in range(rows):
+                    builder.store(_fma(builder, weights, activations[n], builder.load(sums[n][o])), sums[n][o])
+
+        with cgutils.for_range(builder, main) as loop:
+            step(builder.mul(loop.index, _I64(LANES)), LANES)
+        with cgutils.for_range(builder, rest) as loop:
+            step(builder.add(done, builder.mul(loop.index, _I64(4))), 4)
+        for n in range(rows):
+            target = builder.bitcast(_pointer(builder, ys[n], first, _F32), four.as_pointer())
+            total = _sums_of_four(builder, [builder.load(each) for each in sums[n]])
+            before = builder.select(is_added, builder.load(target, align=4), ir.Constant(four, [0.0] * 4))
+            builder.store(builder.fadd(before, total), target, align=4)
 
 
 def _mix(
