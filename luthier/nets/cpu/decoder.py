@@ -269,7 +269,9 @@ class Decoder:
     def _read_bank(self) -> None:
         """Where the adapters lie now: the bank may have made room for them elsewhere."""
         k, rank = self._kernels, 0
-        known = {f"model.layers.{number}.{name}" for number in range(len(self._layers)) for name in _LINEAR}
+        known = {
+            f"model.layers.{number}.{name}" for number in range(len(_decoder(self._model).layers)) for name in _LINEAR
+        }
         if others := self._bank.layers.keys() - known:
             raise ValueError(f"A compiled pass has no place for an adapter of {min(others)}.")
         for number, row in enumerate(self._layers):

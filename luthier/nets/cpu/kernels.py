@@ -43,7 +43,7 @@ _BLOCK = BLOCK
 _fast = {"reassoc", "contract", "nsz", "arcp"}
 _inner = {"nogil": True, "error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 _compiled = njit(**_inner, fastmath=_fast)
-_plain = njit(**_inner)
+_exact = njit(**_inner, fastmath=False)  # said, or it would be as its first caller is
 
 # A plan: sizes and what the model is made of
 (LAYERS, WIDTH, HEADS, KEY_HEADS, HEAD, INNER, VOCABULARY, IS_HALF, PLACES, OUTSIDE) = range(10)
@@ -255,13 +255,13 @@ def _soften(scores, count):
         put_number(scores, i, number_at(scores, i) * factor)
 
 
-@_plain
+@_exact
 def _products(rows, half, fours, w, w_stride, x, x_stride, count, y, y_stride, adds):
     stands_alone()
     tile(rows, half, fours, w, w_stride, x, x_stride, count, y, y_stride, adds)
 
 
-@_plain
+@_exact
 def _mixed(rows, half, wide, p, p_stride, v, v_stride, count, out, out_stride):
     stands_alone()
     mix(rows, half, wide, p, p_stride, v, v_stride, count, out, out_stride)
@@ -301,9 +301,6 @@ def _linear(plan, linear, x, tokens, t, y, start, end):
             for at in range(start, end, 4):
                 o = min(at, outputs - 4)
                 w = weight + o * row + i * _bytes(half)
-                if first == 0:
-                    for j in range(4, 8):
-                        _fetch_all(w + j * row, count * _bytes(half))
                 for n in range(first, last, TILE):
                     rows, source, target = min(TILE, last - n), x + (n * inputs + i) * 4, y + (n * outputs + o) * 4
                     _products(rows, half, _YES, w, inputs, source, inputs, count, target, outputs, i)

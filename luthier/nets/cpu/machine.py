@@ -107,16 +107,19 @@ def put_half(typingctx: Any, base: Any, index: Any, number: Any) -> Any:
     return types.void(_INT, _INT, _FLOAT), code
 
 
+def _prefetch(builder: Any, address: Any) -> None:
+    byte = ir.IntType(8).as_pointer()
+    kind = ir.FunctionType(ir.VoidType(), [byte, _I32, _I32, _I32])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    builder.call(function, [builder.inttoptr(address, byte), _I32(0), _I32(3), _I32(1)])
+
+
 @intrinsic
 def fetch(typingctx: Any, address: Any) -> Any:
     """Ask for the line at an address, to be near when it is read."""
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        byte = ir.IntType(8).as_pointer()
-        kind = ir.FunctionType(ir.VoidType(), [byte, _I32, _I32, _I32])
-        name = "llvm.prefetch.p0"
-        function = cgutils.get_or_insert_function(builder.module, kind, name)
-        builder.call(function, [builder.inttoptr(args[0], byte), _I32(0), _I32(2), _I32(1)])
+        _prefetch(builder, args[0])
         return context.get_dummy_value()
 
     return types.void(_INT), code
@@ -261,7 +264,8 @@ def tile(
 ) -> Any:
     """y[n, o] (+)= sum of w[o, i] x[n, i] over i: 4 rows of w at a time, `fours` times, up to TILE rows of x.
 
-    There are `count` of i, a multiple of 4; w is of halves where `half` is 1; strides are in numbers. The order of additions depends on `count` alone.
+    There are `count` of i, a multiple of 4; w is of halves where `half` is 1; strides are in numbers. The order of
+    additions depends on `count` alone.
     """
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -337,6 +341,7 @@ def _tile(
         first = builder.mul(outer.index, _I64(4))
         size = _I64(2 if is_half else 4)
         ws = [builder.add(w, builder.mul(builder.mul(w_stride, size), builder.add(first, _I64(o)))) for o in range(4)]
+        ahead = builder.mul(builder.mul(w_stride, size), _I64(4))
         for each in (each for row in sums for each in row):
             builder.store(zero, each)
 
@@ -344,6 +349,8 @@ def _tile(
             # activations first, then one weight at a time: with three rows that is all of 16 registers
             activations = [_vector(builder, base, index, lanes, False) for base in xs]
             for o in range(4):
+                if lanes == LANES:  # the next four rows, or a processor waits for memory at the end of every row
+                    _prefetch(builder, builder.add(builder.add(ws[o], ahead), builder.mul(index, size)))
                 weights = _vector(builder, ws[o], index, lanes, is_half)
                 for n in range(rows):
                     builder.store(_fma(builder, weights, activations[n], builder.load(sums[n][o])), sums[n][o])

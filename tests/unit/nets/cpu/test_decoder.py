@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -173,3 +174,157 @@ def test_prompts_and_single_tokens_side_by_side_come_out_as_from_the_library(nam
     decoder.close()
     for sequence in sequences:
         assert _difference(sequence.logits, _library(model, sequence.ids)) < 2e-5
+
+
+LINEAR = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
+LINEAR += ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+
+
+def _adapter(
+    model: Any, rank: int, seed: int, names: tuple[str, ...] = LINEAR, *, is_dora: bool = False
+) -> dict[str, Thin]:
+    dice = torch.Generator().manual_seed(seed)
+    adapter = {}
+    for number in range(len(model.model.layers)):
+        for name in names:
+            full = f"model.layers.{number}.{name}"
+            linear = model.get_submodule(full)
+            factor_O = torch.rand(linear.out_features, generator=dice) + 0.5 if is_dora else None
+            a_rI = torch.randn(rank, linear.in_features, generator=dice) * 0.3
+            adapter[full] = Thin(a_rI, torch.randn(linear.out_features, rank, generator=dice) * 0.3, factor_O)
+    return adapter
+
+
+def _merged(model: Any, adapter: dict[str, Thin]) -> Any:
+    """The model with the adapter in its weights."""
+    other = copy.deepcopy(model).float()
+    with torch.no_grad():
+        for name, thin in adapter.items():
+            weight_OI = other.get_submodule(name).weight
+            weight_OI += thin.b_Or @ thin.a_rI
+            if thin.factor_O is not None:
+                weight_OI *= thin.factor_O[:, None]
+    return other
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_every_token_goes_through_the_adapter_of_its_sequence(threads: int) -> None:
+    model = _model("qwen2, tied")  # with biases, which a DoRA's factor leaves alone
+    adapters = {
+        0: _adapter(model, 4, seed=1),
+        1: _adapter(model, 16, seed=2, names=("self_attn.q_proj", "mlp.down_proj")),
+        2: _adapter(model, 9, seed=3, is_dora=True),
+    }
+    bank = Bank(model, 4)
+    for place, adapter in adapters.items():
+        bank.put(place, adapter)
+    decoder = decoder_of(model, _pool(model), bank, threads=threads)
+    assert decoder is not None
+    sequences = _sequences([40, 33, 18, 50, 7, 21], [2, 0, -1, 0, 1, 3])  # nothing lies in place 3
+    _run(decoder, sequences)
+    decoder.close()
+    for sequence in sequences:
+        alike = _merged(model, adapters.get(sequence.adapter, {}))
+        assert _difference(sequence.logits, _library(alike, sequence.ids)) < 1e-4
+
+
+def test_an_adapter_put_later_is_used_from_the_next_pass_on() -> None:
+    model = _model("llama")
+    bank = Bank(model, 2)
+    decoder = decoder_of(model, _pool(model), bank, threads=1)
+    assert decoder is not None
+    before, after, cleared = (_sequences([12], [1])[0] for _ in range(3))
+    _run(decoder, [before])
+    adapter = _adapter(model, 24, seed=1)
+    bank.put(1, adapter)
+    _run(decoder, [after])
+    bank.put(1, {})
+    _run(decoder, [cleared])
+    decoder.close()
+    assert _difference(before.logits, _library(model, before.ids)) < 2e-5
+    assert _difference(after.logits, _library(_merged(model, adapter), after.ids)) < 1e-4
+    assert torch.equal(torch.stack(before.logits), torch.stack(cleared.logits))
+
+
+def test_weights_of_sixteen_bits_are_read_as_they_are() -> None:
+    model = _model("qwen3", torch.bfloat16)
+    bank = Bank(model, 1)
+    adapter = {
+        name: Thin(thin.a_rI.bfloat16().float(), thin.b_Or.bfloat16().float())
+        for name, thin in _adapter(model, 8, seed=5).items()
+    }
+    bank.put(0, adapter)
+    decoder = decoder_of(model, _pool(model), bank, threads=2)
+    assert decoder is not None
+    sequences = _sequences([40, 70], [-1, 0])
+    _run(decoder, sequences)
+    decoder.close()
+    exact = copy.deepcopy(model).float()
+    assert _difference(sequences[0].logits, _library(exact, sequences[0].ids)) < 0.01  # keys and values are rounded
+    assert _difference(sequences[1].logits, _library(_merged(exact, adapter), sequences[1].ids)) < 0.01
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_not_a_bit_depends_on_strangers_or_threads(dtype: torch.dtype) -> None:
+    model = _model("llama of long contexts", dtype)
+    bank = Bank(model, 3)
+    for place in range(3):
+        bank.put(place, _adapter(model, 8, seed=place, is_dora=place == 2))
+    lengths, adapters = [40, 9, 77, 25, 66, 13, 18, 31, 50, 6], [0, -1, 2, 0, 1, -1, 2, 1, 0, 2]
+    rows = []
+    for threads, is_alone in ((1, True), (1, False), (2, False)):
+        decoder = Decoder(model, _pool(model), bank, threads=threads)
+        sequences = _sequences(lengths, adapters)
+        for sequence in sequences if is_alone else [None]:
+            _run(decoder, [sequence] if sequence else sequences)
+        decoder.close()
+        rows.append(torch.cat([torch.stack(sequence.logits) for sequence in sequences]))
+    assert torch.equal(rows[0], rows[1])
+    assert torch.equal(rows[0], rows[2])
+
+
+def test_a_prompt_in_chunks_gives_the_bits_of_a_prompt_at_once() -> None:
+    model = _model("llama")
+    decoder = Decoder(model, _pool(model), Bank(model, 1), threads=1)
+    whole, parts = (_sequences([200])[0] for _ in range(2))
+    _run(decoder, [whole], chunk=200)
+    _run(decoder, [parts], chunk=7)
+    decoder.close()
+    assert torch.equal(torch.stack(whole.logits), torch.stack(parts.logits))
+
+
+def test_other_models_are_left_to_the_library() -> None:
+    def of(model: Any, dtype: torch.dtype = torch.float32) -> Decoder | None:
+        pool = Pool.of(layers=2, heads=2, width=12, blocks=4, dtype=dtype, device=torch.device("cpu"))
+        return decoder_of(model, pool, Bank(model, 1), threads=1)
+
+    rope = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 2.0, "original_max_position_embeddings": 128}
+    layered = _model("llama")
+    layered.model.layers[1].mlp.up_proj = torch.nn.Sequential(layered.model.layers[1].mlp.up_proj)
+    assert of(_model("llama", rope_parameters=rope)) is None
+    assert of(_model("mistral", sliding_window=64)) is None
+    assert of(_model("llama", hidden_act="gelu")) is None
+    assert of(_model("llama", torch.float16), torch.float16) is None
+    assert of(_model("llama", intermediate_size=98)) is None
+    assert of(layered) is None
+
+
+def test_a_pass_that_comes_out_otherwise_than_the_librarys_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _model("llama")
+    monkeypatch.setattr(
+        "luthier.nets.cpu.decoder._library_logits", lambda model, ids_N, layers: torch.ones(len(ids_N), 259)
+    )
+    assert decoder_of(model, _pool(model), Bank(model, 1), threads=1) is None
+
+
+def test_too_many_tokens_and_adapters_of_other_layers_are_refused() -> None:
+    model = _model("llama")
+    bank = Bank(model, 1)
+    decoder = Decoder(model, _pool(model), bank, threads=1)
+    (long,) = _sequences([decoder.most + 1])
+    with pytest.raises(ValueError, match="512 tokens"):
+        decoder.logits(_batch([(long, len(long.ids))]))
+    bank.put(0, {"lm_head": Thin(torch.ones(4, 48), torch.ones(259, 4))})
+    with pytest.raises(ValueError, match="lm_head"):
+        decoder.logits(_batch([(long, 1)]))
+    decoder.close()
