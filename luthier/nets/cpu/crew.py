@@ -39,3 +39,34 @@ class Crew:
             if self._is_closed:
                 return
             self._work(number)
+
+
+class Pace:
+    """Whether the others help: as was quicker of late, since another process may keep their cores busy.
+
+    Passes are told apart by the power of two of their tokens; one in `_TRIED_EVERY` is done the other way, to see.
+    """
+
+    def __init__(self) -> None:
+        self._seconds: dict[tuple[int, bool], float] = {}
+        self._passes: dict[int, int] = {}
+
+    def is_shared(self, tokens: int) -> bool:
+        """Whether the next pass of so many tokens is for all threads."""
+        size = tokens.bit_length()
+        self._passes[size] = number = self._passes.get(size, 0) + 1
+        alone, shared = (self._seconds.get((size, is_shared)) for is_shared in (False, True))
+        if shared is None:
+            return True
+        if alone is None:
+            return False
+        return (shared <= alone) != (number % _TRIED_EVERY == 0)
+
+    def took(self, tokens: int, is_shared: bool, seconds: float) -> None:
+        """Remember how long a pass took: the latest ones count most."""
+        key = tokens.bit_length(), is_shared
+        self._seconds[key] = _KEPT * self._seconds.get(key, seconds) + (1 - _KEPT) * seconds
+
+
+_TRIED_EVERY = 32
+_KEPT = 0.7

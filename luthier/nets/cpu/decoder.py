@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -162,7 +163,7 @@ class Decoder:
     ) -> None:
         """The first `layers` of the model, None for all of them."""
         from luthier.nets.cpu import kernels
-        from luthier.nets.cpu.crew import Crew
+        from luthier.nets.cpu.crew import Crew, Pace
 
         kernels.ready()
         self._kernels = kernels
@@ -176,6 +177,7 @@ class Decoder:
         self._positions = 0
         self._reach(min(model.config.max_position_embeddings, pool.blocks * BLOCK))
         address = self._plan.ctypes.data
+        self._pace = Pace()
         self._crew = Crew(lambda worker: kernels.work(address, worker), threads - 1)
 
     def logits(self, batch: PagedBatch) -> Tensor:
@@ -190,9 +192,12 @@ class Decoder:
             self._read_bank()
         self._reach(int(batch.positions_N.max()) + 1)
         logits_RV = self._fill(batch)
-        if self._threads > 1:
+        is_shared = self._threads > 1 and self._pace.is_shared(tokens)
+        began = time.perf_counter()
+        if is_shared:
             self._crew.call()
         self._kernels.work(self._plan.ctypes.data, 0)
+        self._pace.took(tokens, is_shared, time.perf_counter() - began)
         return logits_RV
 
     def close(self) -> None:
