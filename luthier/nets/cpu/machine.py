@@ -34,6 +34,8 @@ FITS = llvm.get_process_triple().startswith(("x86_64", "aarch64", "arm64")) and 
 
 _I16, _I32, _I64, _F32 = ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 _INT, _FLOAT = types.int64, types.float32
+_word: Any = intrinsic  # what it makes is called without the first argument, which checkers do not know
+_Locator: Any = _CacheLocator
 
 
 # Memory by address
@@ -50,7 +52,7 @@ def _widened(builder: Any, bits: Any, shape: Any) -> Any:
     return builder.bitcast(builder.shl(wide, sixteen), shape(_F32))
 
 
-@intrinsic
+@_word
 def int_at(typingctx: Any, base: Any, index: Any) -> Any:
     """The 64-bit integer at place `index` from the address `base`."""
 
@@ -60,7 +62,7 @@ def int_at(typingctx: Any, base: Any, index: Any) -> Any:
     return _INT(_INT, _INT), code
 
 
-@intrinsic
+@_word
 def number_at(typingctx: Any, base: Any, index: Any) -> Any:
     """The float at place `index` from the address `base`."""
 
@@ -70,7 +72,7 @@ def number_at(typingctx: Any, base: Any, index: Any) -> Any:
     return _FLOAT(_INT, _INT), code
 
 
-@intrinsic
+@_word
 def half_at(typingctx: Any, base: Any, index: Any) -> Any:
     """The half at place `index` from the address `base`, as a float."""
 
@@ -80,7 +82,7 @@ def half_at(typingctx: Any, base: Any, index: Any) -> Any:
     return _FLOAT(_INT, _INT), code
 
 
-@intrinsic
+@_word
 def put_number(typingctx: Any, base: Any, index: Any, number: Any) -> Any:
     """Write a float to place `index` from the address `base`."""
 
@@ -91,7 +93,7 @@ def put_number(typingctx: Any, base: Any, index: Any, number: Any) -> Any:
     return types.void(_INT, _INT, _FLOAT), code
 
 
-@intrinsic
+@_word
 def put_half(typingctx: Any, base: Any, index: Any, number: Any) -> Any:
     """Write a float as a half: the nearest one, of two the even one, as torch rounds."""
 
@@ -114,7 +116,7 @@ def _prefetch(builder: Any, address: Any) -> None:
     builder.call(function, [builder.inttoptr(address, byte), _I32(0), _I32(3), _I32(1)])
 
 
-@intrinsic
+@_word
 def fetch(typingctx: Any, address: Any) -> Any:
     """Ask for the line at an address, to be near when it is read."""
 
@@ -128,7 +130,7 @@ def fetch(typingctx: Any, address: Any) -> Any:
 # Numbers
 
 
-@intrinsic
+@_word
 def whole(typingctx: Any, number: Any) -> Any:
     """The largest whole number not above a float, as a float."""
 
@@ -139,7 +141,7 @@ def whole(typingctx: Any, number: Any) -> Any:
     return _FLOAT(_FLOAT), code
 
 
-@intrinsic
+@_word
 def two_to(typingctx: Any, exponent: Any) -> Any:
     """2 to a whole float from -126 to 127."""
 
@@ -153,7 +155,7 @@ def two_to(typingctx: Any, exponent: Any) -> Any:
 # What threads share
 
 
-@intrinsic
+@_word
 def atomic_add(typingctx: Any, address: Any, number: Any) -> Any:
     """Add to the integer at an address, and return what it was."""
 
@@ -163,7 +165,7 @@ def atomic_add(typingctx: Any, address: Any, number: Any) -> Any:
     return _INT(_INT, _INT), code
 
 
-@intrinsic
+@_word
 def atomic_at(typingctx: Any, address: Any) -> Any:
     """The integer at an address as other threads left it, with all that they wrote before."""
 
@@ -173,7 +175,7 @@ def atomic_at(typingctx: Any, address: Any) -> Any:
     return _INT(_INT), code
 
 
-@intrinsic
+@_word
 def put_atomic(typingctx: Any, address: Any, number: Any) -> Any:
     """Write an integer for other threads, after all that was written before."""
 
@@ -184,7 +186,7 @@ def put_atomic(typingctx: Any, address: Any, number: Any) -> Any:
     return types.void(_INT, _INT), code
 
 
-@intrinsic
+@_word
 def stands_alone(typingctx: Any) -> Any:
     """Have the function that says this compiled once, not into each of its callers: that would take a minute."""
 
@@ -236,7 +238,8 @@ def _sums_of_four(builder: Any, vectors: list[Any]) -> Any:
         return builder.fadd(*sides)
 
     low, high = [0, LANES, 1, LANES + 1], [2, LANES + 2, 3, LANES + 3]
-    first, second = both(*vectors[:2], low, high), both(*vectors[2:], low, high)
+    a, b, c, d = vectors
+    first, second = both(a, b, low, high), both(c, d, low, high)
     total = both(first, second, [0, 1, LANES, LANES + 1], [2, 3, LANES + 2, LANES + 3])
     while total.type.count > 4:
         half = total.type.count // 2
@@ -247,7 +250,7 @@ def _sums_of_four(builder: Any, vectors: list[Any]) -> Any:
     return total
 
 
-@intrinsic
+@_word
 def tile(
     typingctx: Any,
     rows: Any,
@@ -275,7 +278,7 @@ def tile(
     return types.void(*[_INT] * 11), code
 
 
-@intrinsic
+@_word
 def mix(
     typingctx: Any,
     rows: Any,
@@ -295,9 +298,9 @@ def mix(
         rows, half, wide, *rest = args
         with builder.if_else(builder.icmp_signed("!=", wide, _I64(0))) as (then, otherwise):
             with then:
-                _for_each_case(builder, rows, half, lambda *case: _mix(builder, *case, 4, LANES, *rest))
+                _for_each_case(builder, rows, half, lambda rows, is_half: _mix(builder, rows, is_half, 4, LANES, *rest))
             with otherwise:
-                _for_each_case(builder, rows, half, lambda *case: _mix(builder, *case, 1, 4, *rest))
+                _for_each_case(builder, rows, half, lambda rows, is_half: _mix(builder, rows, is_half, 1, 4, *rest))
         return context.get_dummy_value()
 
     return types.void(*[_INT] * 10), code
@@ -306,7 +309,7 @@ def mix(
 MIX = 4 * LANES
 
 
-def _for_each_case(builder: Any, rows: Any, half: Any, write: Callable[[int, bool], None]) -> None:
+def _for_each_case(builder: Any, rows: Any, half: Any, write: Callable[..., None]) -> None:
     """Code for every number of rows and both widths, of which one runs."""
     for is_half in (False, True):
         with builder.if_then(builder.icmp_signed("==", half, _I64(int(is_half)))):
@@ -424,7 +427,7 @@ def kept(function: Any, sources: Iterable[Path]) -> None:
     digest = hashlib.sha256(text + repr((numba.__version__, llvm.get_host_cpu_name(), FEATURES)).encode()).hexdigest()
     folder = _cache_folder() / digest[:16]
 
-    class Locator(_CacheLocator):
+    class Locator(_Locator):
         def __init__(self, py_func: Any, py_file: str) -> None:
             self._py_file = py_file
 
