@@ -1,0 +1,576 @@
+"""The compiled pass: embedding, layers and output layer of a Llama-like model over the tokens of many sequences.
+
+All threads of a crew run `work`. The pass is a row of phases, a phase a number of pieces; threads take piece after piece, and
+go on when the last one is done. A piece is some outputs of a layer, or a token, or a key head of one: never a part of a
+sum. So a number does not depend on how many threads there are, nor on which other tokens are in the pass.
+
+What a pass reads stands in its plan, an array of integers: sizes, and addresses of memory that its maker keeps alive.
+Shapes: N tokens, E width of the model, H heads, K key heads, D width of a head, F width of the feed-forward layer, V
+vocabulary, I inputs and O outputs of a linear layer, R an adapter's rank, L positions. Activations are floats in rows.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+from numba import njit
+
+from luthier.nets.cpu import machine
+from luthier.nets.cpu.machine import (
+    MIX,
+    TILE,
+    atomic_add,
+    atomic_at,
+    fetch,
+    give_way,
+    half_at,
+    int_at,
+    mix,
+    number_at,
+    put_atomic,
+    put_half,
+    put_number,
+    stands_alone,
+    tile,
+    two_to,
+    whole,
+)
+from luthier.nets.paged.batch import BLOCK
+
+_BLOCK = BLOCK
+_fast = {"reassoc", "contract", "nsz", "arcp"}
+_inner = {"nogil": True, "error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+_compiled = njit(**_inner, fastmath=_fast)
+_exact = njit(**_inner, fastmath=False)  # said, or it would be as its first caller is
+
+# A plan: sizes and what the model is made of
+(LAYERS, WIDTH, HEADS, KEY_HEADS, HEAD, INNER, VOCABULARY, IS_HALF, PLACES, OUTSIDE) = range(10)
+(EMBEDDING, FIRST_LAYER, FINAL_NORM, OUTPUT, FLOATS, COSINES, SINES) = range(10, 17)
+# and buffers of one pass: activations, and what the threads share
+(STREAM, NORMED, QUERIES, KEYS, VALUES, MIXED, GATED, RAISED, THIN, THIN_STRIDE, SCORES, SCORES_STRIDE) = range(17, 29)
+(COUNTERS, OPEN, INSIDE) = range(29, 32)
+# and the tokens, those of one adapter next to each other
+(TOKENS, ROWS, RUNS, HAS_ADAPTERS, TABLE_STRIDE) = range(32, 37)
+(IDS, POSITIONS, SLOTS, SEQUENCES, SEEN, TABLES, WANTED, STARTS, RUN_PLACES, LOGITS) = range(37, 47)
+PLAN = 48
+
+# Floats of a plan
+EPSILON, SCALE = range(2)
+
+# A linear layer in a plan: the adapter's addresses are 0 where there is none, and so is the bias
+(WEIGHT, BIAS, OUTPUTS, INPUTS, A, B, FACTOR, RANK) = range(8)
+LINEAR = 8
+
+# A layer of a plan: seven linear layers, then its own
+(Q, K, V, O, GATE, UP, DOWN) = range(0, 7 * LINEAR, LINEAR)  # noqa: E741 - the field's name
+(BEFORE_ATTENTION, BEFORE_INNER, QUERY_NORM, KEY_NORM, KEY_POOL, VALUE_POOL) = range(7 * LINEAR, 7 * LINEAR + 6)
+LAYER = 64
+
+PHASES_PER_LAYER = 12
+COUNTER = 128
+"""Bytes from one phase's counters to the next: pieces taken, and in a line of its own pieces done."""
+
+_PANEL = 32  # outputs of a layer in one piece
+_OUTPUT_PANEL = 128  # of the output layer
+_STRIP = 2048  # inputs that are summed before the next: what four rows of weights and some of activations fit in a near cache
+_PATIENCE = 4000  # looks at a counter before a thread gives way
+_ROWS = 48  # tokens that go through a panel before the next: their strip stays in the second cache
+
+
+@_compiled
+def _taken(plan, phase):
+    return atomic_add(int_at(plan, COUNTERS) + phase * COUNTER, 1)
+
+
+@_compiled
+def _did(plan, phase):
+    atomic_add(int_at(plan, COUNTERS) + phase * COUNTER + COUNTER // 2, 1)
+
+
+@_compiled
+def _await(plan, phase, pieces):
+    """Wait for the pieces that others took; who waits long lets others run on its core."""
+    stands_alone()
+    counter = int_at(plan, COUNTERS) + phase * COUNTER + COUNTER // 2
+    turns = 0
+    while atomic_at(counter) < pieces:
+        turns += 1
+        if turns > _PATIENCE:
+            give_way()
+
+
+@_compiled
+def _bytes(is_half):
+    return 2 if is_half else 4
+
+
+_f = np.float32
+_LOG2_E, _LN2_HIGH, _LN2_LOW = _f(1.44269504), _f(0.693359375), _f(-2.12194440e-4)
+_E = (_f(1.9875691500e-4), _f(1.3981999507e-3), _f(8.3334519073e-3), _f(4.1665795894e-2), _f(1.6666665459e-1), _f(0.5))
+_NO, _YES = np.int64(0), np.int64(1)  # of one type with what is computed, or a function is compiled for each
+_LEAST, _MOST, _HALF, _ONE, _ZERO = _f(-87.0), _f(88.0), _f(0.5), _f(1), _f(0)
+
+
+@_compiled
+def _exponential(x):
+    """e to the x, but for the last bit or two, in operations that go through vectors."""
+    x = min(max(x, _LEAST), _MOST)
+    n = whole(x * _LOG2_E + _HALF)
+    r = x - n * _LN2_HIGH - n * _LN2_LOW
+    p = ((((_E[0] * r + _E[1]) * r + _E[2]) * r + _E[3]) * r + _E[4]) * r + _E[5]
+    return (p * r * r + r + _ONE) * two_to(n)
+
+
+# Single rows
+
+
+@_compiled
+def _norm(x, weight, y, width, epsilon):
+    """y = x / root of its mean square * weight, one row of `width`."""
+    stands_alone()
+    total = _ZERO
+    for i in range(width):
+        total += number_at(x, i) * number_at(x, i)
+    factor = _ONE / np.float32(math.sqrt(total / np.float32(width) + epsilon))
+    for i in range(width):
+        put_number(y, i, number_at(x, i) * factor * number_at(weight, i))
+
+
+@_compiled
+def _begin(plan, n):
+    """The embedding of token n into its row of the stream."""
+    stands_alone()
+    width, token = int_at(plan, WIDTH), int_at(int_at(plan, IDS), n)
+    row = int_at(plan, STREAM) + n * width * 4
+    if int_at(plan, IS_HALF):
+        source = int_at(plan, EMBEDDING) + token * width * 2
+        for i in range(width):
+            put_number(row, i, half_at(source, i))
+    else:
+        source = int_at(plan, EMBEDDING) + token * width * 4
+        for i in range(width):
+            put_number(row, i, number_at(source, i))
+
+
+@_compiled
+def _turn(row, cosines, sines, width, scale):
+    """Rotary embedding of one head, in place, times `scale`."""
+    half = width // 2
+    for i in range(half):
+        first, second = number_at(row, i), number_at(row, half + i)
+        cosine, sine = number_at(cosines, i), number_at(sines, i)
+        put_number(row, i, (first * cosine - second * sine) * scale)
+        put_number(row, half + i, (second * cosine + first * sine) * scale)
+
+
+@_compiled
+def _place(plan, layer, n):
+    """Norms and rotary embedding of token n's queries and keys; its keys and values into the pool."""
+    stands_alone()
+    heads, key_heads, width = int_at(plan, HEADS), int_at(plan, KEY_HEADS), int_at(plan, HEAD)
+    position, slot = int_at(int_at(plan, POSITIONS), n), int_at(int_at(plan, SLOTS), n)
+    cosines = int_at(plan, COSINES) + position * width * 2
+    sines = int_at(plan, SINES) + position * width * 2
+    epsilon, scale = number_at(int_at(plan, FLOATS), EPSILON), number_at(int_at(plan, FLOATS), SCALE)
+    query_norm, key_norm = int_at(layer, QUERY_NORM), int_at(layer, KEY_NORM)
+    for h in range(heads):
+        row = int_at(plan, QUERIES) + (n * heads + h) * width * 4
+        if query_norm:
+            _norm(row, query_norm, row, width, epsilon)
+        _turn(row, cosines, sines, width, scale)
+    keys = int_at(plan, KEYS) + n * key_heads * width * 4
+    values = int_at(plan, VALUES) + n * key_heads * width * 4
+    for h in range(key_heads):
+        row = keys + h * width * 4
+        if key_norm:
+            _norm(row, key_norm, row, width, epsilon)
+        _turn(row, cosines, sines, width, _ONE)
+    size = key_heads * width
+    if int_at(plan, IS_HALF):
+        key_slot, value_slot = int_at(layer, KEY_POOL) + slot * size * 2, int_at(layer, VALUE_POOL) + slot * size * 2
+        for i in range(size):
+            put_half(key_slot, i, number_at(keys, i))
+            put_half(value_slot, i, number_at(values, i))
+    else:
+        key_slot, value_slot = int_at(layer, KEY_POOL) + slot * size * 4, int_at(layer, VALUE_POOL) + slot * size * 4
+        for i in range(size):
+            put_number(key_slot, i, number_at(keys, i))
+            put_number(value_slot, i, number_at(values, i))
+
+
+@_compiled
+def _attend(plan, layer, n, key_head, worker):
+    """What the heads of one key head make of the keys that token n sees."""
+    stands_alone()
+    heads, key_heads, width = int_at(plan, HEADS), int_at(plan, KEY_HEADS), int_at(plan, HEAD)
+    group, half = heads // key_heads, int_at(plan, IS_HALF)
+    size = _bytes(half)
+    seen = int_at(int_at(plan, SEEN), n)
+    table = int_at(plan, TABLES) + int_at(int_at(plan, SEQUENCES), n) * int_at(plan, TABLE_STRIDE) * 8
+    first = (n * heads + key_head * group) * width * 4
+    queries, mixed = int_at(plan, QUERIES) + first, int_at(plan, MIXED) + first
+    stride = int_at(plan, SCORES_STRIDE)
+    scores = int_at(plan, SCORES) + worker * group * stride * 4
+    apart = key_heads * width
+    for block in range((seen + _BLOCK - 1) // _BLOCK):
+        keys = int_at(layer, KEY_POOL) + (int_at(table, block) * _BLOCK * apart + key_head * width) * size
+        fours = (min(_BLOCK, seen - block * _BLOCK) + 3) // 4
+        for g in range(0, group, TILE):
+            rows, target = min(TILE, group - g), scores + (g * stride + block * _BLOCK) * 4
+            query = queries + g * width * 4
+            _products(rows, half, fours, keys, apart, query, width, width, target, stride, _NO)
+    for g in range(group):
+        _soften(scores + g * stride * 4, seen)
+    for i in range(group * width):
+        put_number(mixed, i, _ZERO)
+    for block in range((seen + _BLOCK - 1) // _BLOCK):
+        values = int_at(layer, VALUE_POOL) + (int_at(table, block) * _BLOCK * apart + key_head * width) * size
+        count = min(_BLOCK, seen - block * _BLOCK)
+        for g in range(0, group, TILE):
+            weights, out = scores + (g * stride + block * _BLOCK) * 4, mixed + g * width * 4
+            rows = min(TILE, group - g)
+            wide = width // MIX * MIX
+            for d in range(0, wide, MIX):
+                _mixed(rows, half, _YES, weights, stride, values + d * size, apart, count, out + d * 4, width)
+            for d in range(wide, width, 4):
+                _mixed(rows, half, _NO, weights, stride, values + d * size, apart, count, out + d * 4, width)
+
+
+@_compiled
+def _soften(scores, count):
+    """Softmax of a row, in place."""
+    stands_alone()
+    top = number_at(scores, 0)
+    for i in range(count):
+        top = max(top, number_at(scores, i))
+    total = _ZERO
+    for i in range(count):
+        weight = _exponential(number_at(scores, i) - top)
+        put_number(scores, i, weight)
+        total += weight
+    factor = _ONE / total
+    for i in range(count):
+        put_number(scores, i, number_at(scores, i) * factor)
+
+
+@_exact
+def _products(rows, half, fours, w, w_stride, x, x_stride, count, y, y_stride, adds):
+    stands_alone()
+    tile(rows, half, fours, w, w_stride, x, x_stride, count, y, y_stride, adds)
+
+
+@_exact
+def _mixed(rows, half, wide, p, p_stride, v, v_stride, count, out, out_stride):
+    stands_alone()
+    mix(rows, half, wide, p, p_stride, v, v_stride, count, out, out_stride)
+
+
+# Linear layers
+
+
+@_compiled
+def _thin(plan, linear, x, t, run):
+    """t_NR = A x of one adapter, for the tokens that use it."""
+    stands_alone()
+    place, rank, inputs = int_at(int_at(plan, RUN_PLACES), run), int_at(linear, RANK), int_at(linear, INPUTS)
+    if place < 0 or rank == 0:
+        return
+    half, stride = int_at(plan, IS_HALF), int_at(plan, THIN_STRIDE)
+    a = int_at(linear, A) + place * rank * inputs * _bytes(half)
+    end = int_at(int_at(plan, STARTS), run + 1)
+    for n in range(int_at(int_at(plan, STARTS), run), end, TILE):
+        rows, row, target = min(TILE, end - n), x + n * inputs * 4, t + n * stride * 4
+        _products(rows, half, rank // 4, a, inputs, row, inputs, inputs, target, stride, _NO)
+
+
+@_compiled
+def _linear(plan, linear, x, tokens, t, y, start, end):
+    """y_NO = W x, B t of its adapter and the bias, for the outputs from `start` up to `end`; t is 0 where none is used."""
+    stands_alone()
+    outputs, inputs, half = int_at(linear, OUTPUTS), int_at(linear, INPUTS), int_at(plan, IS_HALF)
+    weight, row = int_at(linear, WEIGHT), inputs * _bytes(half)
+    strip = _STRIP if outputs % 4 == 0 else inputs  # four outputs that overlap others must not be added to
+    if t:
+        _fetch_adapters(plan, linear, start, end)
+    for first in range(0, tokens, _ROWS):
+        last = min(tokens, first + _ROWS)
+        for i in range(0, inputs, strip):
+            count = min(strip, inputs - i)
+            for at in range(start, end, 4):
+                o = min(at, outputs - 4)
+                w = weight + o * row + i * _bytes(half)
+                for n in range(first, last, TILE):
+                    rows, source, target = min(TILE, last - n), x + (n * inputs + i) * 4, y + (n * outputs + o) * 4
+                    _products(rows, half, _YES, w, inputs, source, inputs, count, target, outputs, i)
+    if t and int_at(linear, RANK):
+        _add_adapters(plan, linear, t, y, start, end)
+    bias = int_at(linear, BIAS)
+    if bias:
+        for n in range(tokens):
+            for o in range(start, end):
+                put_number(y, n * outputs + o, number_at(y, n * outputs + o) + number_at(bias, o))
+
+
+@_compiled
+def _fetch_all(address, size):
+    """Ask for memory that is read next: it comes while other things are computed."""
+    for at in range(0, size, 64):
+        fetch(address + at)
+
+
+@_compiled
+def _fetch_adapters(plan, linear, start, end):
+    """Ask for what `_add_adapters` will read."""
+    rank, size = int_at(linear, RANK), _bytes(int_at(plan, IS_HALF))
+    for run in range(int_at(plan, RUNS)):
+        place = int_at(int_at(plan, RUN_PLACES), run)
+        if place >= 0:
+            b = int_at(linear, B) + (place * int_at(linear, OUTPUTS) + start) * rank * size
+            _fetch_all(b, (end - start) * rank * size)
+
+
+@_compiled
+def _add_adapters(plan, linear, t, y, start, end):
+    """y += B t for some outputs, each token by its own adapter; then the factor of a DoRA."""
+    stands_alone()
+    outputs, rank, half = int_at(linear, OUTPUTS), int_at(linear, RANK), int_at(plan, IS_HALF)
+    stride, starts, factors = int_at(plan, THIN_STRIDE), int_at(plan, STARTS), int_at(linear, FACTOR)
+    for run in range(int_at(plan, RUNS)):
+        place, last = int_at(int_at(plan, RUN_PLACES), run), int_at(starts, run + 1)
+        if place < 0:
+            continue
+        b = int_at(linear, B) + (place * outputs + start) * rank * _bytes(half)
+        fours = (end - start) // 4
+        for n in range(int_at(starts, run), last, TILE):
+            rows, target = min(TILE, last - n), y + (n * outputs + start) * 4
+            _products(rows, half, fours, b, rank, t + n * stride * 4, stride, rank, target, outputs, _YES)
+        if factors:
+            for n in range(int_at(starts, run), last):
+                for o in range(start, end):
+                    if half:
+                        factor = half_at(factors, place * outputs + o)
+                    else:
+                        factor = number_at(factors, place * outputs + o)
+                    put_number(y, n * outputs + o, number_at(y, n * outputs + o) * factor)
+
+
+@_compiled
+def _adapt(plan, phase, linear, count, x):
+    """The thin activations of up to three linear layers that read the same x, for every adapter of the pass."""
+    stands_alone()
+    runs = int_at(plan, RUNS)
+    piece = _taken(plan, phase)
+    while piece < count * runs:
+        which = piece // runs
+        _thin(plan, linear + which * LINEAR * 8, x, _thin_of(plan, which), piece % runs)
+        _did(plan, phase)
+        piece = _taken(plan, phase)
+    _await(plan, phase, count * runs)
+
+
+@_compiled
+def _thin_of(plan, which):
+    stands_alone()
+    if int_at(plan, HAS_ADAPTERS) == 0:
+        return _NO
+    return int_at(plan, THIN) + which * int_at(plan, TOKENS) * int_at(plan, THIN_STRIDE) * 4
+
+
+@_compiled
+def _panels(linear, panel):
+    return (int_at(linear, OUTPUTS) + panel - 1) // panel
+
+
+# The pass
+
+
+@_compiled
+def _layer(plan, layer, phase, worker):
+    """One layer: the stream goes in and out; returns the number of the next phase."""
+    stands_alone()
+    tokens, width, has_adapters = int_at(plan, TOKENS), int_at(plan, WIDTH), int_at(plan, HAS_ADAPTERS)
+    stream, normed, mixed = int_at(plan, STREAM), int_at(plan, NORMED), int_at(plan, MIXED)
+    epsilon = number_at(int_at(plan, FLOATS), EPSILON)
+
+    piece = _taken(plan, phase)
+    while piece < tokens:
+        row = piece * width * 4
+        _norm(stream + row, int_at(layer, BEFORE_ATTENTION), normed + row, width, epsilon)
+        _did(plan, phase)
+        piece = _taken(plan, phase)
+    _await(plan, phase, tokens)
+    phase += 1
+
+    if has_adapters:
+        _adapt(plan, phase, layer + Q * 8, np.int64(3), normed)
+        phase += 1
+    q, k, v = layer + Q * 8, layer + K * 8, layer + V * 8
+    of_q, of_k = _panels(q, _PANEL), _panels(k, _PANEL)
+    pieces = of_q + 2 * of_k
+    piece = _taken(plan, phase)
+    while piece < pieces:
+        if piece < of_q:
+            which, linear, y, start = _NO, q, int_at(plan, QUERIES), piece
+        elif piece < of_q + of_k:
+            which, linear, y, start = _YES, k, int_at(plan, KEYS), piece - of_q
+        else:
+            which, linear, y, start = np.int64(2), v, int_at(plan, VALUES), piece - of_q - of_k
+        end = min(int_at(linear, OUTPUTS), (start + 1) * _PANEL)
+        _linear(plan, linear, normed, tokens, _thin_of(plan, which), y, start * _PANEL, end)
+        _did(plan, phase)
+        piece = _taken(plan, phase)
+    _await(plan, phase, pieces)
+    phase += 1
+
+    piece = _taken(plan, phase)
+    while piece < tokens:
+        _place(plan, layer, piece)
+        _did(plan, phase)
+        piece = _taken(plan, phase)
+    _await(plan, phase, tokens)
+    phase += 1
+
+    key_heads = int_at(plan, KEY_HEADS)
+    pieces = tokens * key_heads
+    piece = _taken(plan, phase)
+    while piece < pieces:
+        _attend(plan, layer, piece // key_heads, piece % key_heads, worker)
+        _did(plan, phase)
+        piece = _taken(plan, phase)
+    _await(plan, phase, pieces)
+    phase += 1
+
+    if has_adapters:
+        _adapt(plan, phase, layer + O * 8, np.int64(1), mixed)
+        phase += 1
+    _into_stream(plan, phase, layer + O * 8, mixed)
+    phase += 1
+
+    piece = _taken(plan, phase)
+    while piece < tokens:
+        row = piece * width * 4
+        _norm(stream + row, int_at(layer, BEFORE_INNER), normed + row, width, epsilon)
+        _did(plan, phase)
+        piece = _taken(plan, phase)
+    _await(plan, phase, tokens)
+    phase += 1
+
+    if has_adapters:
+        _adapt(plan, phase, layer + GATE * 8, np.int64(2), normed)
+        phase += 1
+    gate, up, inner = layer + GATE * 8, layer + UP * 8, int_at(plan, INNER)
+    gated, raised = int_at(plan, GATED), int_at(plan, RAISED)
+    pieces = _panels(gate, _PANEL)
+    piece = _taken(plan, phase)
+    while piece < pieces:
+        start, end = piece * _PANEL, min(inner, (piece + 1) * _PANEL)
+        _linear(plan, gate, normed, tokens, _thin_of(plan, _NO), gated, start, end)
+        _linear(plan, up, normed, tokens, _thin_of(plan, _YES), raised, start, end)
+        for n in range(tokens):
+            _gate(gated + (n * inner + start) * 4, raised + (n * inner + start) * 4, end - start)
+        _did(plan, phase)
+        piece = _taken(plan, phase)
+    _await(plan, phase, pieces)
+    phase += 1
+
+    if has_adapters:
+        _adapt(plan, phase, layer + DOWN * 8, np.int64(1), gated)
+        phase += 1
+    _into_stream(plan, phase, layer + DOWN * 8, gated)
+    return phase + 1
+
+
+@_compiled
+def _gate(gated, raised, count):
+    """gated = silu(gated) * raised."""
+    stands_alone()
+    for i in range(count):
+        x = number_at(gated, i)
+        put_number(gated, i, x / (_ONE + _exponential(-x)) * number_at(raised, i))
+
+
+@_compiled
+def _into_stream(plan, phase, linear, x):
+    """stream += a linear layer of x, whose outputs go through `normed`: nobody reads that at the time."""
+    stands_alone()
+    tokens, width, stream, y = int_at(plan, TOKENS), int_at(plan, WIDTH), int_at(plan, STREAM), int_at(plan, NORMED)
+    pieces = _panels(linear, _PANEL)
+    piece = _taken(plan, phase)
+    while piece < pieces:
+        start, end = piece * _PANEL, min(width, (piece + 1) * _PANEL)
+        _linear(plan, linear, x, tokens, _thin_of(plan, _NO), y, start, end)
+        for n in range(tokens):
+            row = n * width
+            for o in range(start, end):
+                put_number(stream, row + o, number_at(stream, row + o) + number_at(y, row + o))
+        _did(plan, phase)
+        piece = _taken(plan, phase)
+    _await(plan, phase, pieces)
+
+
+@_compiled
+def _pass(plan, worker):
+    tokens, rows, width = int_at(plan, TOKENS), int_at(plan, ROWS), int_at(plan, WIDTH)
+    phase = _NO
+    piece = _taken(plan, phase)
+    while piece < tokens:
+        _begin(plan, piece)
+        _did(plan, phase)
+        piece = _taken(plan, phase)
+    _await(plan, phase, tokens)
+    phase += 1
+
+    for number in range(int_at(plan, LAYERS)):
+        phase = _layer(plan, int_at(plan, FIRST_LAYER) + number * LAYER * 8, phase, worker)
+
+    normed = int_at(plan, NORMED)
+    piece = _taken(plan, phase)
+    while piece < rows:
+        source = int_at(plan, STREAM) + int_at(int_at(plan, WANTED), piece) * width * 4
+        epsilon = number_at(int_at(plan, FLOATS), EPSILON)
+        _norm(source, int_at(plan, FINAL_NORM), normed + piece * width * 4, width, epsilon)
+        _did(plan, phase)
+        piece = _taken(plan, phase)
+    _await(plan, phase, rows)
+    phase += 1
+
+    output = int_at(plan, OUTPUT)
+    pieces, outputs = _panels(output, _OUTPUT_PANEL), int_at(plan, VOCABULARY)
+    piece = _taken(plan, phase)
+    while piece < pieces:
+        end = min(outputs, (piece + 1) * _OUTPUT_PANEL)
+        _linear(plan, output, normed, rows, _NO, int_at(plan, LOGITS), piece * _OUTPUT_PANEL, end)
+        _did(plan, phase)
+        piece = _taken(plan, phase)
+    _await(plan, phase, pieces)
+
+
+@njit(nogil=True)
+def work(plan, worker):
+    """Work on a pass until it is done; `plan` is a plan's address, `worker` this thread's number in its crew.
+
+    Worker 0 opens the pass, and returns when it is done and nobody is inside any more. Another returns at once where none
+    is open. No two threads may come with one number.
+    """
+    if worker == 0:
+        put_atomic(plan + OPEN * 8, 1)
+        _pass(plan, worker)
+        put_atomic(plan + OPEN * 8, 0)
+        turns = 0
+        while atomic_at(plan + INSIDE * 8) > 0:
+            turns += 1
+            if turns > _PATIENCE:
+                give_way()
+    else:
+        atomic_add(plan + INSIDE * 8, 1)
+        if atomic_at(plan + OPEN * 8) != 0:
+            _pass(plan, worker)
+        atomic_add(plan + INSIDE * 8, -1)
+
+
+def ready() -> None:
+    """Have `work` ready to be called: read from where compiled code is kept, or compiled, which takes seconds."""
+    machine.kept(work, [Path(__file__), Path(machine.__file__)])
+    work.compile("void(int64, int64)")

@@ -1,0 +1,465 @@
+"""Words of the machine that numba lacks: memory by address, tiles of vectors, atomics; and where compiled code is kept.
+
+Memory is reached by a base address and an index, never through arrays: their checks keep loops from becoming vectors. Floats
+are 32 bits wide; a "half" is a bfloat16, widened exactly when read and rounded to the nearest when written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import llvmlite.binding as llvm
+import numba
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
+from numba.core.extending import intrinsic
+
+from luthier.core import logs
+
+log = logs.get("nets.cpu")
+
+FEATURES: dict[str, bool] = dict(llvm.get_host_cpu_features())
+LANES = 16 if FEATURES.get("avx512f") else 8
+"""Floats in a vector: what one register holds, two of them on ARM."""
+TILE = 6 if FEATURES.get("avx512f") or FEATURES.get("neon") else 3
+"""Rows of activations that meet four rows of weights in registers: 12 sums where there are 16 registers, 24 where 32."""
+FITS = llvm.get_process_triple().startswith(("x86_64", "aarch64", "arm64")) and sys.byteorder == "little"
+
+_I16, _I32, _I64, _F32 = ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
+_INT, _FLOAT = types.int64, types.float32
+_word: Any = intrinsic  # what it makes is called without the first argument, which checkers do not know
+_Locator: Any = _CacheLocator
+
+
+# Memory by address
+
+
+def _pointer(builder: Any, base: Any, index: Any, kind: ir.Type) -> Any:
+    return builder.gep(builder.inttoptr(base, kind.as_pointer()), [index])
+
+
+def _widened(builder: Any, bits: Any, shape: Any) -> Any:
+    """bfloat16s, as integers, to floats; `shape` makes a type the type of one of them or of a vector of them."""
+    wide = builder.zext(bits, shape(_I32))
+    sixteen = ir.Constant(shape(_I32), 16 if shape(_I32) == _I32 else [16] * shape(_I32).count)
+    return builder.bitcast(builder.shl(wide, sixteen), shape(_F32))
+
+
+@_word
+def int_at(typingctx: Any, base: Any, index: Any) -> Any:
+    """The 64-bit integer at place `index` from the address `base`."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.load(_pointer(builder, args[0], args[1], _I64))
+
+    return _INT(_INT, _INT), code
+
+
+@_word
+def number_at(typingctx: Any, base: Any, index: Any) -> Any:
+    """The float at place `index` from the address `base`."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.load(_pointer(builder, args[0], args[1], _F32))
+
+    return _FLOAT(_INT, _INT), code
+
+
+@_word
+def half_at(typingctx: Any, base: Any, index: Any) -> Any:
+    """The half at place `index` from the address `base`, as a float."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _widened(builder, builder.load(_pointer(builder, args[0], args[1], _I16)), lambda kind: kind)
+
+    return _FLOAT(_INT, _INT), code
+
+
+@_word
+def put_number(typingctx: Any, base: Any, index: Any, number: Any) -> Any:
+    """Write a float to place `index` from the address `base`."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.store(args[2], _pointer(builder, args[0], args[1], _F32))
+        return context.get_dummy_value()
+
+    return types.void(_INT, _INT, _FLOAT), code
+
+
+@_word
+def put_half(typingctx: Any, base: Any, index: Any, number: Any) -> Any:
+    """Write a float as a half: the nearest one, of two the even one, as torch rounds."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        bits = builder.bitcast(args[2], _I32)
+        odd = builder.and_(builder.lshr(bits, _I32(16)), _I32(1))
+        rounded = builder.lshr(builder.add(builder.add(bits, _I32(0x7FFF)), odd), _I32(16))
+        no_number = builder.fcmp_unordered("uno", args[2], args[2])
+        rounded = builder.select(no_number, _I32(0x7FC0), rounded)
+        builder.store(builder.trunc(rounded, _I16), _pointer(builder, args[0], args[1], _I16))
+        return context.get_dummy_value()
+
+    return types.void(_INT, _INT, _FLOAT), code
+
+
+def _prefetch(builder: Any, address: Any) -> None:
+    byte = ir.IntType(8).as_pointer()
+    kind = ir.FunctionType(ir.VoidType(), [byte, _I32, _I32, _I32])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    builder.call(function, [builder.inttoptr(address, byte), _I32(0), _I32(3), _I32(1)])
+
+
+@_word
+def fetch(typingctx: Any, address: Any) -> Any:
+    """Ask for the line at an address, to be near when it is read."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _prefetch(builder, args[0])
+        return context.get_dummy_value()
+
+    return types.void(_INT), code
+
+
+# Numbers
+
+
+@_word
+def whole(typingctx: Any, number: Any) -> Any:
+    """The largest whole number not above a float, as a float."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(_F32, [_F32])
+        return builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.floor.f32"), args)
+
+    return _FLOAT(_FLOAT), code
+
+
+@_word
+def two_to(typingctx: Any, exponent: Any) -> Any:
+    """2 to a whole float from -126 to 127."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        biased = builder.add(builder.fptosi(args[0], _I32), _I32(127))
+        return builder.bitcast(builder.shl(biased, _I32(23)), _F32)
+
+    return _FLOAT(_FLOAT), code
+
+
+# What threads share
+
+
+@_word
+def atomic_add(typingctx: Any, address: Any, number: Any) -> Any:
+    """Add to the integer at an address, and return what it was."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.atomic_rmw("add", builder.inttoptr(args[0], _I64.as_pointer()), args[1], "seq_cst")
+
+    return _INT(_INT, _INT), code
+
+
+@_word
+def atomic_at(typingctx: Any, address: Any) -> Any:
+    """The integer at an address as other threads left it, with all that they wrote before."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.load_atomic(builder.inttoptr(args[0], _I64.as_pointer()), "seq_cst", 8)
+
+    return _INT(_INT), code
+
+
+@_word
+def put_atomic(typingctx: Any, address: Any, number: Any) -> Any:
+    """Write an integer for other threads, after all that was written before."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.store_atomic(args[1], builder.inttoptr(args[0], _I64.as_pointer()), "seq_cst", 8)
+        return context.get_dummy_value()
+
+    return types.void(_INT, _INT), code
+
+
+@_word
+def stands_alone(typingctx: Any) -> Any:
+    """Have the function that says this compiled once, not into each of its callers: that would take a minute."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.function.attributes.add("noinline")
+        return context.get_dummy_value()
+
+    return types.void(), code
+
+
+give_way = types.ExternalFunction("sched_yield", types.int32())
+"""Let another thread of this core go first."""
+
+
+# Tiles: a few rows of weights and a few rows of activations, their sums in registers
+
+
+def _vector(builder: Any, base: Any, index: Any, lanes: int, is_half: bool) -> Any:
+    """`lanes` numbers as floats in a vector of LANES, zeros behind them."""
+    number = _I16 if is_half else _F32
+    kind = ir.VectorType(number, lanes)
+    pointer = builder.bitcast(_pointer(builder, base, index, number), kind.as_pointer())
+    loaded = builder.load(pointer, align=2 if is_half else 4)
+    if is_half:
+        loaded = _widened(builder, loaded, lambda each: ir.VectorType(each, lanes))
+    if lanes == LANES:
+        return loaded
+    places = [*range(lanes), *[lanes] * (LANES - lanes)]
+    return builder.shuffle_vector(loaded, ir.Constant(loaded.type, [0.0] * lanes), _places(places))
+
+
+def _places(places: list[int]) -> ir.Constant:
+    return ir.Constant(ir.VectorType(_I32, len(places)), places)
+
+
+def _fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    kind = a.type
+    name = f"llvm.fma.v{kind.count}f32"
+    function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind, [kind] * 3), name)
+    return builder.call(function, [a, b, c])
+
+
+def _sums_of_four(builder: Any, vectors: list[Any]) -> Any:
+    """The sums of four vectors of LANES, as one vector of four."""
+    groups = range(0, LANES, 4)
+
+    def both(a: Any, b: Any, left: list[int], right: list[int]) -> Any:
+        sides = [builder.shuffle_vector(a, b, _places([g + p for g in groups for p in side])) for side in (left, right)]
+        return builder.fadd(*sides)
+
+    low, high = [0, LANES, 1, LANES + 1], [2, LANES + 2, 3, LANES + 3]
+    a, b, c, d = vectors
+    first, second = both(a, b, low, high), both(c, d, low, high)
+    total = both(first, second, [0, 1, LANES, LANES + 1], [2, 3, LANES + 2, LANES + 3])
+    while total.type.count > 4:
+        half = total.type.count // 2
+        total = builder.fadd(
+            builder.shuffle_vector(total, total, _places([*range(half)])),
+            builder.shuffle_vector(total, total, _places([*range(half, 2 * half)])),
+        )
+    return total
+
+
+@_word
+def tile(
+    typingctx: Any,
+    rows: Any,
+    half: Any,
+    fours: Any,
+    w: Any,
+    w_stride: Any,
+    x: Any,
+    x_stride: Any,
+    count: Any,
+    y: Any,
+    y_stride: Any,
+    adds: Any,
+) -> Any:
+    """y[n, o] (+)= sum of w[o, i] x[n, i] over i: 4 rows of w at a time, `fours` times, up to TILE rows of x.
+
+    There are `count` of i, a multiple of 4; w is of halves where `half` is 1; strides are in numbers. The order of
+    additions depends on `count` alone.
+    """
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _for_each_case(builder, args[0], args[1], lambda *case: _tile(builder, *case, *args[2:]))
+        return context.get_dummy_value()
+
+    return types.void(*[_INT] * 11), code
+
+
+@_word
+def mix(
+    typingctx: Any,
+    rows: Any,
+    half: Any,
+    wide: Any,
+    p: Any,
+    p_stride: Any,
+    v: Any,
+    v_stride: Any,
+    count: Any,
+    out: Any,
+    out_stride: Any,
+) -> Any:
+    """out[g, d] += p[g, t] v[t, d] for t in turn, up to TILE rows of g, and MIX of d where `wide` is 1, else 4 of them."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        rows, half, wide, *rest = args
+        with builder.if_else(builder.icmp_signed("!=", wide, _I64(0))) as (then, otherwise):
+            with then:
+                _for_each_case(builder, rows, half, lambda rows, is_half: _mix(builder, rows, is_half, 4, LANES, *rest))
+            with otherwise:
+                _for_each_case(builder, rows, half, lambda rows, is_half: _mix(builder, rows, is_half, 1, 4, *rest))
+        return context.get_dummy_value()
+
+    return types.void(*[_INT] * 10), code
+
+
+MIX = 4 * LANES
+
+
+def _for_each_case(builder: Any, rows: Any, half: Any, write: Callable[..., None]) -> None:
+    """Code for every number of rows and both widths, of which one runs."""
+    for is_half in (False, True):
+        with builder.if_then(builder.icmp_signed("==", half, _I64(int(is_half)))):
+            for number in range(1, TILE + 1):
+                with builder.if_then(builder.icmp_signed("==", rows, _I64(number))):
+                    write(number, is_half)
+
+
+def _tile(
+    builder: Any,
+    rows: int,
+    is_half: bool,
+    fours: Any,
+    w: Any,
+    w_stride: Any,
+    x: Any,
+    x_stride: Any,
+    count: Any,
+    y: Any,
+    y_stride: Any,
+    adds: Any,
+) -> None:
+    zero, four = ir.Constant(ir.VectorType(_F32, LANES), [0.0] * LANES), ir.VectorType(_F32, 4)
+    xs = [builder.add(x, builder.mul(x_stride, _I64(n * 4))) for n in range(rows)]
+    ys = [builder.add(y, builder.mul(y_stride, _I64(n * 4))) for n in range(rows)]
+    sums = [[cgutils.alloca_once(builder, zero.type) for _ in range(4)] for _ in range(rows)]
+    main = builder.sdiv(count, _I64(LANES))
+    done = builder.mul(main, _I64(LANES))
+    rest = builder.sdiv(builder.sub(count, done), _I64(4))
+    is_added = builder.icmp_signed("!=", adds, _I64(0))
+    with cgutils.for_range(builder, fours) as outer:
+        first = builder.mul(outer.index, _I64(4))
+        size = _I64(2 if is_half else 4)
+        ws = [builder.add(w, builder.mul(builder.mul(w_stride, size), builder.add(first, _I64(o)))) for o in range(4)]
+        ahead = builder.mul(builder.mul(w_stride, size), _I64(4))
+        for each in (each for row in sums for each in row):
+            builder.store(zero, each)
+
+        def step(index: Any, lanes: int) -> None:
+            # activations first, then one weight at a time: with three rows that is all of 16 registers
+            activations = [_vector(builder, base, index, lanes, False) for base in xs]
+            for o in range(4):
+                if lanes == LANES:  # the next four rows, or a processor waits for memory at the end of every row
+                    _prefetch(builder, builder.add(builder.add(ws[o], ahead), builder.mul(index, size)))
+                weights = _vector(builder, ws[o], index, lanes, is_half)
+                for n in range(rows):
+                    builder.store(_fma(builder, weights, activations[n], builder.load(sums[n][o])), sums[n][o])
+
+        with cgutils.for_range(builder, main) as loop:
+            step(builder.mul(loop.index, _I64(LANES)), LANES)
+        with cgutils.for_range(builder, rest) as loop:
+            step(builder.add(done, builder.mul(loop.index, _I64(4))), 4)
+        for n in range(rows):
+            target = builder.bitcast(_pointer(builder, ys[n], first, _F32), four.as_pointer())
+            total = _sums_of_four(builder, [builder.load(each) for each in sums[n]])
+            before = builder.select(is_added, builder.load(target, align=4), ir.Constant(four, [0.0] * 4))
+            builder.store(builder.fadd(before, total), target, align=4)
+
+
+def _mix(
+    builder: Any,
+    rows: int,
+    is_half: bool,
+    vectors: int,
+    lanes: int,
+    p: Any,
+    p_stride: Any,
+    v: Any,
+    v_stride: Any,
+    count: Any,
+    out: Any,
+    out_stride: Any,
+) -> None:
+    kind = ir.VectorType(_F32, lanes)
+    ps = [builder.add(p, builder.mul(p_stride, _I64(g * 4))) for g in range(rows)]
+    outs = [builder.add(out, builder.mul(out_stride, _I64(g * 4))) for g in range(rows)]
+
+    def place(g: int, d: int) -> Any:
+        return builder.bitcast(_pointer(builder, outs[g], _I64(d * lanes), _F32), kind.as_pointer())
+
+    sums = [
+        [cgutils.alloca_once_value(builder, builder.load(place(g, d), align=4)) for d in range(vectors)]
+        for g in range(rows)
+    ]
+    with cgutils.for_range(builder, count) as loop:
+        start = builder.mul(loop.index, v_stride)
+        values = []
+        for d in range(vectors):
+            number = _I16 if is_half else _F32
+            pointer = _pointer(builder, v, builder.add(start, _I64(d * lanes)), number)
+            pointer = builder.bitcast(pointer, ir.VectorType(number, lanes).as_pointer())
+            value = builder.load(pointer, align=2 if is_half else 4)
+            values.append(_widened(builder, value, lambda e: ir.VectorType(e, lanes)) if is_half else value)
+        for g in range(rows):
+            weight = builder.load(_pointer(builder, ps[g], loop.index, _F32))
+            lone = builder.insert_element(ir.Constant(kind, ir.Undefined), weight, _I32(0))
+            spread = builder.shuffle_vector(lone, lone, _places([0] * lanes))
+            for d in range(vectors):
+                builder.store(_fma(builder, spread, values[d], builder.load(sums[g][d])), sums[g][d])
+    for g in range(rows):
+        for d in range(vectors):
+            builder.store(builder.load(sums[g][d]), place(g, d), align=4)
+
+
+# Where compiled code is kept
+
+
+def kept(function: Any, sources: Iterable[Path]) -> None:
+    """Keep what a function compiles to, for the next process: by these sources, this processor and numba's own version.
+
+    It lies in NUMBA_CACHE_DIR, else in the user's cache. Two processes may compile at once: files appear whole. Where the
+    folder cannot be written, every process compiles for itself, and the log says so.
+    """
+    text = b"".join(source.read_bytes() for source in sources)
+    digest = hashlib.sha256(text + repr((numba.__version__, llvm.get_host_cpu_name(), FEATURES)).encode()).hexdigest()
+    folder = _cache_folder() / digest[:16]
+
+    class Locator(_Locator):
+        def __init__(self, py_func: Any, py_file: str) -> None:
+            self._py_file = py_file
+
+        def get_cache_path(self) -> str:
+            return str(folder)
+
+        def get_source_stamp(self) -> str:
+            return digest
+
+        def get_disambiguator(self) -> str:
+            return ""
+
+        @classmethod
+        def from_function(cls, py_func: Any, py_file: str) -> Locator:
+            return cls(py_func, py_file)
+
+    class Implementation(CompileResultCacheImpl):
+        _locator_classes: ClassVar = [Locator]
+
+    class Cache(FunctionCache):
+        _impl_class = Implementation
+
+    try:
+        Locator.from_function(function.py_func, "").ensure_cache_path()
+        function._cache = Cache(function.py_func)
+    except OSError as problem:
+        log.warning("compiled code is not kept: every start compiles again", folder=str(folder), problem=str(problem))
+
+
+def _cache_folder() -> Path:
+    if chosen := os.environ.get("NUMBA_CACHE_DIR"):
+        return Path(chosen) / "luthier"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "luthier" / "compiled"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "luthier" / "compiled"
