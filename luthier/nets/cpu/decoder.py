@@ -172,6 +172,8 @@ class Decoder:
         """Arrays and tensors whose addresses stand in the plan."""
         self._plan = np.zeros(kernels.PLAN, np.int64)
         self._layers = self._describe(layers or len(_decoder(model).layers))
+        numbers = range(len(_decoder(model).layers))
+        self._adaptable = {f"model.layers.{number}.{name}" for number in numbers for name in _LINEAR}
         self._threads = threads
         self._version = -1
         self._positions = 0
@@ -199,6 +201,10 @@ class Decoder:
         self._kernels.work(self._plan.ctypes.data, 0)
         self._pace.took(tokens, is_shared, time.perf_counter() - began)
         return logits_RV
+
+    def knows(self, bank: Bank) -> bool:
+        """Whether every layer that adapters have changed so far is one that a compiled pass changes too."""
+        return bank.layers.keys() <= self._adaptable
 
     def close(self) -> None:
         """Let the threads go; may be called again."""
@@ -274,11 +280,10 @@ class Decoder:
     def _read_bank(self) -> None:
         """Where the adapters lie now: the bank may have made room for them elsewhere."""
         k, rank = self._kernels, 0
-        known = {
-            f"model.layers.{number}.{name}" for number in range(len(_decoder(self._model).layers)) for name in _LINEAR
-        }
-        if others := self._bank.layers.keys() - known:
-            raise ValueError(f"A compiled pass has no place for an adapter of {min(others)}.")
+        if not self.knows(self._bank):
+            raise ValueError(
+                f"A compiled pass has no place for an adapter of {min(self._bank.layers.keys() - self._adaptable)}."
+            )
         for number, row in enumerate(self._layers):
             for place, name in enumerate(_LINEAR):
                 linear = row[place * k.LINEAR : (place + 1) * k.LINEAR]

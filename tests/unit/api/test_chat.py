@@ -50,7 +50,9 @@ class Model:
         self.parts.append(Delta(0, DONE))
         self.asked: list[CompletionRequest] = []
 
-    async def complete(self, who: object, request: CompletionRequest) -> AsyncGenerator[Delta, None]:
+    async def complete(
+        self, who: object, request: CompletionRequest, *, in_background: bool = False
+    ) -> AsyncGenerator[Delta, None]:
         self.asked.append(request)
 
         async def deltas() -> AsyncGenerator[Delta, None]:
