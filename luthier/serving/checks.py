@@ -91,7 +91,7 @@ def _check_tools(tools: list[OfferedTool]) -> None:
             raise InvalidParameter("tools", f"the parameters of {tool.name!r} {fault}")
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=128)
 def _fault(schema: str) -> str | None:
     """What is wrong with the parameters of a tool. It takes a millisecond for each of them, and clients send theirs again."""
     parameters = json.loads(schema)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
@@ -10,10 +11,13 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Any, TypeVar
 
+from luthier.core import logs
 from luthier.nets.tokens import Token
 from luthier.serving.backends.base import Asked, Backend, Said
 
 T = TypeVar("T")
+log = logs.get("engine")
+_DIED = 70  # the status of a process whose software failed
 _END = object()
 _AT_ONCE = 16
 """Tokens of one answer: what else the loop has to do comes between."""
@@ -101,6 +105,14 @@ class Engine:
         self._thread.join()
 
     def _run(self) -> None:
+        try:
+            self._work()
+        except BaseException:
+            # Callers would wait for ever for a thread that is gone: they hear instead that the replica is lost.
+            log.exception("the engine's thread has died")
+            os._exit(_DIED)
+
+    def _work(self) -> None:
         while True:
             while self._backend is None or self._backend.is_idle or not self._inbox.empty():
                 if (order := self._inbox.get()) is None:
@@ -133,7 +145,8 @@ class Engine:
             said = [Said(asked, error=error) for asked in self._answers]
         told: list[tuple[_Heard, Any]] = []
         for one in said:
-            heard = self._answers[one.asked]
+            if (heard := self._answers.get(one.asked)) is None:
+                continue
             if one.token is not None:
                 told.append((heard, one.token))
             if one.is_last or one.error is not None:

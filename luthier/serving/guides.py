@@ -26,7 +26,7 @@ LIMITS = {"max_items_in_row": 10_000, "max_lexer_states": 50_000, "max_grammar_s
 """What one answer may cost: some milliseconds a token, some dozen megabytes."""
 
 _SIMPLIFY = "Simplify what the answer must look like."
-_REMEMBERED = 32  # grammars, as several answers to one request have the same
+_REMEMBERED = 8  # grammars, as several answers to one request have the same
 _BLANKS = "[ \\n\\t]{0,40}"  # where JSON allows any number of them; a model could go on with them for ever
 
 

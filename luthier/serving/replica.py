@@ -8,6 +8,7 @@ import os
 import signal
 import stat
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from pathlib import Path
 
@@ -43,6 +44,8 @@ from luthier.storage import Storage
 
 GRACE_SECONDS = 5.0  # for what is still sent of a call that is too long, and for a key to come
 
+_LONG = 20_000  # characters or tokens, which take a few milliseconds
+
 log = logs.get("replica")
 Send = Callable[[BaseModel], Awaitable[None]]
 
@@ -63,20 +66,22 @@ async def serve(spec: ReplicaSpec, storage: Storage, *, key: str = "") -> None:
     for asked in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(asked, stopping.set)
     engine = Engine()
-    renderer = renderer_for(Tokenizer(storage.folder(spec.vocabulary)))
-    backend = await engine.call(lambda: backends.load(spec.backend).open(spec, storage))
-    engine.serve(backend)
-    replica = Replica(spec, storage, engine, backend, renderer)
-    await replica.warm_up()
-    server = await _listening(replica, address, key)
-    log.info("ready", replica=spec.replica, base_model=spec.base_model)
     try:
-        await stopping.wait()
+        renderer = renderer_for(Tokenizer(storage.folder(spec.vocabulary)))
+        backend = await engine.call(lambda: backends.load(spec.backend).open(spec, storage))
+        engine.serve(backend)
+        replica = Replica(spec, storage, engine, backend, renderer)
+        await replica.warm_up()
+        server = await _listening(replica, address, key)
+        log.info("ready", replica=spec.replica, base_model=spec.base_model)
+        try:
+            await stopping.wait()
+        finally:
+            server.close()
+            if isinstance(address, UnixAddress):
+                address.path.unlink(missing_ok=True)
+            await replica.drain(spec.grace_seconds)
     finally:
-        server.close()
-        if isinstance(address, UnixAddress):
-            address.path.unlink(missing_ok=True)
-        await replica.drain(spec.grace_seconds)
         engine.close()
 
 
@@ -117,6 +122,7 @@ class Replica:
         self._backend = backend
         self._renderer = renderer
         self._guides = Guides(renderer)
+        self._guiding = ThreadPoolExecutor(1, "guides")  # of their own: a schema may take a whole core for a while
         self._fingerprint = renderer.fingerprint()
         self._residency = Residency(spec.adapters, self._load, self._unload)
         self._connections: set[asyncio.Task[None]] = set()
@@ -230,14 +236,15 @@ class Replica:
 
     async def _prepared(self, request: GenerateRequest) -> tuple[list[int], Guide | None]:
         """The tokens to go on from, and what the answer must look like."""
-        if request.tools:
-            await asyncio.to_thread(check, request, self._renderer.tokenizer)
-        else:
-            check(request, self._renderer.tokenizer)
-        prompt = self._prompt(request)
+        prompt = await asyncio.to_thread(self._checked, request) if _is_long(request) else self._checked(request)
         if request.must_call is None and request.json_schema is None and request.regex is None:
             return prompt, None
-        return prompt, await asyncio.to_thread(self._guides.guide, request)
+        loop = asyncio.get_running_loop()
+        return prompt, await loop.run_in_executor(self._guiding, self._guides.guide, request)
+
+    def _checked(self, request: GenerateRequest) -> list[int]:
+        check(request, self._renderer.tokenizer)
+        return self._prompt(request)
 
     def _prompt(self, request: GenerateRequest) -> list[int]:
         if isinstance(request.prompt, str):
@@ -292,6 +299,12 @@ class Replica:
 
     async def _unload(self, adapter: str) -> None:
         await self._engine.call(lambda: self._backend.unload_adapter(adapter))
+
+
+def _is_long(request: GenerateRequest) -> bool:
+    """Whether looking at it would keep other answers waiting."""
+    given = len(request.prompt or "") + sum(len(turn.content) for turn in request.messages)
+    return bool(request.tools) or given > _LONG
 
 
 def _message(turn: Turn) -> Message:

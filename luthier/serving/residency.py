@@ -7,8 +7,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from luthier.core import logs
 from luthier.serving.backends.base import AdapterUnreadable
 from luthier.serving.protocol import AdapterRef
+
+log = logs.get("residency")
 
 
 @dataclass
@@ -78,11 +81,18 @@ class Residency:
         self._residents[ref.id] = resident  # the warmest now
         return resident
 
+    async def _try_unload(self, adapter: str) -> None:
+        """One that stays though it should go takes a place, but is no reason to refuse another adapter."""
+        try:
+            await self._unload(adapter)
+        except Exception:
+            log.exception("an adapter could not be unloaded", adapter=adapter)
+
     async def _bring(self, ref: AdapterRef, *, evict: str | None) -> None:
         async with self._moving:
             try:
                 if evict is not None:
-                    await self._unload(evict)
+                    await self._try_unload(evict)
                 await self._load(ref)
                 self._known[ref.id] = ref.sha256
             except BaseException:

@@ -37,6 +37,7 @@ from luthier.nets.cpu.machine import (
     two_to,
     whole,
 )
+from luthier.nets.paged import batch as _batch
 from luthier.nets.paged.batch import BLOCK
 
 _BLOCK = BLOCK
@@ -349,10 +350,7 @@ def _add_adapters(plan, linear, t, y, start, end):
         if factors:
             for n in range(int_at(starts, run), last):
                 for o in range(start, end):
-                    if half:
-                        factor = half_at(factors, place * outputs + o)
-                    else:
-                        factor = number_at(factors, place * outputs + o)
+                    factor = number_at(factors, place * outputs + o)
                     put_number(y, n * outputs + o, number_at(y, n * outputs + o) * factor)
 
 
@@ -572,5 +570,5 @@ def work(plan, worker):
 
 def ready() -> None:
     """Have `work` ready to be called: read from where compiled code is kept, or compiled, which takes seconds."""
-    machine.kept(work, [Path(__file__), Path(machine.__file__)])
+    machine.kept(work, [Path(__file__), Path(machine.__file__), Path(_batch.__file__)])
     work.compile("void(int64, int64)")

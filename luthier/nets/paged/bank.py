@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from luthier.core.errors import NoCapacity
@@ -31,8 +33,8 @@ class Places:
     def __init__(self, layer: nn.Linear, places: int) -> None:
         self.layer = layer
         weight = layer.weight
-        self.a_PRI = weight.new_zeros(places, 0, layer.in_features)
-        self.b_POR = weight.new_zeros(places, layer.out_features, 0)
+        self.a_PRI = _zeros(weight, places, 0, layer.in_features)
+        self.b_POR = _zeros(weight, places, layer.out_features, 0)
         self.factor_PO: Tensor | None = None
         self._used: set[int] = set()
 
@@ -49,6 +51,8 @@ class Places:
             self.factor_PO[place] = 1
         self._used.discard(place)
         if thin is None:
+            if not self._used:
+                self._shrink()
             return
         rank = len(thin.a_rI)
         self._widen(rank)
@@ -57,8 +61,8 @@ class Places:
         self.b_POR[place, :, :rank] = thin.b_Or.to(self.b_POR)
         if thin.factor_O is not None:
             if self.factor_PO is None:
-                self.factor_PO = self.b_POR.new_ones(self.b_POR.shape[:2])
-            self.factor_PO[place] = thin.factor_O.to(self.b_POR)
+                self.factor_PO = torch.ones(self.b_POR.shape[:2], device=self.b_POR.device)
+            self.factor_PO[place] = thin.factor_O.to(self.factor_PO)
 
     def _widen(self, rank: int) -> None:
         """Make room for adapters of that rank: the next multiple of 8. Places that are empty take no memory on a CPU."""
@@ -66,11 +70,15 @@ class Places:
         if wide <= before:
             return
         a_PRI, b_POR = self.a_PRI, self.b_POR
-        self.a_PRI = a_PRI.new_zeros(len(a_PRI), wide, a_PRI.shape[2])
-        self.b_POR = b_POR.new_zeros(*b_POR.shape[:2], wide)
+        self.a_PRI = _zeros(a_PRI, len(a_PRI), wide, a_PRI.shape[2])
+        self.b_POR = _zeros(b_POR, *b_POR.shape[:2], wide)
         for place in self._used:
             self.a_PRI[place, :before] = a_PRI[place]
             self.b_POR[place, :, :before] = b_POR[place]
+
+    def _shrink(self) -> None:
+        """Nobody uses this layer: give its room back."""
+        self.a_PRI, self.b_POR, self.factor_PO = self.a_PRI[:, :0].clone(), self.b_POR[:, :, :0].clone(), None
 
 
 class Bank:
@@ -86,8 +94,8 @@ class Bank:
 
     @property
     def layers(self) -> Mapping[str, Places]:
-        """Those that an adapter has changed so far."""
-        return self._layers
+        """Those that an adapter changes."""
+        return {name: places for name, places in self._layers.items() if places.rank}
 
     def put(self, place: int, adapter: Mapping[str, Thin]) -> None:
         """Have an adapter in a place, by the names of the layers that it changes; {} clears the place.
@@ -119,3 +127,11 @@ class Bank:
             )
             total += rank * (layer.in_features + layer.out_features) * layer.weight.itemsize
         return total * self.places
+
+
+def _zeros(like: Tensor, *shape: int) -> Tensor:
+    """Zeros of the same kind; on a CPU in pages that take no memory until something is written."""
+    if like.device.type != "cpu":
+        return like.new_zeros(shape)
+    numbers = np.zeros(shape, np.int16 if like.itemsize == 2 else np.float32)
+    return torch.from_numpy(numbers).view(like.dtype)

@@ -97,7 +97,7 @@ class PagedModel:
             raise _unfit(self.model, str(unfit)) from unfit
         why = longer_ones_differ(config, config.max_position_embeddings, has_window=self._has_window)
         difference = float((together_SV - alone_SV).abs().max() / alone_SV.abs().max())
-        if why is None and difference >= (_SAME if self.model.dtype == torch.float32 else _SAME_ROUNDED):
+        if why is None and not difference < (_SAME if self.model.dtype == torch.float32 else _SAME_ROUNDED):
             why = f"the difference is {difference:.1e}"
         if why is not None:
             self.model.set_attn_implementation(before)
@@ -194,7 +194,8 @@ def _add_adapters(places: Places, run: _Run, given_1NI: Tensor, said_1NO: Tensor
     if places.factor_PO is not None:  # DoRA: the weights' own part is scaled too, what is added to it is not
         bias = 0 if places.layer.bias is None else places.layer.bias
         factors_NO = torch.where(run.owners[:, None] >= 0, places.factor_PO[run.owners], 1)
-        return (factors_NO * (said_NO - bias + _thin(places, run, given_NI)) + bias).view_as(said_1NO)
+        scaled_NO = factors_NO * (said_NO - bias + _thin(places, run, given_NI)) + bias
+        return scaled_NO.to(said_1NO.dtype).view_as(said_1NO)
     if len(run.used) == 1 and len(run.rows[0][1]) == len(given_NI):
         place = run.used[0]
         said_NO.addmm_(given_NI @ places.a_PRI[place].T, places.b_POR[place].T)
@@ -253,7 +254,7 @@ def _attention(
             scale=scaling,
             enable_gqa=True,
         )
-        return said_SH1D.transpose(0, 2), None
+        return said_SH1D.permute(2, 0, 1, 3), None
     parts: list[Tensor] = []
     for (begin, end), slots_T in zip(pairwise(paged.bounds), paged.slots, strict=True):
         if sliding_window is not None and len(slots_T) > sliding_window + end - begin:

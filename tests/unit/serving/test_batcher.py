@@ -210,6 +210,19 @@ def test_an_answer_that_outgrows_the_pool_alone_ends_with_an_error() -> None:
     assert bench.blocks.free == 2
 
 
+def test_blocks_are_taken_from_the_answers_that_came_last_and_these_begin_anew() -> None:
+    bench = Bench(blocks=8)
+    asked = [bench.ask(prompt_of(30, seed), 5) for seed in range(3)]
+    bench.step()
+    bench.step()
+    taken = bench.batcher.take(5)
+    assert taken is not None and len(taken) == 5
+    assert bench.batcher.take(9) is None
+    bench.blocks.release(taken)
+    bench.run()
+    assert [bench.made[one] for one in asked] == [answer_of(one.prompt, 5) for one in asked]
+
+
 def test_answers_of_an_adapter_that_goes_end_with_an_error() -> None:
     bench, loaded = Bench(), Loaded("one", 1)
     gone, stays = bench.ask(prompt_of(5), adapter=loaded), bench.ask(prompt_of(6))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from luthier.core.errors import InternalError, InvalidRequest
+from luthier.core.errors import InternalError, InvalidParameter, InvalidRequest
 from luthier.nets.loading import load_model, weights_sha256
 from luthier.serving.backends.base import AdapterUnreadable, Asked, Backend
 from luthier.serving.backends.builtin import Builtin
@@ -229,6 +229,15 @@ def test_pickled_weights_are_not_read(backend: Builtin, folder: Path) -> None:
 def test_other_base_weights_are_refused(folder: Path) -> None:
     with pytest.raises(InvalidRequest, match="not the ones"):
         Builtin.open(spec(weights_sha256="0" * 64), Storage(folder.as_uri()))
+
+
+def test_a_token_that_the_model_has_no_row_for_is_refused_and_others_go_on(backend: Builtin) -> None:
+    well = Asked(PROMPT, Sampling(temperature=0, max_tokens=3), ())
+    backend.begin(well)
+    with pytest.raises(InvalidParameter, match="100000 is no token"):
+        backend.begin(Asked([5, 100_000], Sampling(max_tokens=3), ()))
+    said = [one for _ in range(3) for one in backend.step()]
+    assert [one.error for one in said] == [None] * 3 and said[-1].is_last
 
 
 def test_a_model_whose_answers_cannot_be_batched_is_answered_one_by_one(folder: Path) -> None:

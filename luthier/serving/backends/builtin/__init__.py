@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from luthier.core import logs
-from luthier.core.errors import InternalError, InvalidRequest, NoCapacity
+from luthier.core.errors import InternalError, InvalidParameter, InvalidRequest, NoCapacity
 from luthier.serving.backends.base import Asked, Backend, Said, adapter_folder
 from luthier.serving.protocol import AdapterRef
 from luthier.serving.spec import ReplicaSpec
@@ -24,7 +24,7 @@ log = logs.get("builtin")
 
 _CHUNK_TOKENS, _CHUNK_TOKENS_BESIDE = 512, 128
 _CACHE_BYTES = 2**30  # on a CPU, where memory is taken only as it is written
-_SHARE_OF_GPU = 0.8  # of what is free once the weights are there
+_SHARE_OF_GPU = 0.6  # of what is free once the weights are there; adapters and passes need the rest
 
 
 class Builtin(Backend):
@@ -47,8 +47,10 @@ class Builtin(Backend):
         self._model = model
         self._storage = storage
         self._threads = spec.threads
-        self._pool = Pool.for_model(model, bytes_at_most=_cache_bytes(spec, model.device))
+        embeddings: Any = model.get_input_embeddings()
+        self._vocabulary = int(embeddings.weight.shape[0])
         self._bank = Bank(model, spec.adapters)
+        self._pool = Pool.for_model(model, bytes_at_most=_cache_bytes(spec, model.device))
         self._paged = PagedModel(model, self._pool, self._bank)
         self._decoder: Decoder | None = None
         if model.device.type == "cpu":
@@ -117,6 +119,7 @@ class Builtin(Backend):
             self._places.append(loaded.place)
 
     def begin(self, asked: Asked) -> None:
+        self._check_tokens(asked.prompt)
         self._batcher.begin(asked, self._loaded(asked.adapter))
 
     def step(self) -> Sequence[Said]:
@@ -126,6 +129,7 @@ class Builtin(Backend):
     def logprobs(self, tokens: list[int], *, adapter: str | None) -> list[float]:
         import torch
 
+        self._check_tokens(tokens)
         logits_TV = self._batcher.logits_of(tokens, self._loaded(adapter))[:-1]
         following_T1 = torch.tensor(tokens[1:], device=logits_TV.device)[:, None]
         return logits_TV.log_softmax(-1).gather(-1, following_T1)[:, 0].tolist()
@@ -141,6 +145,11 @@ class Builtin(Backend):
     def close(self) -> None:
         if self._decoder is not None:
             self._decoder.close()
+
+    def _check_tokens(self, tokens: Sequence[int]) -> None:
+        """A tokenizer may know tokens that the model has no row for; one of them would end everybody's answers."""
+        if (largest := max(tokens)) >= self._vocabulary:
+            raise InvalidParameter("prompt", f"{largest} is no token of this model, which has {self._vocabulary:,}")
 
     def _loaded(self, adapter: str | None) -> Loaded:
         from luthier.serving.backends.builtin.batcher import NO_ADAPTER
@@ -165,7 +174,7 @@ class Builtin(Backend):
     def _put_prefix(self, both_L2KPD: torch.Tensor) -> list[int]:
         from luthier.nets.paged.batch import BLOCK
 
-        blocks = self._blocks.take(-(-both_L2KPD.shape[3] // BLOCK))
+        blocks = self._batcher.take(-(-both_L2KPD.shape[3] // BLOCK))
         if blocks is None:
             raise NoCapacity("The replica's cache has no room for this model's prefix.", retry_after=5)
         self._pool.write(blocks, both_L2KPD)

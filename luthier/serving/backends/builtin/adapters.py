@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from luthier.nets.paged.bank import Thin
 from luthier.serving.adapters import Matrices, read_adapter
 from luthier.serving.backends.base import AdapterUnreadable
 from luthier.serving.protocol import AdapterRef
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +33,9 @@ class PrefixKeys:
         return self.both_L2KPD.shape[3]
 
 
-def read(folder: Path, ref: AdapterRef, model: nn.Module, shape: tuple[int, int, int]) -> dict[str, Thin] | PrefixKeys:
+def read(
+    folder: Path, ref: AdapterRef, model: PreTrainedModel, shape: tuple[int, int, int]
+) -> dict[str, Thin] | PrefixKeys:
     """What an adapter's folder, whose bytes the caller has checked, adds to a model; `shape` is the model's (L, K, D).
 
     Raises AdapterUnreadable for what cannot be read, does not fit, or is of another kind.
@@ -38,7 +43,10 @@ def read(folder: Path, ref: AdapterRef, model: nn.Module, shape: tuple[int, int,
     if _kind(folder, ref) == "PREFIX_TUNING":
         return _prefix(folder, ref, shape)
     files = read_adapter(folder, ref)
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+    output = model.get_output_embeddings()  # it sees only the tokens whose logits are wanted
+    layers = {
+        name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and layer is not output
+    }
     try:
         beside = files.beside({name: (layer.out_features, layer.in_features) for name, layer in layers.items()})
     except ValueError as unfit:

@@ -137,11 +137,17 @@ class Batcher:
         ended = [answer for answer in self._answers.values() if answer.adapter is adapter]
         return [self._failed(answer, error) for answer in ended]
 
+    def take(self, count: int) -> list[int] | None:
+        """Hold so many blocks, if need be those of the answers that came last, which begin anew; None: there are too few."""
+        while (taken := self._blocks.take(count)) is None and self._running:
+            self._put_back(self._running[-1])
+        return taken
+
     def logits_of(self, tokens: list[int], adapter: Loaded) -> Tensor:
         """What follows each of these tokens, (T, V), computed in a pass of its own and kept nowhere. Raises NoCapacity."""
         begun, rest = divmod(adapter.prefix, BLOCK)
         length = adapter.prefix + len(tokens)
-        if (own := self._blocks.take(_blocks_of(length) - begun)) is None:
+        if (own := self.take(_blocks_of(length) - begun)) is None:
             raise NoCapacity("The replica's cache is full.", retry_after=5)
         try:
             if rest:
@@ -161,7 +167,7 @@ class Batcher:
         asking = [answer for answer, count in parts if count == answer.pending]
         for answer, count in parts:
             answer.done += count
-            self._keep(answer)
+            self._keep(answer, count)
         if not asking:
             return said
         for answer, chosen in zip(asking, choose_all([answer.sampler for answer in asking], logits_RV), strict=True):
@@ -251,11 +257,15 @@ class Batcher:
             youngest = self._running[-1]
             if youngest is answer and len(self._running) == 1:
                 return False
-            self._drop(youngest)
-            self._waiting.insert(0, youngest)
+            self._put_back(youngest)
             if youngest is answer:
                 return True
         return True
+
+    def _put_back(self, answer: _Answer) -> None:
+        """It begins anew from its own tokens, before all others that wait."""
+        self._drop(answer)
+        self._waiting.insert(0, answer)
 
     def _part(self, answer: _Answer, count: int) -> Part:
         begin = answer.done - answer.adapter.prefix
@@ -263,13 +273,14 @@ class Batcher:
         is_wanted = count == answer.pending
         return Part(ids, answer.done + count, answer.blocks, answer.adapter.place, is_wanted)
 
-    def _keep(self, answer: _Answer) -> None:
-        """Let others find the blocks that have become whole."""
+    def _keep(self, answer: _Answer, count: int) -> None:
+        """Let others find the blocks that the last so many tokens have made whole."""
+        first = max((answer.done - count) // BLOCK - answer.begun, 0)
         whole = answer.done // BLOCK - answer.begun
         if whole > len(answer.keys):
             answer.keys = _keys(answer)
-        for number, key in enumerate(answer.keys[:whole]):
-            self._blocks.keep(answer.blocks[answer.begun + number], key)
+        for number in range(first, whole):
+            self._blocks.keep(answer.blocks[answer.begun + number], answer.keys[number])
 
     def _drop(self, answer: _Answer) -> None:
         for line in (self._running, self._waiting):

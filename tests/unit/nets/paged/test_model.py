@@ -92,6 +92,34 @@ def test_every_sequence_gets_what_it_gets_alone(kind: str, precision: torch.dtyp
             assert (logits - expected[end - 1]).abs().max() < tolerance * expected.abs().max()
 
 
+@pytest.mark.parametrize("kind", ["llama", "window"])
+def test_all_at_once_and_one_after_the_other_are_the_same(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU does where each sequence has one new token, done here."""
+    model, dice = model_of(kind), random.Random(1)
+    sequences = [[dice.randrange(50) for _ in range(length)] for length in (2, 17, 33)]
+    found = []
+    for at_once in (False, True):
+        paged, tables = paged_of(model), [[5, 1, 9], [0, 2, 7], [3, 8, 4]]
+        read = [Part(ids[:-1], len(ids) - 1, table) for ids, table in zip(sequences, tables, strict=True)]
+        paged.logits(PagedBatch.of(read))
+        monkeypatch.setattr("luthier.nets.paged.model._Run.is_one_each", at_once)
+        last = [Part(ids[-1:], len(ids), table) for ids, table in zip(sequences, tables, strict=True)]
+        found.append(paged.logits(PagedBatch.of(last)))
+        monkeypatch.undo()
+    assert torch.allclose(*found, atol=1e-4)
+
+
+def test_what_nobody_uses_any_more_takes_no_room() -> None:
+    model = model_of("llama")
+    bank = Bank(model, places=2)
+    bank.put(0, adapter_of(model, rank=24, is_decomposed=True))
+    bank.put(1, adapter_of(model, rank=2))
+    bank.put(0, {})
+    assert {places.rank for places in bank.layers.values()} == {24}
+    bank.put(1, {})
+    assert not bank.layers
+
+
 @pytest.mark.parametrize("kind", ["llama", "qwen2.5", "glm4"])
 @pytest.mark.parametrize("is_decomposed", [False, True])
 def test_every_sequence_gets_its_own_adapter(kind: str, is_decomposed: bool) -> None:
