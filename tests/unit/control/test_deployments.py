@@ -312,7 +312,7 @@ async def test_an_answer_that_is_being_made_when_its_deployment_is_deleted_has_t
     await parts.services.deployments.create(ADA, "toy", name="mine")
     async with running(parts):
         await until(parts, "mine", Status.RUNNING)
-        request = CompletionRequest("mine", [], prompt="x" * 200_000)  # more than fits into what lies between
+        request = CompletionRequest("mine", [], prompt="x" * 600_000)  # more than is made meanwhile
         async with aclosing(await parts.services.inference.complete(ADA, request)) as deltas:
             await anext(deltas)
             await parts.services.deployments.delete(ADA, "mine")

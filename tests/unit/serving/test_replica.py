@@ -31,6 +31,15 @@ from luthier.storage import digest
 from luthier.testing import toy_tokenizer
 
 
+async def _listens(socket: Path) -> bool:
+    try:
+        _, writer = await asyncio.open_unix_connection(socket)
+    except OSError:
+        return False
+    writer.close()
+    return True
+
+
 @asynccontextmanager
 async def running(folder: Path, *, backend: str = "echo") -> AsyncIterator[asyncio.subprocess.Process]:
     """A replica process over the toy tokenizer in `folder`, up when the block begins."""
@@ -45,7 +54,7 @@ async def running(folder: Path, *, backend: str = "echo") -> AsyncIterator[async
     )
     try:
         for _ in range(1000):
-            if process.returncode is not None or (folder / "sockets/rep").exists():
+            if process.returncode is not None or await _listens(folder / "sockets/rep"):
                 break
             await asyncio.sleep(0.02)
         yield process

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from numba import njit
+from structlog.testing import capture_logs
 
 from luthier.nets.cpu.machine import half_at, kept, number_at, put_half, put_number
 
@@ -44,12 +45,12 @@ def test_compiled_code_is_kept_and_read_by_who_comes_next(tmp_path: Path, monkey
 
 
 def test_a_folder_that_cannot_be_written_is_told_and_done_without(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "file"))
     function = _rounding()
-    kept(function, [Path(__file__)])
+    with capture_logs() as said:
+        kept(function, [Path(__file__)])
     function.compile("void(int64, int64, int64, int64)")
-    said = capsys.readouterr()
-    assert "every start compiles again" in said.out + said.err
+    assert "every start compiles again" in said[0]["event"]

@@ -99,7 +99,7 @@ def test_all_at_once_and_one_after_the_other_are_the_same(kind: str, monkeypatch
     sequences = [[dice.randrange(50) for _ in range(length)] for length in (2, 17, 33)]
     found = []
     for at_once in (False, True):
-        paged, tables = paged_of(model), [[5, 1, 9], [0, 2, 7], [3, 8, 4]]
+        paged, tables = paged_of(copy.deepcopy(model)), [[5, 1, 9], [0, 2, 7], [3, 8, 4]]
         read = [Part(ids[:-1], len(ids) - 1, table) for ids, table in zip(sequences, tables, strict=True)]
         paged.logits(PagedBatch.of(read))
         monkeypatch.setattr("luthier.nets.paged.model._Run.is_one_each", at_once)
