@@ -13,7 +13,7 @@ from pydantic import BaseModel
 def test_an_answer_has_its_usage_and_its_reason(say) -> None:
     answer = say(max_tokens=5)
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
-    assert answer.usage.prompt_tokens_details.cached_tokens == 0
+    assert 0 <= answer.usage.prompt_tokens_details.cached_tokens < answer.usage.prompt_tokens
     assert answer.choices[0].message.role == "assistant"
     assert answer.choices[0].finish_reason in ("stop", "length")
     assert answer.system_fingerprint
