@@ -148,6 +148,7 @@ def assemble(
         listen=settings.serving.listen,
         idle_after_seconds=settings.serving.idle_after_seconds,
         grace_seconds=settings.serving.grace_seconds,
+        answer_within_seconds=settings.serving.answer_within_seconds,
         folder=data / "replicas",
     )
     return Parts(
@@ -193,7 +194,10 @@ def build(settings: Settings, *, parts: Parts | None = None, announce: Callable[
         try:
             yield
         finally:
-            await parts.replicas.mark_all_stopping()
+            try:
+                await parts.replicas.mark_all_stopping()
+            except Exception:  # they are stopped all the same
+                log.exception("that the replicas are stopped could not be written down")
             for loop in loops:
                 loop.cancel()
             await asyncio.gather(*loops, return_exceptions=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from luthier.cli.client import DEFAULT_URL, Key, Url, connected
+from luthier.cli.client import DEFAULT_URL, Key, Url, connected, reason
 from luthier.cli.console import Json, complain, out, print_json, visible
 
 if TYPE_CHECKING:
@@ -49,7 +49,19 @@ def chat(
             if line.startswith("/"):
                 talk.obey(line)
             else:
-                talk.say(line)
+                _say_on(talk, line)
+
+
+def _say_on(talk: Talk, message: str) -> None:
+    """As `say`; what the server refuses is told, and the conversation goes on."""
+    import openai
+
+    try:
+        talk.say(message)
+    except openai.APIConnectionError:
+        raise
+    except openai.APIError as refused:
+        complain(reason(refused))
 
 
 def _line() -> str:

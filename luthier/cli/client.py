@@ -11,7 +11,7 @@ import typer
 from luthier.core.errors import LuthierError, Unauthenticated, Unavailable
 
 if TYPE_CHECKING:
-    from openai import OpenAI
+    from openai import APIError, OpenAI
 
 Url = Annotated[
     str, typer.Option("--url", envvar="LUTHIER_URL", help="Where the server is.", show_default="http://127.0.0.1:8321")
@@ -41,8 +41,11 @@ def connected(url: str, key: str | None) -> Iterator[OpenAI]:
         raise Unavailable(
             f"No server answers at {url}.", hint="Start one with `luthier serve`, or pass --url."
         ) from down
-    except openai.APIStatusError as refused:
-        body = refused.body if isinstance(refused.body, dict) else {}
-        raise Refused(str(body.get("message") or refused.message)) from refused
-    except openai.APIError as broken:
-        raise Refused(broken.message) from broken
+    except openai.APIError as refused:
+        raise Refused(reason(refused)) from refused
+
+
+def reason(refused: APIError) -> str:
+    """What the server says of it."""
+    body = refused.body if isinstance(refused.body, dict) else {}
+    return str(body.get("message") or refused.message)

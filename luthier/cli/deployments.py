@@ -17,6 +17,7 @@ app = typer.Typer(help="Models on replicas of their own.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(help="The deployment's name or id.")]
 Wait = Annotated[bool, typer.Option("--wait", "-w", help="Return when every replica answers, or when it has failed.")]
+_STUCK_SECONDS = 300.0  # that something has gone wrong and nothing changes any more
 _UNDER_WAY = ("pending", "deploying", "updating")
 
 
@@ -93,11 +94,21 @@ def _address(url: str, name: str = "") -> str:
 
 
 def _awaited(client: OpenAI, url: str, found: dict[str, Any]) -> dict[str, Any]:
+    """Raises Refused where it does not come any further."""
+    moved_at, before = time.monotonic(), _state(found)
     with err.status(literal(f"deploying {found['name']}")):
         while found["status"] in _UNDER_WAY:
             time.sleep(0.5)
             found = client.get(_address(url, found["id"]), cast_to=dict[str, Any])
+            if before != _state(found) or found["error"] is None:
+                moved_at, before = time.monotonic(), _state(found)
+            elif time.monotonic() - moved_at > _STUCK_SECONDS:
+                raise Refused(f"The deployment {found['name']} is still {found['status']}: {found['error']['message']}")
     return found
+
+
+def _state(found: dict[str, Any]) -> tuple[str, int]:
+    return found["status"], found["ready"]
 
 
 def _judge(found: dict[str, Any], json: bool) -> None:

@@ -120,7 +120,7 @@ class ServingSection(Section):
     )
     idle_after_seconds: float = Field(default=1800, gt=0, description="A replica unused for so long is stopped.")
     grace_seconds: float = Field(
-        default=30, ge=0, description="How long answers may go on when their deployment shrinks or is deleted."
+        default=30, ge=0, description="How long answers may go on when their deployment is deleted."
     )
     ready_within_seconds: float = Field(
         default=120, gt=0, description="How long a request waits for a replica that starts."

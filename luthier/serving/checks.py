@@ -59,9 +59,14 @@ def _check_sampling(sampling: Sampling, tokenizer: Tokenizer) -> None:
     if (longest := max(map(len, sampling.stop), default=0)) > LONGEST_STOP:
         raise InvalidParameter("stop", f"a string of it may be {LONGEST_STOP:,} characters, got {longest:,}")
     if (count := len(sampling.stop_tokens)) > MOST_STOP_TOKENS:
-        raise InvalidParameter("stop", f"may be {MOST_STOP_TOKENS:,} ids of tokens, got {count:,}")
+        raise InvalidParameter(
+            "stop", f"it, or stop_token_ids, may be {MOST_STOP_TOKENS:,} ids of tokens, got {count:,}"
+        )
     if unknown := [token for token in sampling.stop_tokens if not tokenizer.knows(token)]:
-        raise InvalidParameter("stop", f"{unknown[0]} is no token of this model's vocabulary of {tokenizer.size:,}")
+        raise InvalidParameter(
+            "stop",
+            f"{unknown[0]}, in it or in stop_token_ids, is no token of this model's vocabulary of {tokenizer.size:,}",
+        )
     for token, bias in sampling.logit_bias.items():
         if not tokenizer.knows(token):
             raise InvalidParameter(

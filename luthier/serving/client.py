@@ -45,6 +45,7 @@ _BY_CODE: dict[str, type[LuthierError]] = {
         InvalidRequest,
         NoCapacity,
         NotOffered,
+        ReplicaUnavailable,
         StorageUnavailable,
     )
 }
@@ -147,5 +148,5 @@ class ReplicaClient:
 def _error(fault: Fault) -> LuthierError:
     kind = _BY_CODE.get(fault.code, InternalError)
     error = kind.__new__(kind)  # the message is whole already; a class's own constructor would add to it
-    LuthierError.__init__(error, fault.message, param=fault.param)
+    LuthierError.__init__(error, fault.message, param=fault.param, retry_after=fault.retry_after)
     return error

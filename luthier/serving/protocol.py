@@ -158,6 +158,7 @@ class Fault(Wire):
     code: str
     message: str
     param: str | None = None
+    retry_after: float | None = Field(default=None, description="Seconds until it is worth another try.")
 
 
 Call = Annotated[GenerateRequest | HealthRequest, Field(discriminator="op")]

@@ -193,7 +193,8 @@ class Replica:
         except ValidationError as wrong:
             await send(Fault(code=InvalidRequest.code, message=f"Not a call: {wrong}"))
         except LuthierError as error:
-            await send(Fault(code=error.code, message=error.text, param=error.param))
+            fault = Fault(code=error.code, message=error.text, param=error.param, retry_after=error.retry_after)
+            await send(fault)
         except ConnectionError:
             raise
         except Exception:

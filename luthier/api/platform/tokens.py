@@ -15,6 +15,6 @@ router = APIRouter()
 @router.post("/tokens")
 async def count(who: Caller, services: Asked, body: Text) -> TokenCount:
     """Count a text as it is, by the tokenizer that counts training data and bills it; a template adds its own tokens."""
-    model = await services.catalog.resolve(who, body.model)
-    tokens = await asyncio.to_thread(services.datasets.tokens, model, body.text)
+    model = await services.deployments.resolve(who, body.model)
+    tokens = await asyncio.to_thread(services.datasets.tokens, model.tokenizer or model.weights, body.text)
     return TokenCount(model=body.model, characters=len(body.text), tokens=tokens)

@@ -108,16 +108,7 @@ class Catalog:
         found = await self.find(who, name)
         if found is None:
             raise await self.unknown(name)
-        if found.method is not None and not answers_at_once(found.method):
-            raise ModelNotDeployed(
-                f"The model {name!r} was made by {found.method}; it must be deployed before it can answer.",
-                param="model",
-                hint=f"Run `luthier deployments create -m {name}`, or POST /api/platform/deployments. "
-                "A model that is trained by lora answers at once.",
-            )
-        assert found.weights_sha256 is not None
-        told = found.renderer_sha256 or ""
-        return Servable(name, found.base_model, found.weights, found.weights_sha256, told, found.adapter)
+        return offered(name, found)
 
     async def find(self, who: Principal, name: str) -> Loadable | None:
         """The base model, the fine-tuned model or the checkpoint of that name, deployed or not; as old as with `resolve`."""
@@ -287,6 +278,20 @@ def _loadable(row: ModelRow) -> Loadable:
         renderer_sha256=row.renderer_sha256,
     )
     return Loadable(*made, row.weights, row.weights_sha256, row.renderer_sha256, adapter)
+
+
+def offered(name: str, found: Loadable) -> Servable:
+    """A model that was found by that name, as the shared pool answers for it. Raises ModelNotDeployed where it cannot."""
+    if found.method is not None and not answers_at_once(found.method):
+        raise ModelNotDeployed(
+            f"The model {name!r} was made by {found.method}; it must be deployed before it can answer.",
+            param="model",
+            hint=f"Run `luthier deployments create -m {name}`, or POST /api/platform/deployments. "
+            "A model that is trained by lora answers at once.",
+        )
+    assert found.weights_sha256 is not None
+    told = found.renderer_sha256 or ""
+    return Servable(name, found.base_model, found.weights, found.weights_sha256, told, found.adapter)
 
 
 def answers_at_once(method: str) -> bool:

@@ -397,9 +397,9 @@ class Datasets:
         task = Task(kind="preview", key=file.key, size=file.bytes, options=options)
         return Preview.model_validate(await self.workshop.do(task))
 
-    def tokens(self, model: TokenizedBy, text: str) -> int:
-        """How many tokens a text is, as it is."""
-        return len(Tokenizer(self.storage.folder(model.weights, only=TOKENIZER_FILES)).encode_plain(text))
+    def tokens(self, tokenizer: str, text: str) -> int:
+        """How many tokens a text is, as it is, by the tokenizer in that folder of the storage."""
+        return len(Tokenizer(self.storage.folder(tokenizer, only=TOKENIZER_FILES)).encode_plain(text))
 
     async def repair(self, who: Principal, file_id: str) -> tuple[File, dict[str, Any]]:
         """Make a new version without the faults that have one right answer; the file, and what was changed."""

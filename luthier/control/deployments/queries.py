@@ -44,12 +44,11 @@ class DeploymentQueries(Queries):
         counts = select(rows.c.deployment_id, func.count()).group_by(rows.c.deployment_id)
         return {str(id): count for id, count in await self.session.execute(counts)}
 
-    async def end_those_of(self, model: str) -> None:
-        """As if each deployment of that model had been deleted."""
-        rows = self.visible(DeploymentRow).where(DeploymentRow.model == model, _IS_THERE)
-        for row in await self.session.scalars(rows):
-            row.status = Status.DELETING
-            row.lease_until = None
+    async def of_model(self, model: str) -> list[DeploymentRow]:
+        """Those that were made of it and have not been deleted."""
+        lives_on = DeploymentRow.status.in_(THERE - {Status.DELETING})
+        rows = self.visible(DeploymentRow).where(DeploymentRow.model == model, lives_on)
+        return list(await self.session.scalars(rows.order_by(DeploymentRow.id)))
 
 
 class ReplicaQueries(Queries):

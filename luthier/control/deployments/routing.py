@@ -91,6 +91,10 @@ class Routing:
             return _route(model, ready, like)
         return await self._await_ready(model, waits=waits, like=like)
 
+    async def is_ready(self, model: Servable) -> bool:
+        """Whether `choose` need not wait."""
+        return await self._ready.get(_pool_of(model), partial(self._find_ready, model)) is not None
+
     async def lost(self, model: Servable, route: Route) -> None:
         """A replica that was ready does not answer: let the reconciler look at it at once."""
         self._ready.forget(_pool_of(model))
@@ -98,7 +102,7 @@ class Routing:
             queries = ReplicaQueries(session, SYSTEM)
             row = await (queries.get(route.id) if route.id else queries.of_weights(model.weights))
             if row is not None and row.status == "ready":
-                row.status = "starting"
+                row.status, row.last_used_at = "starting", self.clock.now()
                 row.lease_until = None  # it need not wait for its next look
         self._ready.forget(_pool_of(model))  # somebody may have read it in between
 

@@ -10,7 +10,8 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from luthier.control import audit
-from luthier.control.catalog.service import Catalog, Loadable, Servable, answers_at_once
+from luthier.control.catalog.queries import ModelQueries
+from luthier.control.catalog.service import Catalog, Loadable, Servable, answers_at_once, offered
 from luthier.control.db import Database
 from luthier.control.deployments.lifecycle import ALIVE, CALLABLE, Status
 from luthier.control.deployments.queries import DeploymentQueries
@@ -95,6 +96,8 @@ class Deployments:
         row = self._planned(who, found, capacity, name or f"{model}-{ids.short(6)}")
         try:
             async with self.db.write(DEPLOYMENTS) as session:
+                if found.method is not None and await ModelQueries(session, who).named(model) is None:
+                    raise await self.catalog.unknown(model)  # it was deleted in between
                 session.add(row)
                 await session.flush()
                 audit.note(session, who, "deployment.created", row.id, self.clock)
@@ -155,15 +158,15 @@ class Deployments:
         async with self.db.write(DEPLOYMENTS) as session:
             row = _found(await DeploymentQueries(session, who).called(name), name)
             if row.status != Status.DELETING:
-                row.status = Status.DELETING
-                self._change(session, who, row, "deployment.deleted")
+                self._end(session, who, row)
             return await _told(session, who, row)
 
     async def delete_model(self, who: Principal, name: str) -> None:
         """End a fine-tuned model or a checkpoint with all its deployments. Raises what `Catalog.delete` raises."""
 
         async def end(session: AsyncSession) -> None:
-            await DeploymentQueries(session, who).end_those_of(name)
+            for row in await DeploymentQueries(session, who).of_model(name):
+                self._end(session, who, row)
 
         await self.catalog.delete(who, name, DEPLOYMENTS, with_it=end)
 
@@ -176,12 +179,14 @@ class Deployments:
         """
         found = await self.catalog.find(who, name)
         if found is not None and (found.method is None or answers_at_once(found.method)):
-            return await self.catalog.resolve(who, name)
+            return offered(name, found)
         async with self.db.read() as session:
             queries = DeploymentQueries(session, who)
             row = await queries.called(name) if found is None else await queries.callable_of(name)
         if row is None:
-            return await self.catalog.resolve(who, name)  # which raises what there is to say
+            if found is None:
+                raise await self.catalog.unknown(name)
+            return offered(name, found)  # which raises what there is to say
         if row.status in (Status.PENDING, Status.DEPLOYING):
             raise ReplicaUnavailable(f"The deployment {row.name!r} is still {row.status}; try again.", retry_after=10)
         if row.status == Status.FAILED:
@@ -228,6 +233,10 @@ class Deployments:
             created_at=at,
             changed_at=at,
         )
+
+    def _end(self, session: AsyncSession, who: Principal, row: DeploymentRow) -> None:
+        row.status = Status.DELETING
+        self._change(session, who, row, "deployment.deleted")
 
     def _change(self, session: AsyncSession, who: Principal, row: DeploymentRow, deed: str) -> None:
         row.changed_at = self.clock.now()

@@ -78,8 +78,7 @@ class Gate:
         Raises RateLimited where the project's own line is full, NoCapacity where everybody's together is, and
         InvalidParameter for more answers than could ever be made at once.
         """
-        if answers > self.limits.most_at_once:
-            raise InvalidParameter("n", f"may be up to {self.limits.most_at_once} on this server, got {answers}")
+        self._check_count(answers)
         ours = self._projects.setdefault(project, _Project())
         if not ours.line and self._next() is None and self._has_room(ours, answers):
             return self._let_in(project, answers)
@@ -107,8 +106,9 @@ class Gate:
         """A place for work that nobody waits for at the other end of a connection. It is no turn in line.
 
         It is had only where nobody waits, and up to half of what may run, of the project's and in all; but for one request.
-        Raises NoCapacity where there is none now.
+        Raises NoCapacity where there is none now, and InvalidParameter as `enter` does.
         """
+        self._check_count(answers)
         ours = self._projects.get(project, _Project())
         half, half_of_project = self.limits.running // 2, self.limits.running_per_project // 2
         is_within = (not self._in_background or self._in_background + answers <= half) and (
@@ -127,6 +127,10 @@ class Gate:
             ours.in_background -= place.answers
         self._forget(place.project)
         self._call_in()
+
+    def _check_count(self, answers: int) -> None:
+        if answers > self.limits.most_at_once:
+            raise InvalidParameter("n", f"may be up to {self.limits.most_at_once} on this server, got {answers}")
 
     def _has_room(self, ours: _Project, answers: int) -> bool:
         return (

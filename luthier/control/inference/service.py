@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, cast
@@ -61,10 +61,12 @@ class Inference:
         self.deployments = deployments
         self.routing = routing
         self.gate = Gate(limits or Limits())
+        self.door = Gate(self.gate.limits)  # before the gate, for those whose model is being loaded
 
     async def check_known(self, who: Principal, name: str) -> None:
-        """Raises what `complete` raises for a model that is not there, or not deployed."""
-        await self.deployments.resolve(who, name)
+        """Raises what `complete` raises for a model that is not there, or not deployed; one that is being deployed will do."""
+        with suppress(ReplicaUnavailable):
+            await self.deployments.resolve(who, name)
 
     async def check_ready(self, who: Principal, name: str) -> None:
         """Have a replica started where none is ready for that model, and raise ReplicaUnavailable at once."""
@@ -77,9 +79,10 @@ class Inference:
 
         Every answer's Finish counts the prompt's tokens, which are the same for all: add them up once.
 
-        Who finds as many answers being made as may be waits in line, and where the line is full is told RateLimited or
-        NoCapacity; `in_background` nothing waits, and NoCapacity is raised at once. An answer that is not complete in the
-        time that one may take, its time in line included, ends with AnswerTookTooLong.
+        Who waits for a replica to start takes no place from others. Who finds as many answers being made as may be waits in
+        line, and where the line is full is told RateLimited or NoCapacity; `in_background` nothing waits, and NoCapacity is
+        raised at once. An answer that is not complete in the time that one may take, its time in line included, ends with
+        AnswerTookTooLong.
 
         A replica that is lost before its first token is asked for once more on another; after it, ReplicaUnavailable ends
         the stream, or, where answers are whole, that one is made anew, once. Where one answer fails, all end. Closing the
@@ -94,6 +97,7 @@ class Inference:
                 if in_background:
                     place = self.gate.enter_in_background(who.project, request.n)
                 else:
+                    await self._await_replica(who, model, request.n)
                     place = await self.gate.enter(who.project, request.n)
                 try:
                     deltas = _until(deadline, place, await self._begun_all(who, model, request))
@@ -104,6 +108,15 @@ class Inference:
         except TimeoutError:
             raise _took_too_long() from None
         return cast(AsyncGenerator[Delta, None], deltas)
+
+    async def _await_replica(self, who: Principal, model: Servable, answers: int) -> None:
+        if await self.routing.is_ready(model):
+            return
+        place = await self.door.enter(who.project, answers)
+        try:
+            await self.routing.choose(model, like="")
+        finally:
+            place.leave()
 
     async def _check_length(self, model: Servable, max_tokens: int | None) -> None:
         """Within the context an answer may be asked to be longer than the prompt leaves room for; it then ends there."""

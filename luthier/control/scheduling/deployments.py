@@ -100,9 +100,11 @@ class DeploymentReconciler(Reconciler[DeploymentRow]):
         return digest(folder, "*.safetensors")
 
     async def give_up(self, lease: Lease[DeploymentRow], fault: Exception) -> bool:
-        async with apply(self.db, lease) as (_, row):
+        async with apply(self.db, lease, "replicas", "routes") as (session, row):
             if row.status in ALIVE:
                 _fail(row, InternalError("A fault of the server's own, again and again; its log has the rest."))
+                replicas = await ReplicaQueries(session, SYSTEM).of_deployment(row.id)
+                self._drain([one for one in replicas if one.status in _IN_PLACE])
         return True
 
     def _step(self, row: DeploymentRow, replicas: list[ReplicaRow]) -> _Step:
@@ -131,10 +133,7 @@ class DeploymentReconciler(Reconciler[DeploymentRow]):
         )
 
     async def _take(self, session: AsyncSession, row: DeploymentRow, step: _Step) -> None:
-        for one in step.drain:
-            one.status, one.draining_since = "draining", self.clock.now()
-            if one.lease_token is None:
-                one.lease_until = None
+        self._drain(step.drain)
         await session.flush()  # their places are free
         session.add_all(self._wanted(row, place) for place in step.fill)
         if step.starts_again_at is not None:
@@ -146,6 +145,13 @@ class DeploymentReconciler(Reconciler[DeploymentRow]):
             row.grown_from = step.answering
         elif step.status == Status.RUNNING:
             row.grown_from, row.failed_starts, row.start_after, row.error = row.capacity, 0, None, None
+
+    def _drain(self, replicas: list[ReplicaRow]) -> None:
+        """Take them out of routing."""
+        for one in replicas:
+            one.status, one.draining_since = "draining", self.clock.now()
+            if one.lease_token is None:
+                one.lease_until = None
 
     def _wanted(self, row: DeploymentRow, place: int) -> ReplicaRow:
         assert row.weights_sha256 is not None

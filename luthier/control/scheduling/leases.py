@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
@@ -70,9 +70,19 @@ async def claim(
 
 
 @asynccontextmanager
-async def apply(db: Database, lease: Lease[R], *nudges: str) -> AsyncIterator[tuple[AsyncSession, R]]:
-    """A transaction on the row that was claimed, which also gives it back. Raises Stale when it is no longer ours."""
+async def apply(
+    db: Database,
+    lease: Lease[R],
+    *nudges: str,
+    first: Callable[[AsyncSession], Awaitable[object]] | None = None,
+) -> AsyncIterator[tuple[AsyncSession, R]]:
+    """A transaction on the row that was claimed, which also gives it back. Raises Stale when it is no longer ours.
+
+    `first` reads, and so locks, what others lock before they lock such a row: in one order nobody waits for each other.
+    """
     async with db.write(*nudges) as session:
+        if first is not None:
+            await first(session)
         row = await session.scalar(
             Queries(session, SYSTEM)
             .visible(lease.table)

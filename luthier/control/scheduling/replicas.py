@@ -8,15 +8,17 @@ import os
 import re
 import secrets
 import tempfile
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from luthier.control.db import Database
-from luthier.control.deployments.lifecycle import MOST_FAILED_STARTS
+from luthier.control.deployments.lifecycle import ALIVE, MOST_FAILED_STARTS
 from luthier.control.deployments.queries import DeploymentQueries, ReplicaQueries
 from luthier.control.deployments.service import DEPLOYMENTS, servable
 from luthier.control.deployments.tables import DeploymentRow, ReplicaRow
@@ -46,6 +48,8 @@ _LIVE = ("wanted", "starting", "ready", "draining", "stopping")
 _OWN_GRACE_SECONDS = 5.0  # that a replica gives to running answers when it is asked to stop
 _ROUTED_FOR_SECONDS = 2.0  # after a replica began to drain a request may still be on its way to it
 _ANSWERS_WITHIN_SECONDS = 60.0  # the request that shows that a replica is ready
+_SILENT_SECONDS = 60.0  # that a process lives and does not answer, which has answered before
+_STARTS_WITHIN_SECONDS = 3600.0  # from when it was asked for to its first answer
 _REASON = re.compile(r"cannot serve.*?reason=('.*?'|\".*?\"|\S+)")
 
 
@@ -53,7 +57,8 @@ _REASON = re.compile(r"cannot serve.*?reason=('.*?'|\".*?\"|\S+)")
 class Pool:
     """How replicas are started. `folder` keeps their specs; sockets lie in a short folder of their own.
 
-    `options` are the backend's. `engines` is where engines with environments of their own lie.
+    `options` are the backend's. `engines` is where engines with environments of their own lie. A replica that is to go has
+    `grace_seconds` for its answers where its deployment ends, else `answer_within_seconds`, the longest that one may take.
     """
 
     python: str
@@ -65,6 +70,7 @@ class Pool:
     adapters: int
     idle_after_seconds: float
     grace_seconds: float
+    answer_within_seconds: float
     folder: Path
     listen: str = "unix"
     cache_bytes: int | None = None
@@ -119,8 +125,8 @@ class ReplicaReconciler(Reconciler[ReplicaRow]):
         async with self.db.read() as session:
             row = await ReplicaQueries(session, SYSTEM).get(lease.id)
         assert row is not None
-        if row.status == "wanted":
-            await self._start(lease, row)
+        if row.status == "wanted" or (row.handle is None and self._spec_file(row.id).exists()):
+            await self._start(lease, row)  # or find what was started, and not written down before it was taken away
             return
         if row.handle is None:  # it was never started
             await self._gone(lease, row)
@@ -146,6 +152,20 @@ class ReplicaReconciler(Reconciler[ReplicaRow]):
                     row.status = "stopping"
         else:
             await release(self.db, lease, again_after_seconds=_LOOKED_AT_EVERY_SECONDS)
+
+    async def give_up(self, lease: Lease[ReplicaRow], fault: Exception) -> bool:
+        """One that cannot be started is gone, and that is told; what became of a process is seen some time."""
+        async with self.db.read() as session:
+            row = await ReplicaQueries(session, SYSTEM).get(lease.id)
+        if row is None or row.handle is not None:
+            return False
+        async with apply(self.db, lease, "routes", DEPLOYMENTS, first=_deployment_of(row)) as (session, kept):
+            was, kept.status = kept.status, "gone"
+            deployment = await self._hurry(session, kept)
+            if deployment is not None and was == "wanted":
+                why = ReplicaUnavailable("Its process could not be started; the server's log says why.")
+                _count_failed_start(deployment, why)
+        return True
 
     async def mark_all_stopping(self) -> None:
         """Say before a shutdown what `stop_all` will do: whoever looks next knows that they did not end by themselves.
@@ -199,7 +219,7 @@ class ReplicaReconciler(Reconciler[ReplicaRow]):
     def _launch(self, spec: ReplicaSpec) -> tuple[Handle, Address]:
         self.pool.folder.mkdir(parents=True, exist_ok=True)
         key = "" if self.pool.listen == "unix" else self.pool.key(spec.replica)
-        path = self.pool.folder / f"{spec.replica}.json"
+        path = self._spec_file(spec.replica)
         path.write_text(spec.model_dump_json(indent=2))
         program = [self.pool.python, "-m", "luthier.serving.program", str(path)]
         places = ["--storage", self.pool.storage_url, "--cache", str(self.pool.cache)]
@@ -207,6 +227,10 @@ class ReplicaReconciler(Reconciler[ReplicaRow]):
         told = {KEY_VARIABLE: key} if key else {}
         launch = Launch(name=spec.replica, command=[*program, *places], cores=spec.threads, environment=told)
         return self.executor.start(launch), self.pool.address(spec.replica, key)
+
+    def _spec_file(self, replica: str) -> Path:
+        """It is there from before its process is started."""
+        return self.pool.folder / f"{replica}.json"
 
     async def _await_ready(self, lease: Lease[ReplicaRow], row: ReplicaRow) -> None:
         assert row.socket is not None
@@ -219,18 +243,23 @@ class ReplicaReconciler(Reconciler[ReplicaRow]):
             health = await client.health(timeout=2.0)
             if row.deployment_id is not None:
                 await self._check(row, client, health)
-        except (Unavailable, TimeoutError):
+        except NoCapacity:  # it lives, and has much to do
             await release(self.db, lease)
+            return
+        except (Unavailable, TimeoutError):
+            await self._silent(lease, row)
             return
         except LuthierError as unfit:
             await self._refused(lease, row, unfit)
             return
-        async with apply(self.db, lease, "routes", DEPLOYMENTS) as (session, row):
+        async with apply(self.db, lease, "routes", DEPLOYMENTS, first=_deployment_of(row)) as (session, row):
             if row.status == "starting":
                 row.status, row.socket = "ready", address.text
                 row.last_used_at = self.clock.now()
+                deployment = await self._hurry(session, row)
+                if deployment is not None and row.ready_at is None:
+                    deployment.failed_starts = 0
                 row.ready_at = row.ready_at or row.last_used_at
-                await self._hurry(session, row)
         self.log.info("replica ready", replica=row.id, model=row.base_model)
 
     async def _check(self, row: ReplicaRow, client: ReplicaClient, health: Health) -> None:
@@ -258,25 +287,39 @@ class ReplicaReconciler(Reconciler[ReplicaRow]):
         if model.adapter is not None and model.adapter.id not in (await client.health(timeout=2.0)).adapters:
             raise InternalError(f"Replica {row.id} has answered without adapter {model.adapter.id}.")
 
+    async def _silent(self, lease: Lease[ReplicaRow], row: ReplicaRow) -> None:
+        """It lives and does not answer: after a while it is stopped, so that another one takes its place."""
+        patience = _STARTS_WITHIN_SECONDS if row.ready_at is None else _SILENT_SECONDS
+        if (self.clock.now() - row.last_used_at).total_seconds() <= patience:
+            await release(self.db, lease)
+            return
+        async with apply(self.db, lease, "replicas", DEPLOYMENTS, first=_deployment_of(row)) as (session, kept):
+            if kept.status == "starting":
+                kept.status = "stopping"
+                deployment = await self._hurry(session, kept)
+                if deployment is not None and kept.ready_at is None:
+                    _count_failed_start(deployment, ReplicaUnavailable("Its process did not answer for too long."))
+        self.log.error("replica silent", replica=row.id, model=row.base_model, for_seconds=patience)
+
     async def _refused(self, lease: Lease[ReplicaRow], row: ReplicaRow, why: LuthierError) -> None:
-        """It lives, but will never be ready, and neither would the next one."""
-        async with apply(self.db, lease, "replicas", DEPLOYMENTS) as (session, kept):
-            kept.status, kept.draining_since = "draining", self.clock.now()
-            deployment = await DeploymentQueries(session, SYSTEM).get(row.deployment_id or "")
-            if deployment is not None:
-                deployment.failed_starts = MOST_FAILED_STARTS
-                deployment.error = {"code": why.code, "message": why.text}
-                deployment.lease_until = None
+        """It lives, but is not fit. Where that is no fault of ours, which may pass, neither would the next one be."""
+        async with apply(self.db, lease, "replicas", DEPLOYMENTS, first=_deployment_of(row)) as (session, kept):
+            if kept.status == "starting":
+                kept.status, kept.draining_since = "draining", self.clock.now()
+            deployment = await self._hurry(session, kept)
+            if deployment is not None and kept.ready_at is None:
+                _count_failed_start(deployment, why, is_last=not isinstance(why, InternalError))
+            elif deployment is not None:
+                deployment.error = _told(why)
         self.log.error("replica refused", replica=row.id, model=row.base_model, why=why.text)
 
     async def _gone(self, lease: Lease[ReplicaRow], row: ReplicaRow) -> None:
         last_words = await asyncio.to_thread(lambda: self.executor.logs(row.id, last_bytes=2000))
-        async with apply(self.db, lease, "routes", DEPLOYMENTS) as (session, kept):
+        async with apply(self.db, lease, "routes", DEPLOYMENTS, first=_deployment_of(row)) as (session, kept):
             was, kept.status = kept.status, "gone"
             deployment = await self._hurry(session, kept)
             if deployment is not None and was in ("starting", "ready") and kept.ready_at is None:
-                deployment.failed_starts += 1
-                deployment.error = {"code": ReplicaUnavailable.code, "message": _reason(last_words)}
+                _count_failed_start(deployment, ReplicaUnavailable(_reason(last_words)))
         (self.pool.folder / f"{row.id}.key").unlink(missing_ok=True)
         if was in ("draining", "stopping"):
             self.log.info("replica stopped", replica=row.id, model=row.base_model)
@@ -291,17 +334,27 @@ class ReplicaReconciler(Reconciler[ReplicaRow]):
         return deployment
 
     async def _has_drained(self, row: ReplicaRow) -> bool:
-        """Whether nothing is answered any more, or the grace is over. That it does not say so does not mean that it is idle."""
+        """Whether nothing is answered any more, or its time is over. That it does not say so does not mean that it is idle."""
         assert row.socket is not None and row.draining_since is not None
-        since = (self.clock.now() - row.draining_since).total_seconds()
-        if row.ready_at is None or since >= self.pool.grace_seconds - self._own_grace_seconds:
+        now = self.clock.now()
+        if row.ready_at is None or now >= await self._answers_until(row, row.draining_since):
             return True
-        if since < _ROUTED_FOR_SECONDS:
+        if (now - row.draining_since).total_seconds() < _ROUTED_FOR_SECONDS:
             return False
         try:
             return (await ReplicaClient(row.socket).health(timeout=2.0)).active == 0
         except LuthierError:
             return False
+
+    async def _answers_until(self, row: ReplicaRow, draining_since: datetime) -> datetime:
+        """When a replica that drains is told to end: in the grace of a deployment that ends, else when every answer is over."""
+        async with self.db.read() as session:
+            deployment = await DeploymentQueries(session, SYSTEM).get(row.deployment_id or "")
+        if deployment is not None and deployment.status in ALIVE:
+            longest = max(self.pool.grace_seconds, self.pool.answer_within_seconds)
+            return draining_since + timedelta(seconds=_ROUTED_FOR_SECONDS + longest)
+        since = draining_since if deployment is None else max(draining_since, deployment.changed_at)
+        return since + timedelta(seconds=self.pool.grace_seconds - self._own_grace_seconds)
 
     @property
     def _own_grace_seconds(self) -> float:
@@ -322,6 +375,20 @@ class ReplicaReconciler(Reconciler[ReplicaRow]):
         if row.deployment_id is not None:
             return False
         return (self.clock.now() - row.last_used_at).total_seconds() > self.pool.idle_after_seconds
+
+
+def _deployment_of(row: ReplicaRow) -> Callable[[AsyncSession], Awaitable[DeploymentRow | None]]:
+    """Locks the deployment of a replica, where it is of one: everybody who locks both begins with it."""
+    return lambda session: DeploymentQueries(session, SYSTEM).get(row.deployment_id or "")
+
+
+def _count_failed_start(deployment: DeploymentRow, why: LuthierError, *, is_last: bool = False) -> None:
+    deployment.failed_starts = MOST_FAILED_STARTS if is_last else deployment.failed_starts + 1
+    deployment.error = _told(why)
+
+
+def _told(why: LuthierError) -> dict[str, str]:
+    return {"code": why.code, "message": why.text}
 
 
 def _reason(last_words: str) -> str:

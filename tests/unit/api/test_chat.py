@@ -556,3 +556,11 @@ def test_why_there_is_no_answer_is_told_by_the_number_of_the_call_that_waits(fai
     told = result(AsyncCompletion("task-1", "mine", "toy", "failed", [], failure, at))
     assert told["task_status"] == "FAIL"
     assert told["error"] == {"code": code, "message": failure.message, "param": failure.param}
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/api/paas/v4/chat/completions", "/v1/completions"])
+def test_more_ids_that_end_an_answer_than_may_be_are_refused_under_their_own_name(api: Api, path: str) -> None:
+    said = {"prompt": "Hi"} if path == "/v1/completions" else {"messages": [{"role": "user", "content": "Hi"}]}
+    status, error = api.refused("POST", path, api.ada, json=said | {"model": "toy", "stop_token_ids": [1] * 1001})
+    assert status == 400
+    assert "stop_token_ids" in error["message"]

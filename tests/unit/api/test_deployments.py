@@ -60,6 +60,13 @@ def test_a_deployment_is_called_in_every_dialect_and_by_name_and_id_until_it_is_
         for name in ("mine", made["id"]):
             told = echo.call("POST", f"{prefix}/chat/completions", echo.ada, json=asked | {"model": name}).json()
             assert told["choices"][0]["message"]["content"] == "Hello there"
+    counts = [
+        echo.call("POST", "/api/platform/tokens", echo.ada, json={"model": name, "text": "Hello there"}).json()[
+            "tokens"
+        ]
+        for name in ("toy", "mine", made["id"])
+    ]
+    assert counts == [counts[0]] * 3 and counts[0] > 0
     generation = "/api/v1/services/aigc/text-generation/generation"
     told = echo.call("POST", generation, echo.ada, json={"model": "mine", "input": {"prompt": "Hello there"}}).json()
     assert told["output"]["text"] == "Hello there"

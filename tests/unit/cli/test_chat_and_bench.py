@@ -65,6 +65,13 @@ def test_a_model_that_there_is_not_ends_with_a_word(server: RunningServer) -> No
     assert "nobody" in said.stderr and "Traceback" not in said.stderr
 
 
+def test_what_is_refused_does_not_end_the_conversation(server: RunningServer) -> None:
+    said = typed(server, "chat", "toy", lines="/compare nobody\nOne\n/compare\nTwo\n")
+    assert said.returncode == 0
+    assert "nobody" in said.stderr and "Traceback" not in said.stderr
+    assert said.stdout.split("\n") == ["toy:", "One", "nobody:", "Two", ""]
+
+
 class Hesitant(BaseHTTPRequestHandler):
     """Says back what it hears; of "Wait" it says a word and then nothing more until nobody listens."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -66,6 +67,19 @@ def test_one_that_failed_is_an_error_with_its_reason(serving: Callable[..., Serv
     said = CliRunner().invoke(app, ["deployments", "create", "-m", "toy", "--wait"])
     assert isinstance(said.exception, Refused)
     assert str(said.exception) == "The deployment support failed: Too large."
+
+
+def test_one_that_comes_no_further_is_waited_for_only_for_a_while(
+    serving: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = itertools.count(step=100)
+    monkeypatch.setattr(deployments.time, "monotonic", lambda: next(seconds))
+    wrong = {"code": "replica_unavailable", "message": "Its process ended."}
+    server = serving(shown(status="deploying", ready=0, error=None), shown(status="deploying", ready=0, error=wrong))
+    said = CliRunner().invoke(app, ["deployments", "create", "-m", "toy", "--wait"])
+    assert isinstance(said.exception, Refused)
+    assert str(said.exception) == "The deployment support is still deploying: Its process ended."
+    assert [verb for verb, *_ in server.asked[1:]] == ["get"] * 4
 
 
 def test_scale_and_delete_name_it_in_the_address(serving: Callable[..., Server]) -> None:

@@ -188,6 +188,13 @@ async def test_a_model_that_there_is_not_is_refused_at_once(house: House) -> Non
 
 
 @on_sqlite
+async def test_a_deployment_that_is_being_made_may_be_asked_already(house: House) -> None:
+    await house.parts.services.deployments.create(ADA, "toy", name="mine")
+    asked = replace(REQUEST, model="mine")
+    kept = await house.parts.services.async_completions.submit(ADA, asked, request_id="r-1")
+    assert kept.status == "processing"
+
+
 async def test_only_so_many_are_made_side_by_side(house: House) -> None:
     most = now = 0
     twin = scripted(house)

@@ -12,20 +12,25 @@ import pytest
 from sqlalchemy import select, update
 
 from luthier.app import Parts
+from luthier.control.audit import AuditRow
 from luthier.control.catalog.service import Trained
 from luthier.control.deployments.lifecycle import Status
 from luthier.control.deployments.service import MOST_REPLICAS, Deployment
 from luthier.control.deployments.tables import DeploymentRow, ReplicaRow
 from luthier.control.inference.service import CompletionRequest
 from luthier.control.scheduling import replicas
+from luthier.control.scheduling.leases import claim
 from luthier.control.tenancy import Principal
 from luthier.core.errors import (
     AlreadyExists,
     DeploymentNotFound,
+    InternalError,
     InvalidParameter,
+    InvalidRequest,
     InvalidTransition,
     ModelNotDeployed,
     ModelNotFound,
+    NoCapacity,
     ReplicaUnavailable,
 )
 from luthier.core.pages import PageRequest
@@ -324,6 +329,152 @@ async def test_an_answer_that_is_being_made_when_its_deployment_is_deleted_has_t
             with pytest.raises(ReplicaUnavailable):
                 async for _ in deltas:
                     pass
+
+
+@on_sqlite
+async def test_an_answer_on_a_replica_that_goes_as_its_deployment_shrinks_has_all_the_time_that_one_may_take(
+    house: House,
+) -> None:
+    parts = serving(house, local(house), grace_seconds=0, answer_within_seconds=600)
+    await parts.services.deployments.create(ADA, "toy", capacity=2, name="mine")
+    async with running(parts):
+        await until(parts, "mine", Status.RUNNING)
+        request = CompletionRequest("mine", [], prompt="x" * 200_000)  # more than fits into what lies between
+        both = [await parts.services.inference.complete(ADA, request) for _ in range(2)]  # one on each
+        async with aclosing(both[0]), aclosing(both[1]):
+            await parts.services.deployments.scale(ADA, "mine", 1)
+            async with asyncio.timeout(60):
+                while "draining" not in {row.status for row in await rows(parts)}:
+                    await asyncio.sleep(0.02)
+            house.clock.advance(590)
+            await asyncio.sleep(2.0)
+            assert sorted(row.status for row in await rows(parts)) == ["draining", "ready"]
+            house.clock.advance(20)
+            await until_gone(house, parts, left=1)
+
+
+def waiting() -> InlineExecutor:
+    """Processes that live until they are told to end, and say nothing."""
+    return InlineExecutor(lambda process: 0 if process.stopping.wait(60) else 1)
+
+
+async def starting(parts: Parts) -> None:
+    """A deployment of one replica, whose process is started."""
+    await parts.services.deployments.create(ADA, "toy", name="mine")
+    for _ in range(2):  # its files are looked at, its place is filled
+        await parts.deployments.once()
+    await parts.replicas.once()
+    assert [row.status for row in await rows(parts)] == ["starting"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "was_ready", "silent_for", "becomes", "failed_starts"),
+    [
+        (ReplicaUnavailable("Nobody there."), True, 59, "starting", 0),
+        (ReplicaUnavailable("Nobody there."), True, 61, "stopping", 0),
+        (ReplicaUnavailable("Nobody there."), False, 3599, "starting", 0),
+        (ReplicaUnavailable("Nobody there."), False, 3601, "stopping", 1),
+        (NoCapacity("Many ask."), True, 3601, "starting", 0),
+        (InternalError("It stumbled."), True, 0, "draining", 0),
+        (InternalError("It stumbled."), False, 0, "draining", 1),
+        (InvalidRequest("It never will."), False, 0, "draining", 3),
+    ],
+)
+@on_sqlite
+async def test_what_becomes_of_a_replica_that_lives_and_does_not_answer(
+    house: House,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Exception,
+    was_ready: bool,
+    silent_for: float,
+    becomes: str,
+    failed_starts: int,
+) -> None:
+    async def health(self: object, *, timeout: float) -> None:
+        raise fault
+
+    monkeypatch.setattr(replicas.ReplicaClient, "health", health)
+    parts = serving(house, waiting())
+    await starting(parts)
+    if was_ready:
+        async with parts.db.write() as session:
+            await session.execute(update(ReplicaRow).values(ready_at=house.clock.now()))
+    house.clock.advance(silent_for)
+    await parts.replicas.once()
+    assert [row.status for row in await rows(parts)] == [becomes]
+    async with parts.db.read() as session:
+        assert await session.scalar(select(DeploymentRow.failed_starts)) == failed_starts
+
+
+@on_sqlite
+async def test_a_replica_that_cannot_be_started_again_and_again_is_told(house: House) -> None:
+    parts = serving(house, waiting())
+    made = await parts.services.deployments.create(ADA, "toy")
+    for _ in range(2):
+        await parts.deployments.once()
+    [lease] = await claim(parts.db, ReplicaRow, *parts.replicas.due())
+    assert await parts.replicas.give_up(lease, OSError("no such interpreter"))
+    assert [row.status for row in await rows(parts)] == ["gone"]
+    found = await parts.services.deployments.get(ADA, made.id)
+    assert found.error is not None and "could not be started" in found.error.message
+    async with parts.db.read() as session:
+        assert await session.scalar(select(DeploymentRow.failed_starts)) == 1
+
+
+@on_sqlite
+async def test_a_process_that_was_started_and_not_written_down_is_found_and_ended(house: House) -> None:
+    executor = waiting()
+    parts = serving(house, executor)
+    await starting(parts)
+    async with parts.db.write() as session:  # as if the server had died in between, and the deployment was scaled then
+        at = house.clock.now()
+        await session.execute(update(ReplicaRow).values(status="draining", draining_since=at, handle=None, socket=None))
+    async with asyncio.timeout(30):
+        while [row.status for row in await rows(parts)] != ["gone"]:
+            await parts.replicas.once()
+    assert len(executor.started) == 1
+    assert executor.join(executor.started[0].name).exit_code == 0  # it was told to end
+
+
+@on_sqlite
+async def test_a_deployment_that_is_given_up_keeps_no_replica(house: House) -> None:
+    parts = serving(house, waiting())
+    await starting(parts)
+    [lease] = await claim(parts.db, DeploymentRow, *parts.deployments.due())
+    assert await parts.deployments.give_up(lease, RuntimeError("again"))
+    assert (await parts.services.deployments.get(ADA, "mine")).status == Status.FAILED
+    assert [row.status for row in await rows(parts)] == ["draining"]
+
+
+async def test_a_model_that_is_deleted_meanwhile_gets_no_deployment(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = await tuned(house, "toy-mine", "lora")
+    catalog = house.parts.services.catalog
+    find = catalog.find
+
+    async def find_and_lose(who: Principal, name: str) -> object:
+        found = await find(who, name)
+        await catalog.delete(who, name)
+        return found
+
+    monkeypatch.setattr(catalog, "find", find_and_lose)
+    with pytest.raises(ModelNotFound):
+        await house.parts.services.deployments.create(ADA, model)
+    assert (await house.parts.services.deployments.list(ADA, PageRequest())).items == []
+
+
+async def test_deployments_that_end_with_their_model_leave_a_trace_once(house: House) -> None:
+    deployments = house.parts.services.deployments
+    model = await tuned(house, "toy-mine", "lora")
+    made = [(await deployments.create(ADA, model)).id for _ in range(2)]
+    await deployments.delete(ADA, made[0])
+    house.clock.advance(10)
+    await deployments.delete_model(ADA, model)
+    async with house.parts.db.read() as session:
+        deeds = select(AuditRow.subject).where(AuditRow.deed == "deployment.deleted").order_by(AuditRow.subject)
+        assert list(await session.scalars(deeds)) == made
+    assert (await deployments.get(ADA, made[1])).changed_at == house.clock.now()
 
 
 @pytest.mark.parametrize("capacity", [0, -1, MOST_REPLICAS + 1])

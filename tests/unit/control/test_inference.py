@@ -43,6 +43,9 @@ class Anything:
     async def context_length(self, model: object) -> int | None:
         return None
 
+    async def is_ready(self, model: object) -> bool:
+        return True
+
     async def choose(self, model: object, *, like: str) -> Route:
         return Route(self.replica, None)
 

@@ -7,7 +7,8 @@ from collections import Counter
 from datetime import UTC, datetime
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from luthier.control.datasets.tables import FileRow
 from luthier.control.db import Database, now
@@ -86,6 +87,20 @@ async def test_a_worker_that_was_slow_but_whom_nobody_replaced_may_still_apply(f
     await expire(files, lease)
     async with apply(files, lease) as (_, row):
         row.status = "processed"
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)  # SQLite locks no rows
+async def test_what_is_locked_first_is_locked_while_the_row_is_still_free(files: Database) -> None:
+    [lease] = await claim(files, FileRow, FileRow.id == "file-000")
+    free: list[str] = []
+
+    async def first(session: AsyncSession) -> None:
+        async with files.write() as other:
+            row = select(FileRow.id).where(FileRow.id == lease.id).with_for_update(nowait=True)
+            free.extend(await other.scalars(row))
+
+    async with apply(files, lease, first=first):
+        assert free == [lease.id]
 
 
 async def test_a_lease_is_applied_once(files: Database) -> None:

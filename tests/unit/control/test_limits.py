@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -110,6 +111,8 @@ async def test_everybodys_full_line_is_no_fault_of_the_project() -> None:
 async def test_more_answers_than_can_ever_run_are_the_callers_fault() -> None:
     with pytest.raises(InvalidParameter, match="up to 3"):
         await gate(running_per_project=3).enter("ada", 4)
+    with pytest.raises(InvalidParameter, match="up to 3"):
+        gate(running_per_project=3).enter_in_background("ada", 4)
 
 
 async def test_who_leaves_the_line_gives_up_its_place_in_it() -> None:
@@ -193,6 +196,9 @@ class Endless:
     async def context_length(self, model: object) -> int | None:
         return None
 
+    async def is_ready(self, model: Servable) -> bool:
+        return True
+
     async def choose(self, model: object, *, like: str) -> Route:
         return Route(cast(Any, self), None)
 
@@ -227,6 +233,35 @@ async def test_closing_an_answer_lets_the_next_one_in(n: int) -> None:
     async with aclosing(await waiting):
         assert model.open == n
     assert model.open == 0
+
+
+class Loading(Endless):
+    """As Endless, for one model that answers and one, cold, that is never loaded."""
+
+    async def is_ready(self, model: Servable) -> bool:
+        return model.name != "cold"
+
+    async def choose(self, model: Any, *, like: str) -> Route:
+        if model.name == "cold":
+            await asyncio.sleep(60)
+        return await super().choose(model, like=like)
+
+
+async def test_who_waits_for_a_model_to_be_loaded_takes_nobodys_place() -> None:
+    one = inference(Loading(), running=1, waiting=1)
+    cold = [asyncio.create_task(one.complete(ADA, replace(asking(), model="cold"))) for _ in range(3)]
+    with pytest.raises(NoCapacity):  # as many wait as may run and stand in line
+        await cold[2]
+    async with aclosing(await one.complete(ADA, asking())) as deltas:
+        await anext(deltas)
+    for task in cold:
+        task.cancel()
+    await asyncio.gather(*cold, return_exceptions=True)
+
+
+async def test_who_waits_for_a_model_to_be_loaded_does_so_within_the_time_of_his_answer() -> None:
+    with pytest.raises(AnswerTookTooLong):
+        await inference(Loading(), answer_within_seconds=0.05).complete(ADA, replace(asking(), model="cold"))
 
 
 @pytest.mark.parametrize("n", [1, 2])

@@ -10,7 +10,7 @@ import pytest
 
 from luthier.core.errors import NoCapacity, ReplicaUnavailable
 from luthier.serving.client import ReplicaClient
-from luthier.serving.protocol import Finish, GenerateRequest, Turn
+from luthier.serving.protocol import Fault, Finish, GenerateRequest, Turn
 
 ASKED = GenerateRequest(messages=[Turn(role="user", content="Hi")])
 DONE = Finish(reason="stop", prompt_tokens=1, completion_tokens=1)
@@ -88,3 +88,16 @@ async def test_a_connection_that_cannot_be_used_is_closed(tmp_path: Path, monkey
         with pytest.raises(ReplicaUnavailable):
             await ask(tmp_path / "r.sock")
     assert [one.fileno() for one in used] == [-1]
+
+
+async def test_a_fault_that_may_pass_is_told_with_when_to_come_again(tmp_path: Path) -> None:
+    async def lost(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        fault = Fault(code="replica_unavailable", message="The engine has ended.", retry_after=3)
+        writer.write(fault.model_dump_json().encode() + b"\n")
+        writer.close()
+
+    async with await asyncio.start_unix_server(lost, tmp_path / "r.sock"):
+        with pytest.raises(ReplicaUnavailable, match="engine has ended") as told:
+            await ask(tmp_path / "r.sock")
+    assert told.value.retry_after == 3

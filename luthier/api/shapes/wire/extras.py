@@ -9,6 +9,7 @@ from pydantic import Field
 
 from luthier.api.received import Received
 from luthier.core.errors import InvalidParameter, NotOffered
+from luthier.serving.checks import MOST_STOP_TOKENS
 from luthier.serving.protocol import Sampling
 
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
@@ -44,7 +45,7 @@ class Extras(Received):
     )
     top_k: Annotated[int, Field(ge=-1)] | None = Field(default=None, description="-1, 0 or absent: all tokens.")
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = Field(default=None, description="Absent: 1.")
-    stop_token_ids: list[TokenId] | None = Field(
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=MOST_STOP_TOKENS)] | None = Field(
         default=None, description="Ids of tokens that end the answer and are no part of it."
     )
     structured_outputs: StructuredOutputs | None = None

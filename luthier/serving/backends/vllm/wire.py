@@ -38,7 +38,7 @@ def completion(asked: Asked, *, model: str, room: int, secret: bytes) -> dict[st
     """The body of a request. Raises NotOffered for what vLLM cannot be told."""
     if asked.guide is not None:
         raise NotOffered(
-            "Answers of this model are made by vLLM, which cannot be held to a schema or to a tool's call here."
+            "Answers of this model are made by vLLM, which cannot be held to a schema, a regex or a tool's call here."
         )
     return {
         "model": model,
