@@ -79,7 +79,7 @@ class Builtin(Contender):
                 "precision": work.precision,
                 "threads": work.threads,
                 "adapters": max(1, work.adapters),
-                "socket": "",
+                "listen": "",
             }
         )
         self.backend = backends.load(spec.backend).open(spec, storage)

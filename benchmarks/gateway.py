@@ -411,7 +411,7 @@ def run(arguments: argparse.Namespace) -> None:
         targets = {"luthier": Target("luthier", str(port), KEY)}
         asyncio.run(Stream(targets["luthier"]).ask("Hello"))  # starts the replica
         [spec] = (folder / "data" / "replicas").glob("*.json")
-        replica = json.loads(spec.read_text())["socket"]
+        replica = json.loads(spec.read_text())["listen"]
         targets["direct"] = Target("direct", replica)
         gateways = {"luthier": luthier.pid}
         pin(luthier.pid, core)

@@ -34,10 +34,10 @@ class RunningReplica:
             "precision": "fp32",
             "threads": 1,
             "adapters": 4,
-            "socket": f"{self._private.name}/s",
+            "listen": f"{self._private.name}/s",
         }
         self.spec = ReplicaSpec(**settled | changes)
-        self.client = ReplicaClient(self.spec.socket)
+        self.client = ReplicaClient(self.spec.listen)
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -51,7 +51,7 @@ class RunningReplica:
         with (Path(self._private.name) / "log").open("wb") as log:
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=os.environ)
         deadline = time.monotonic() + PATIENCE_SECONDS
-        while not Path(self.spec.socket).exists():
+        while not Path(self.spec.listen).exists():
             if self.process.poll() is not None or time.monotonic() > deadline:
                 told = self.log
                 self.__exit__()

@@ -90,7 +90,7 @@ async def test_hanging_up_frees_the_replica(client: OpenAI, toy_server: RunningS
     spec = ReplicaSpec.model_validate_json(Path(replica.cmdline()[3]).read_bytes())
 
     async def active() -> int:
-        return (await ReplicaClient(spec.socket).health(timeout=10)).active
+        return (await ReplicaClient(spec.listen).health(timeout=10)).active
 
     messages = [{"role": "user", "content": "ab"}]
     stream = client.chat.completions.create(model="toy", messages=messages, stream=True)

@@ -218,7 +218,7 @@ def open_backend(storage: Storage, weights: str, *, precision: str, adapters: in
         "precision": precision,
         "threads": 1,
         "adapters": max(1, adapters),
-        "socket": "",
+        "listen": "",
     }
     return backends.load(name).open(ReplicaSpec.model_validate(spec), storage)
 
