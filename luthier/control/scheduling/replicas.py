@@ -154,7 +154,7 @@ class ReplicaReconciler(Reconciler[ReplicaRow]):
             await release(self.db, lease, again_after_seconds=_LOOKED_AT_EVERY_SECONDS)
 
     async def give_up(self, lease: Lease[ReplicaRow], fault: Exception) -> bool:
-        """One that cannot be started is gone, and that is told; what became of a process is seen some time."""
+        """One whose process cannot be started is gone, and its deployment is told; one that has a process is tried on."""
         async with self.db.read() as session:
             row = await ReplicaQueries(session, SYSTEM).get(lease.id)
         if row is None or row.handle is not None:
@@ -165,6 +165,7 @@ class ReplicaReconciler(Reconciler[ReplicaRow]):
             if deployment is not None and was == "wanted":
                 why = ReplicaUnavailable("Its process could not be started; the server's log says why.")
                 _count_failed_start(deployment, why)
+        (self.pool.folder / f"{row.id}.key").unlink(missing_ok=True)
         return True
 
     async def mark_all_stopping(self) -> None:
