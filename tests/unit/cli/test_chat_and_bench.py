@@ -101,13 +101,22 @@ def test_ctrl_c_stops_an_answer_and_not_the_conversation() -> None:
         threading.Thread(target=hesitant.serve_forever, daemon=True).start()
         words = [sys.executable, "-m", "luthier", "chat", "toy", "--url", f"http://127.0.0.1:{hesitant.server_port}"]
         with subprocess.Popen(
-            [*words, "--key", KEY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+            [*words, "--key", KEY],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+            # Whoever runs the tests in the background may have had it ignored, which is inherited.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         ) as talk:
             assert talk.stdin is not None and talk.stdout is not None
-            talk.stdin.write("Wait\n")
-            assert talk.stdout.read(4) == "Wait"
-            talk.send_signal(signal.SIGINT)
-            rest, _ = talk.communicate("Still there\n\n", timeout=120)
+            try:
+                talk.stdin.write("Wait\n")
+                assert talk.stdout.read(4) == "Wait"
+                talk.send_signal(signal.SIGINT)
+                rest, _ = talk.communicate("Still there\n\n", timeout=60)
+            finally:
+                talk.kill()
         hesitant.shutdown()
     assert talk.returncode == 0
     assert rest.strip().endswith("(stopped)\nStill there")
