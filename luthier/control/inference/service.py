@@ -243,20 +243,26 @@ def _took_too_long() -> AnswerTookTooLong:
 
 
 async def _merged(answers: list[_Begun]) -> AsyncGenerator[Delta, None]:
-    """What comes from all of them, in the order in which it comes."""
-    come: asyncio.Queue[Delta | BaseException | None] = asyncio.Queue(maxsize=len(answers))
+    """What comes from all of them, in the order in which it comes, but the first part of each before anything else.
 
-    async def pass_on(answer: _Begun) -> None:
+    DashScope's client stops reading once all answers have ended that it has seen something of.
+    """
+    come: asyncio.Queue[Delta | BaseException | None] = asyncio.Queue(maxsize=len(answers))
+    streams = [answer.deltas() for answer in sorted(answers, key=lambda one: isinstance(one.first, Finish))]
+
+    async def pass_on(deltas: AsyncGenerator[Delta, None]) -> None:
         try:
-            async with aclosing(answer.deltas()) as deltas:
-                async for delta in deltas:
-                    await come.put(delta)
+            async for delta in deltas:
+                await come.put(delta)
             await come.put(None)
         except Exception as error:
             await come.put(error)
 
-    passing = [asyncio.create_task(pass_on(answer)) for answer in answers]
+    passing: list[asyncio.Task[None]] = []
     try:
+        for deltas in streams:
+            yield await anext(deltas)
+        passing += [asyncio.create_task(pass_on(deltas)) for deltas in streams]
         left = len(answers)
         while left:
             one = await come.get()
@@ -270,6 +276,8 @@ async def _merged(answers: list[_Begun]) -> AsyncGenerator[Delta, None]:
         for task in passing:
             task.cancel()
         await asyncio.gather(*passing, return_exceptions=True)
+        for deltas in streams:
+            await deltas.aclose()
 
 
 def _asked(who: Principal, request: CompletionRequest, adapter: AdapterRef | None, choice: int) -> GenerateRequest:

@@ -95,6 +95,13 @@ async def test_they_come_side_by_side_and_each_has_its_end(toy: Inference) -> No
     assert len({finish.prompt_tokens for finish in finishes}) == 1
 
 
+async def test_every_answer_has_begun_before_one_of_them_ends(toy: Inference) -> None:
+    """A client that has seen one answer alone, and its end, takes it for the end of all."""
+    deltas = [d async for d in await toy.complete(ADA, asking(3, temperature=0, max_tokens=1))]
+    ended = [place for place, delta in enumerate(deltas) if isinstance(delta.part, Finish)]
+    assert {delta.choice for delta in deltas[: ended[0]]} == {0, 1, 2}
+
+
 async def test_what_is_refused_is_raised_before_the_first_part(toy: Inference) -> None:
     with pytest.raises(InvalidParameter, match="logit_bias"):
         await toy.complete(ADA, asking(3, logit_bias={999: 1.0}))
