@@ -73,7 +73,7 @@ class PagedModel:
     def _adapted(self, places: Places) -> Any:
         def add(layer: nn.Module, given: tuple[Tensor, ...], said: Tensor) -> Tensor | None:
             run = self._run
-            if run is None or not run.is_adapted:
+            if run is None or not run.is_adapted or not places.rank:
                 return None
             return _add_adapters(places, run, given[0], said)
 

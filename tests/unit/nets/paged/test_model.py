@@ -120,6 +120,23 @@ def test_what_nobody_uses_any_more_takes_no_room() -> None:
     assert not bank.layers
 
 
+def test_layers_that_only_an_adapter_of_before_changed_are_as_the_model_has_them() -> None:
+    model = model_of("llama")
+    first, second, third = (adapter_of(model, rank=rank) for rank in (4, 2, 3))
+    attention = [{name: thin for name, thin in one.items() if "attn" in name} for one in (second, third)]
+    sequences, places = [[3, 4, 5, 6], [7, 8, 9]], [0, 1]
+    alone = [plainly(merged(model, one), ids) for one, ids in zip(attention, sequences, strict=True)]
+    paged = paged_of(copy.deepcopy(model))
+    paged.bank.put(0, first)
+    plain_of(paged, [1, 2], 0)
+    paged.bank.put(0, {})
+    for place, adapter in enumerate(attention):
+        paged.bank.put(place, adapter)
+    for expected, said in zip(alone, together(paged, sequences, places, seed=3), strict=True):
+        for end, logits in said:
+            assert torch.allclose(logits, expected[end - 1], rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("kind", ["llama", "qwen2.5", "glm4"])
 @pytest.mark.parametrize("is_decomposed", [False, True])
 def test_every_sequence_gets_its_own_adapter(kind: str, is_decomposed: bool) -> None:
