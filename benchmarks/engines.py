@@ -43,9 +43,13 @@ class Work:
 
 @dataclass
 class Found:
-    """Tokens a second by the size of the batch; times to the first token in milliseconds; (seconds, MiB) under load."""
+    """Tokens a second by the size of the batch: made while all is done, the reading of the prompts included; made once they
+    are read; and read. Times to the first token in milliseconds; (seconds, MiB) under load.
+    """
 
     rates: dict[int, float] = field(default_factory=dict)
+    made: dict[int, float] = field(default_factory=dict)
+    read: dict[int, float] = field(default_factory=dict)
     first_ms: list[float] = field(default_factory=list)
     memory: list[tuple[float, float]] = field(default_factory=list)
 
@@ -230,12 +234,18 @@ def perform(work: Work) -> Found:
 
     contender.answer(prompts(1, work.prompt_tokens), adapters(1), 4)  # what is made at the first use is made now
     for batch in work.batches:
-        asked = prompts(batch, work.prompt_tokens)
-        began = time.perf_counter()
-        made = contender.answer(asked, adapters(batch), work.new_tokens)
-        found.rates[batch] = made / (time.perf_counter() - began)
-        if made != batch * work.new_tokens:
-            raise SystemExit(f"{work.engine} made {made} tokens of {batch * work.new_tokens}")
+        seconds = []
+        for new_tokens in (1, work.new_tokens):
+            asked = prompts(batch, work.prompt_tokens)
+            began = time.perf_counter()
+            made = contender.answer(asked, adapters(batch), new_tokens)
+            seconds.append(time.perf_counter() - began)
+            if made != batch * new_tokens:
+                raise SystemExit(f"{work.engine} made {made} tokens of {batch * new_tokens}")
+        reading, whole = seconds
+        found.rates[batch] = batch * work.new_tokens / whole
+        found.made[batch] = batch * (work.new_tokens - 1) / (whole - reading)
+        found.read[batch] = batch * work.prompt_tokens / reading
     if isinstance(contender, Builtin):
         if work.arrivals:
             found.first_ms = first_tokens(contender, work, prompts, adapters)

@@ -5,7 +5,7 @@
     python -m benchmarks.serving --gguf model-Q8_0.gguf model-BF16.gguf   # beside llama.cpp, where xllamacpp can be imported
     python -m benchmarks.serving --memory-minutes 60 --rounds 1
 
-Measured are tokens a second, the reading of the prompts included: the base model by transformers' `generate` and
+Measured are tokens a second, with the reading of the prompts and without: the base model by transformers' `generate` and
 `generate_batch`, llama.cpp and the built-in engine; with one adapter, and with several mixed in a batch, by PEFT and the built-in
 engine. A processor without bf16 instructions makes torch's bf16 slow, so the peers in Python are measured in fp32 too and the
 better one counts. Each measurement is a process of its own; told are the medians of the rounds, their ratios, the time to
@@ -34,6 +34,11 @@ from benchmarks.jobs import machine
 
 HERE = Path(__file__).parent
 TOO_LONG_SECONDS = 1800
+KINDS = {
+    "rates": "Tokens made a second, the reading of the prompts included",
+    "made": "Tokens made a second once the prompts are read",
+    "read": "Tokens of prompts read a second",
+}
 FLOOR_BASE, FLOOR_MIXED, FLOOR_SHARE = 2.0, 4.0, 0.7
 
 
@@ -89,7 +94,8 @@ def measured(work: Work) -> Found:
     if done.returncode:
         raise SystemExit(f"{work.engine} failed:\n{done.stderr[-4000:]}")
     found = json.loads(done.stdout.splitlines()[-1])
-    found["rates"] = {int(batch): rate for batch, rate in found["rates"].items()}
+    for kind in KINDS:
+        found[kind] = {int(batch): rate for batch, rate in found[kind].items()}
     return Found(**found)
 
 
@@ -99,10 +105,10 @@ def best(rates: Rates, engine: str, adapters: int, batch: int) -> float:
     return max(found, default=math.nan)
 
 
-def missed(rates: Rates, batches: list[int], adapters: int) -> list[str]:
+def missed(rates: Rates, asked: argparse.Namespace) -> list[str]:
     """The floors that are not kept, in words."""
-    found = []
-    for batch in batches:
+    found, adapters = [], asked.adapters
+    for batch in asked.batches:
         base, mixed = (best(rates, "builtin", count, batch) for count in (0, adapters))
         floors = [
             ("base beside generate", base / best(rates, "generate", 0, batch), FLOOR_BASE),
@@ -155,11 +161,29 @@ def percentile(values: list[float], share: int) -> float:
     return ordered[min(len(ordered) - 1, len(ordered) * share // 100)] if ordered else math.nan
 
 
-def report(asked: argparse.Namespace, rates: Rates, first_ms: dict[int, list[float]]) -> list[str]:
+def report(asked: argparse.Namespace, rates: dict[str, Rates], first_ms: dict[int, list[float]]) -> list[str]:
     """Print all but memory; the floors that are missed."""
-    heads = [f"batch {batch}" for batch in asked.batches]
     print(f"    python -m benchmarks.serving {' '.join(sys.argv[1:])}\n\n{machine(asked.threads)}.")
-    print(f"{asked.prompt_tokens} tokens of prompt, {asked.new_tokens} new, medians of {asked.rounds} rounds.\n")
+    print(f"{asked.prompt_tokens} tokens of prompt, {asked.new_tokens} new, medians of {asked.rounds} rounds.")
+    for kind, title in KINDS.items():
+        print(f"\n{title}:\n")
+        _tables(asked, rates[kind])
+    for count, times in first_ms.items():
+        what = "base" if not count else f"{count} adapters"
+        told = f"p50 {percentile(times, 50):.0f} ms, p99 {percentile(times, 99):.0f} ms ({len(times)} arrivals)"
+        print(f"\nFirst token while eight are answered, {what}: {told}.")
+    if 1 in asked.batches:
+        reads, held = bandwidth(asked.threads), weight_bytes(asked.folder / asked.weights, asked.precision)
+        share = best(rates["made"], "builtin", 0, 1) * held / reads
+        print(f"\nMemory is read at {reads / 1e9:.1f} GB/s; batch 1, once its prompt is read, takes {share:.0%} of that:")
+        print(f"{held / 1e6:.0f} MB a token.")
+    found = [f"{KINDS[kind]}: {one}" for kind in ("rates", "made") for one in missed(rates[kind], asked)]
+    print("\n" + ("\n".join(f"- Missed. {one}" for one in found) or "All floors are kept."))
+    return found
+
+
+def _tables(asked: argparse.Namespace, rates: Rates) -> None:
+    heads = [f"batch {batch}" for batch in asked.batches]
     print(f"| what | engine | {' | '.join(heads)} |\n|---|---|{'---|' * len(heads)}")
     for line, found in rates.items():
         print(f"| {line.what} | {line.name} | {' | '.join(f'{found[batch]:.1f}' for batch in asked.batches)} |")
@@ -170,20 +194,7 @@ def report(asked: argparse.Namespace, rates: Rates, first_ms: dict[int, list[flo
             ratios = [one / rates[line][batch] for one, batch in zip(ours, asked.batches, strict=True)]
             print(f"| {line.what}: {line.name} | {' | '.join(f'{ratio:.2f}' for ratio in ratios)} |")
     shares = [best(rates, "builtin", asked.adapters, b) / best(rates, "builtin", 0, b) for b in asked.batches]
-    print(f"| its own base, with {asked.adapters} mixed | {' | '.join(f'{share:.2f}' for share in shares)} |\n")
-    for count, times in first_ms.items():
-        what = "base" if not count else f"{count} adapters"
-        told = f"p50 {percentile(times, 50):.0f} ms, p99 {percentile(times, 99):.0f} ms ({len(times)} arrivals)"
-        print(f"First token while eight are answered, {what}: {told}.\n")
-    if 1 in asked.batches:
-        reads, held = bandwidth(asked.threads), weight_bytes(asked.folder / asked.weights, asked.precision)
-        share = best(rates, "builtin", 0, 1) * held / reads
-        print(
-            f"Memory is read at {reads / 1e9:.1f} GB/s; batch 1 takes {share:.0%} of that: {held / 1e6:.0f} MB a token.\n"
-        )
-    found = missed(rates, asked.batches, asked.adapters)
-    print("\n".join(f"- Missed: {one}" for one in found) or "All floors are kept.")
-    return found
+    print(f"| its own base, with {asked.adapters} mixed | {' | '.join(f'{share:.2f}' for share in shares)} |")
 
 
 def main() -> int:
@@ -193,11 +204,16 @@ def main() -> int:
     measurements: dict[Line, list[Found]] = {}
     for number in range(asked.rounds):
         for line in lines(asked.precision, asked.adapters, asked.gguf):
+            if line.engine not in (*asked.engines, "llama.cpp"):
+                continue
             measurements.setdefault(line, []).append(measured(_work(asked, line, number)))
             print(f"{time.strftime('%H:%M:%S')} round {number + 1}: {line.what}, {line.name}", file=sys.stderr)
     rates = {
-        line: {batch: statistics.median(one.rates[batch] for one in found) for batch in asked.batches}
-        for line, found in measurements.items()
+        kind: {
+            line: {batch: statistics.median(getattr(one, kind)[batch] for one in found) for batch in asked.batches}
+            for line, found in measurements.items()
+        }
+        for kind in KINDS
     }
     first_ms = {
         line.adapters: [each for one in found for each in one.first_ms]
@@ -261,12 +277,13 @@ def _asked() -> argparse.Namespace:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--adapters", type=int, default=16, help="mixed in a batch")
     parser.add_argument("--prompt-tokens", type=int, default=128)
-    parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--new-tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument(
         "--arrivals", type=int, default=20, help="answers whose first token is timed under load, a round"
     )
+    parser.add_argument("--engines", nargs="*", default=["builtin", "generate"], help="generate_batch is slow to come")
     parser.add_argument("--gguf", nargs="*", default=[], help="files for llama.cpp")
     parser.add_argument("--memory-minutes", type=float, default=0)
     return parser.parse_args()

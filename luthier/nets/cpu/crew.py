@@ -42,31 +42,38 @@ class Crew:
 
 
 class Pace:
-    """Whether the others help: as was quicker of late, since another process may keep their cores busy.
+    """Whether the others help: until another process keeps their cores busy, so that waiting for them takes longer than it saves.
 
-    Passes are told apart by the power of two of their tokens; one in `_TRIED_EVERY` is done the other way, to see.
+    One pass in `_TRIED_EVERY` is done the other way, and compared with the one before it where both have as many tokens. What
+    is quicker so `_CONVINCED` times in a row is done from then on.
     """
 
     def __init__(self) -> None:
-        self._seconds: dict[tuple[int, bool], float] = {}
-        self._passes: dict[int, int] = {}
+        self._is_shared = True
+        self._last: tuple[int, float] | None = None
+        """Tokens and seconds of the pass before, if it was done as they all are."""
+        self._passes = 0
+        self._doubts = 0
 
     def is_shared(self, tokens: int) -> bool:
         """Whether the next pass of so many tokens is for all threads."""
-        size = tokens.bit_length()
-        self._passes[size] = number = self._passes.get(size, 0) + 1
-        alone, shared = (self._seconds.get((size, is_shared)) for is_shared in (False, True))
-        if shared is None:
-            return True
-        if alone is None:
-            return False
-        return (shared <= alone) != (number % _TRIED_EVERY == 0)
+        is_due = self._doubts > 0 or self._passes >= _TRIED_EVERY
+        is_tried = is_due and self._last is not None and self._last[0] == tokens
+        return self._is_shared != is_tried
 
     def took(self, tokens: int, is_shared: bool, seconds: float) -> None:
-        """Remember how long a pass took: the latest ones count most."""
-        key = tokens.bit_length(), is_shared
-        self._seconds[key] = _KEPT * self._seconds.get(key, seconds) + (1 - _KEPT) * seconds
+        """Learn from a pass how long it took."""
+        if is_shared == self._is_shared:
+            self._last = tokens, seconds
+            self._passes += 1
+            return
+        assert self._last is not None
+        _, before = self._last
+        self._doubts = self._doubts + 1 if seconds < before else 0
+        if self._doubts == _CONVINCED:
+            self._is_shared, self._doubts = is_shared, 0
+        self._last, self._passes = None, 0
 
 
 _TRIED_EVERY = 32
-_KEPT = 0.7
+_CONVINCED = 3

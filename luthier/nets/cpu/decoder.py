@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ _ROTARY = ("default", "linear", "llama3")
 _LINEAR = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
 _LINEAR += ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 _MOST = 512
+_ROWS_OF_OUTPUT = 16384  # of the output layer, widened at a time
 _PROBE = 21  # tokens of a probe: the last of them alone
 _PROBED = 200_000_000  # weights that a probe goes through at most, the output layer aside
 
@@ -32,13 +34,13 @@ def decoder_of(model: PreTrainedModel, pool: Pool, bank: Bank, *, threads: int) 
     """A decoder of that model, or None where it cannot be: the log says why.
 
     `model` stays where it is: its weights are read in place, so they must not be moved. `pool` has the model's dtype, and
-    `bank` belongs to the model. A short probe must come out as from the library itself.
+    `bank` belongs to the model. A short probe must come out as from the library itself in fp32.
     """
     reason = _misfit(model, pool)
     if reason is None:
         decoder = Decoder(model, pool, bank, threads=threads)
         error = _error(model, threads)
-        allowed = 1e-4 if pool.keys_LPKD.dtype == torch.float32 else 0.05
+        allowed = 1e-4 if pool.keys_LPKD.dtype == torch.float32 else 0.02  # keys and values are rounded
         if error <= allowed:
             return decoder
         decoder.close()
@@ -134,22 +136,29 @@ def _error(model: PreTrainedModel, threads: int) -> float:
 
 
 def _library_logits(model: PreTrainedModel, ids_N: Tensor, layers: int) -> Tensor:
-    """The library's own modules over one sequence, through its first layers and out."""
+    """The library's own modules over one sequence, through its first layers and out, in fp32 whatever the weights are."""
     base, config = _decoder(model), model.config
     before = config._attn_implementation
     config._attn_implementation = "eager"  # the modules ask for it at every call
     try:
         with torch.inference_mode():
             positions_1N = torch.arange(len(ids_N))[None]
-            hidden_1NE = base.embed_tokens(ids_N[None])
+            hidden_1NE = base.embed_tokens(ids_N[None]).float()
             turned = base.rotary_emb(hidden_1NE, positions_1N)
-            lowest = torch.finfo(hidden_1NE.dtype).min
-            mask_11NN = torch.full((1, 1, len(ids_N), len(ids_N)), lowest, dtype=hidden_1NE.dtype).triu(1)
+            mask_11NN = torch.full((1, 1, len(ids_N), len(ids_N)), torch.finfo(torch.float32).min).triu(1)
             for layer in base.layers[:layers]:
-                hidden_1NE = layer(hidden_1NE, attention_mask=mask_11NN, position_embeddings=turned)
-            return model.lm_head(base.norm(hidden_1NE))[0].float()
+                hidden_1NE = _precise(layer)(hidden_1NE, attention_mask=mask_11NN, position_embeddings=turned)
+            hidden_NE = _precise(base.norm)(hidden_1NE)[0]
+            parts = model.lm_head.weight.split(_ROWS_OF_OUTPUT)
+            return torch.cat([hidden_NE @ part_VE.T.float() for part_VE in parts], 1)
     finally:
         config._attn_implementation = before
+
+
+def _precise(module: nn.Module) -> nn.Module:
+    """The same in fp32: itself, or a copy."""
+    is_precise = all(weight.dtype == torch.float32 for weight in module.parameters())
+    return module if is_precise else copy.deepcopy(module).float()
 
 
 class Decoder:
@@ -199,7 +208,8 @@ class Decoder:
         if is_shared:
             self._crew.call()
         self._kernels.work(self._plan.ctypes.data, 0)
-        self._pace.took(tokens, is_shared, time.perf_counter() - began)
+        if self._threads > 1:
+            self._pace.took(tokens, is_shared, time.perf_counter() - began)
         return logits_RV
 
     def knows(self, bank: Bank) -> bool:

@@ -20,6 +20,7 @@ from numba import njit
 from luthier.nets.cpu import machine
 from luthier.nets.cpu.machine import (
     MIX,
+    OWN,
     TILE,
     atomic_add,
     atomic_at,
@@ -29,6 +30,7 @@ from luthier.nets.cpu.machine import (
     int_at,
     mix,
     number_at,
+    own_floats,
     put_atomic,
     put_half,
     put_number,
@@ -75,7 +77,7 @@ COUNTER = 128
 
 _PANEL = 32  # outputs of a layer in one piece
 _OUTPUT_PANEL = 128  # of the output layer
-_STRIP = 2048  # inputs that are summed before the next: what four rows of weights and some of activations fit in a near cache
+_STRIP = 640  # inputs at most that are summed before the next: four rows of weights and some of activations stay in the first cache
 _PATIENCE = 4000  # looks at a counter before a thread gives way
 _ROWS = 48  # tokens that go through a panel before the next: their strip stays in the second cache
 
@@ -221,7 +223,7 @@ def _attend(plan, layer, n, key_head, worker):
         for g in range(0, group, TILE):
             rows, target = min(TILE, group - g), scores + (g * stride + block * _BLOCK) * 4
             query = queries + g * width * 4
-            _products(rows, half, fours, keys, apart, query, width, width, target, stride, _NO)
+            _products(rows, half, fours, keys, apart, query, width, width, target, stride, _NO, _YES)
     for g in range(group):
         _soften(scores + g * stride * 4, seen)
     for i in range(group * width):
@@ -257,9 +259,9 @@ def _soften(scores, count):
 
 
 @_exact
-def _products(rows, half, fours, w, w_stride, x, x_stride, count, y, y_stride, adds):
+def _products(rows, half, fours, w, w_stride, x, x_stride, count, y, y_stride, adds, fetches):
     stands_alone()
-    tile(rows, half, fours, w, w_stride, x, x_stride, count, y, y_stride, adds)
+    tile(rows, half, fours, w, w_stride, x, x_stride, count, y, y_stride, adds, fetches)
 
 
 @_exact
@@ -283,7 +285,7 @@ def _thin(plan, linear, x, t, run):
     end = int_at(int_at(plan, STARTS), run + 1)
     for n in range(int_at(int_at(plan, STARTS), run), end, TILE):
         rows, row, target = min(TILE, end - n), x + n * inputs * 4, t + n * stride * 4
-        _products(rows, half, rank // 4, a, inputs, row, inputs, inputs, target, stride, _NO)
+        _products(rows, half, rank // 4, a, inputs, row, inputs, inputs, target, stride, _NO, _YES)
 
 
 @_compiled
@@ -292,19 +294,33 @@ def _linear(plan, linear, x, tokens, t, y, start, end):
     stands_alone()
     outputs, inputs, half = int_at(linear, OUTPUTS), int_at(linear, INPUTS), int_at(plan, IS_HALF)
     weight, row = int_at(linear, WEIGHT), inputs * _bytes(half)
-    strip = _STRIP if outputs % 4 == 0 else inputs  # four outputs that overlap others must not be added to
+    strip = inputs
+    if outputs % 4 == 0:  # four outputs that overlap others must not be added to
+        strips = (inputs + _STRIP - 1) // _STRIP
+        strip = ((inputs + strips - 1) // strips + 15) // 16 * 16
     if t:
         _fetch_adapters(plan, linear, start, end)
+    widened = own_floats()
     for first in range(0, tokens, _ROWS):
         last = min(tokens, first + _ROWS)
+        tiles = (last - first + TILE - 1) // TILE
+        widens = half and tiles > 1 and 4 * strip <= OWN
+        comes_from_afar = first == 0  # from there on a panel's weights are in the second cache
+        fetches = _YES if comes_from_afar and tiles < 4 and not widens else _NO
         for i in range(0, inputs, strip):
             count = min(strip, inputs - i)
             for at in range(start, end, 4):
                 o = min(at, outputs - 4)
                 w = weight + o * row + i * _bytes(half)
+                near, apart, is_half = w, inputs, half
+                if widens:
+                    _widen(w, inputs, widened, count)
+                    near, apart, is_half = widened, count, _NO
                 for n in range(first, last, TILE):
                     rows, source, target = min(TILE, last - n), x + (n * inputs + i) * 4, y + (n * outputs + o) * 4
-                    _products(rows, half, _YES, w, inputs, source, inputs, count, target, outputs, i)
+                    if comes_from_afar and tiles >= 4 and n < 4 * TILE:  # one of the next four rows beside each tile
+                        _fetch_all(w + (4 + n // TILE) * row, count * _bytes(half))
+                    _products(rows, is_half, _YES, near, apart, source, inputs, count, target, outputs, i, fetches)
     if t and int_at(linear, RANK):
         _add_adapters(plan, linear, t, y, start, end)
     bias = int_at(linear, BIAS)
@@ -312,6 +328,15 @@ def _linear(plan, linear, x, tokens, t, y, start, end):
         for n in range(tokens):
             for o in range(start, end):
                 put_number(y, n * outputs + o, number_at(y, n * outputs + o) + number_at(bias, o))
+
+
+@_compiled
+def _widen(w, stride, y, count):
+    """Four rows of `count` halves as floats, one after the other."""
+    stands_alone()
+    for row in range(4):
+        for i in range(count):
+            put_number(y + row * count * 4, i, half_at(w + row * stride * 2, i))
 
 
 @_compiled
@@ -346,7 +371,7 @@ def _add_adapters(plan, linear, t, y, start, end):
         fours = (end - start) // 4
         for n in range(int_at(starts, run), last, TILE):
             rows, target = min(TILE, last - n), y + (n * outputs + start) * 4
-            _products(rows, half, fours, b, rank, t + n * stride * 4, stride, rank, target, outputs, _YES)
+            _products(rows, half, fours, b, rank, t + n * stride * 4, stride, rank, target, outputs, _YES, _YES)
         if factors:
             for n in range(int_at(starts, run), last):
                 for o in range(start, end):

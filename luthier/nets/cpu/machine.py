@@ -113,7 +113,7 @@ def _prefetch(builder: Any, address: Any) -> None:
     byte = ir.IntType(8).as_pointer()
     kind = ir.FunctionType(ir.VoidType(), [byte, _I32, _I32, _I32])
     function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-    builder.call(function, [builder.inttoptr(address, byte), _I32(0), _I32(3), _I32(1)])
+    builder.call(function, [address, _I32(0), _I32(3), _I32(1)])
 
 
 @_word
@@ -121,10 +121,24 @@ def fetch(typingctx: Any, address: Any) -> Any:
     """Ask for the line at an address, to be near when it is read."""
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _prefetch(builder, args[0])
+        _prefetch(builder, builder.inttoptr(args[0], ir.IntType(8).as_pointer()))
         return context.get_dummy_value()
 
     return types.void(_INT), code
+
+
+OWN = 4 * 768
+"""Floats that `own_floats` gives."""
+
+
+@_word
+def own_floats(typingctx: Any) -> Any:
+    """The address of OWN floats, which are the calling function's until it returns."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.ptrtoint(cgutils.alloca_once(builder, ir.ArrayType(_F32, OWN)), _I64)
+
+    return _INT(), code
 
 
 # Numbers
@@ -204,12 +218,10 @@ give_way = types.ExternalFunction("sched_yield", types.int32())
 # Tiles: a few rows of weights and a few rows of activations, their sums in registers
 
 
-def _vector(builder: Any, base: Any, index: Any, lanes: int, is_half: bool) -> Any:
+def _lanes(builder: Any, pointer: Any, lanes: int, is_half: bool) -> Any:
     """`lanes` numbers as floats in a vector of LANES, zeros behind them."""
-    number = _I16 if is_half else _F32
-    kind = ir.VectorType(number, lanes)
-    pointer = builder.bitcast(_pointer(builder, base, index, number), kind.as_pointer())
-    loaded = builder.load(pointer, align=2 if is_half else 4)
+    kind = ir.VectorType(_I16 if is_half else _F32, lanes)
+    loaded = builder.load(builder.bitcast(pointer, kind.as_pointer()), align=2 if is_half else 4)
     if is_half:
         loaded = _widened(builder, loaded, lambda each: ir.VectorType(each, lanes))
     if lanes == LANES:
@@ -264,18 +276,29 @@ def tile(
     y: Any,
     y_stride: Any,
     adds: Any,
+    fetches: Any,
 ) -> Any:
     """y[n, o] (+)= sum of w[o, i] x[n, i] over i: 4 rows of w at a time, `fours` times, up to TILE rows of x.
 
     There are `count` of i, a multiple of 4; w is of halves where `half` is 1; strides are in numbers. The order of
-    additions depends on `count` alone.
+    additions depends on `count` alone. Where `fetches` is 1, the next four rows of w are asked for meanwhile.
     """
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _for_each_case(builder, args[0], args[1], lambda *case: _tile(builder, *case, *args[2:]))
+        def write(rows: int, is_half: bool) -> None:
+            if rows < TILE:  # memory takes longer than these
+                _tile(builder, rows, is_half, True, *args[2:-1])
+                return
+            with builder.if_else(builder.icmp_signed("!=", args[-1], _I64(0))) as (then, otherwise):
+                with then:
+                    _tile(builder, rows, is_half, True, *args[2:-1])
+                with otherwise:
+                    _tile(builder, rows, is_half, False, *args[2:-1])
+
+        _for_each_case(builder, args[0], args[1], write)
         return context.get_dummy_value()
 
-    return types.void(*[_INT] * 11), code
+    return types.void(*[_INT] * 12), code
 
 
 @_word
@@ -322,6 +345,7 @@ def _tile(
     builder: Any,
     rows: int,
     is_half: bool,
+    fetches: bool,
     fours: Any,
     w: Any,
     w_stride: Any,
@@ -333,40 +357,73 @@ def _tile(
     adds: Any,
 ) -> None:
     zero, four = ir.Constant(ir.VectorType(_F32, LANES), [0.0] * LANES), ir.VectorType(_F32, 4)
-    xs = [builder.add(x, builder.mul(x_stride, _I64(n * 4))) for n in range(rows)]
+    byte = ir.IntType(8).as_pointer()
+    size = 2 if is_half else 4
+    w_bytes, x_bytes = builder.mul(w_stride, _I64(size)), builder.mul(x_stride, _I64(4))
+    w_offsets = [builder.mul(w_bytes, _I64(o)) for o in range(4)]
+    x_offsets = [builder.mul(x_bytes, _I64(n)) for n in range(rows)]
+    four_rows = builder.mul(w_bytes, _I64(4))
     ys = [builder.add(y, builder.mul(y_stride, _I64(n * 4))) for n in range(rows)]
     sums = [[cgutils.alloca_once(builder, zero.type) for _ in range(4)] for _ in range(rows)]
     main = builder.sdiv(count, _I64(LANES))
-    done = builder.mul(main, _I64(LANES))
-    rest = builder.sdiv(builder.sub(count, done), _I64(4))
+    rest = builder.sdiv(builder.sub(count, builder.mul(main, _I64(LANES))), _I64(4))
     is_added = builder.icmp_signed("!=", adds, _I64(0))
     with cgutils.for_range(builder, fours) as outer:
         first = builder.mul(outer.index, _I64(4))
-        size = _I64(2 if is_half else 4)
-        ws = [builder.add(w, builder.mul(builder.mul(w_stride, size), builder.add(first, _I64(o)))) for o in range(4)]
-        ahead = builder.mul(builder.mul(w_stride, size), _I64(4))
         for each in (each for row in sums for each in row):
             builder.store(zero, each)
 
-        def step(index: Any, lanes: int) -> None:
+        def step(at: list[Any], lanes: int) -> None:
             # activations first, then one weight at a time: with three rows that is all of 16 registers
-            activations = [_vector(builder, base, index, lanes, False) for base in xs]
+            activations = [_lanes(builder, builder.gep(at[1], [offset]), lanes, False) for offset in x_offsets]
             for o in range(4):
-                if lanes == LANES:  # the next four rows, or a processor waits for memory at the end of every row
-                    _prefetch(builder, builder.add(builder.add(ws[o], ahead), builder.mul(index, size)))
-                weights = _vector(builder, ws[o], index, lanes, is_half)
+                if fetches and lanes == LANES:  # the next four rows, or a processor waits for memory at the end of every row
+                    _prefetch(builder, builder.gep(at[2], [w_offsets[o]]))
+                weights = _lanes(builder, builder.gep(at[0], [w_offsets[o]]), lanes, is_half)
                 for n in range(rows):
                     builder.store(_fma(builder, weights, activations[n], builder.load(sums[n][o])), sums[n][o])
 
-        with cgutils.for_range(builder, main) as loop:
-            step(builder.mul(loop.index, _I64(LANES)), LANES)
-        with cgutils.for_range(builder, rest) as loop:
-            step(builder.add(done, builder.mul(loop.index, _I64(4))), 4)
+        begin = builder.add(w, builder.mul(four_rows, outer.index))
+        at = [builder.inttoptr(each, byte) for each in (begin, x, builder.add(begin, four_rows))]
+        at = _walk(builder, main, at, [LANES * size, LANES * 4, LANES * size], lambda at: step(at, LANES))
+        _walk(builder, rest, at[:2], [4 * size, 16], lambda at: step(at, 4))
         for n in range(rows):
             target = builder.bitcast(_pointer(builder, ys[n], first, _F32), four.as_pointer())
             total = _sums_of_four(builder, [builder.load(each) for each in sums[n]])
             before = builder.select(is_added, builder.load(target, align=4), ir.Constant(four, [0.0] * 4))
             builder.store(builder.fadd(before, total), target, align=4)
+
+
+def _walk(builder: Any, times: Any, at: list[Any], apart: list[int], step: Callable[[list[Any]], None]) -> list[Any]:
+    """Do a step so many times, each pointer so many bytes further every time; returns where they are then.
+
+    The pointers move themselves, and what is read beside them stands a fixed way off: one register each. With an index to
+    be added to each, the compiler runs out of registers in the innermost loop.
+    """
+    before = builder.block
+    body, end = builder.append_basic_block("walk"), builder.append_basic_block("walked")
+    builder.cbranch(builder.icmp_signed(">", times, _I64(0)), body, end)
+    builder.position_at_end(body)
+    left = builder.phi(_I64)
+    moving = [builder.phi(each.type) for each in at]
+    step(moving)
+    nexts = [builder.gep(each, [_I64(far)]) for each, far in zip(moving, apart, strict=True)]
+    lefts = builder.sub(left, _I64(1))
+    left.add_incoming(times, before)
+    left.add_incoming(lefts, builder.block)
+    for each, first, then in zip(moving, at, nexts, strict=True):
+        each.add_incoming(first, before)
+        each.add_incoming(then, builder.block)
+    after = builder.block
+    builder.cbranch(builder.icmp_signed(">", lefts, _I64(0)), body, end)
+    builder.position_at_end(end)
+    found = []
+    for first, then in zip(at, nexts, strict=True):
+        last = builder.phi(first.type)
+        last.add_incoming(first, before)
+        last.add_incoming(then, after)
+        found.append(last)
+    return found
 
 
 def _mix(

@@ -25,23 +25,31 @@ def test_a_call_wakes_every_other_worker_once_and_closing_sends_them_home() -> N
     assert threading.active_count() == before
 
 
-def _passes(pace: Pace, count: int, *, alone: float, shared: float) -> list[bool]:
+def _passes(pace: Pace, count: int, *, alone: float, shared: float, tokens: int = 8) -> list[bool]:
     ways = []
     for _ in range(count):
-        ways.append(pace.is_shared(8))
-        pace.took(8, ways[-1], shared if ways[-1] else alone)
+        ways.append(pace.is_shared(tokens))
+        pace.took(tokens, ways[-1], shared if ways[-1] else alone)
     return ways
 
 
 def test_the_others_help_while_that_is_quicker() -> None:
     pace = Pace()
     assert sum(_passes(pace, 100, alone=2.0, shared=1.0)) > 90
-    assert sum(_passes(pace, 200, alone=2.0, shared=9.0)) < 20  # their core is busy with something else
-    assert sum(_passes(pace, 400, alone=2.0, shared=1.0)[-100:]) > 90  # it is noticed when it is free again
+    assert sum(_passes(pace, 400, alone=2.0, shared=9.0)[-300:]) < 20  # their core is busy with something else
+    assert sum(_passes(pace, 400, alone=2.0, shared=1.0)[-300:]) > 280  # it is noticed when it is free again
 
 
-def test_passes_of_other_sizes_keep_a_pace_of_their_own() -> None:
+def test_a_slow_pass_at_the_beginning_keeps_nobody_away() -> None:
     pace = Pace()
-    _passes(pace, 20, alone=1.0, shared=2.0)
-    assert not pace.is_shared(8)
-    assert pace.is_shared(200)
+    pace.took(8, pace.is_shared(8), 100.0)
+    assert sum(_passes(pace, 100, alone=2.0, shared=1.0)) > 90
+
+
+def test_only_passes_of_the_same_size_are_compared() -> None:
+    pace = Pace()
+    for number in range(200):
+        tokens = 500 if number % 2 else 1
+        is_shared = pace.is_shared(tokens)
+        assert is_shared
+        pace.took(tokens, is_shared, 1.0 * tokens)
