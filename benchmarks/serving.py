@@ -175,7 +175,9 @@ def report(asked: argparse.Namespace, rates: dict[str, Rates], first_ms: dict[in
     if 1 in asked.batches:
         reads, held = bandwidth(asked.threads), weight_bytes(asked.folder / asked.weights, asked.precision)
         share = best(rates["made"], "builtin", 0, 1) * held / reads
-        print(f"\nMemory is read at {reads / 1e9:.1f} GB/s; batch 1, once its prompt is read, takes {share:.0%} of that:")
+        print(
+            f"\nMemory is read at {reads / 1e9:.1f} GB/s; batch 1, once its prompt is read, takes {share:.0%} of that:"
+        )
         print(f"{held / 1e6:.0f} MB a token.")
     found = [f"{KINDS[kind]}: {one}" for kind in ("rates", "made") for one in missed(rates[kind], asked)]
     print("\n" + ("\n".join(f"- Missed. {one}" for one in found) or "All floors are kept."))

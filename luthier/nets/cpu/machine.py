@@ -377,7 +377,9 @@ def _tile(
             # activations first, then one weight at a time: with three rows that is all of 16 registers
             activations = [_lanes(builder, builder.gep(at[1], [offset]), lanes, False) for offset in x_offsets]
             for o in range(4):
-                if fetches and lanes == LANES:  # the next four rows, or a processor waits for memory at the end of every row
+                if (
+                    fetches and lanes == LANES
+                ):  # the next four rows, or a processor waits for memory at the end of every row
                     _prefetch(builder, builder.gep(at[2], [w_offsets[o]]))
                 weights = _lanes(builder, builder.gep(at[0], [w_offsets[o]]), lanes, is_half)
                 for n in range(rows):
