@@ -105,10 +105,10 @@ def best(rates: Rates, engine: str, adapters: int, batch: int) -> float:
     return max(found, default=math.nan)
 
 
-def missed(rates: Rates, asked: argparse.Namespace) -> list[str]:
+def missed(rates: Rates, batches: list[int], adapters: int) -> list[str]:
     """The floors that are not kept, in words."""
-    found, adapters = [], asked.adapters
-    for batch in asked.batches:
+    found = []
+    for batch in batches:
         base, mixed = (best(rates, "builtin", count, batch) for count in (0, adapters))
         floors = [
             ("base beside generate", base / best(rates, "generate", 0, batch), FLOOR_BASE),
@@ -179,7 +179,11 @@ def report(asked: argparse.Namespace, rates: dict[str, Rates], first_ms: dict[in
             f"\nMemory is read at {reads / 1e9:.1f} GB/s; batch 1, once its prompt is read, takes {share:.0%} of that:"
         )
         print(f"{held / 1e6:.0f} MB a token.")
-    found = [f"{KINDS[kind]}: {one}" for kind in ("rates", "made") for one in missed(rates[kind], asked)]
+    found = [
+        f"{KINDS[kind]}: {one}"
+        for kind in ("rates", "made")
+        for one in missed(rates[kind], asked.batches, asked.adapters)
+    ]
     print("\n" + ("\n".join(f"- Missed. {one}" for one in found) or "All floors are kept."))
     return found
 

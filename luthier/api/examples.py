@@ -208,6 +208,10 @@ async def events_of_job() -> AsyncGenerator[JobEvent | None, None]:
     yield EVENT
 
 
+async def changes_of_deployment() -> AsyncGenerator[Deployment | None, None]:
+    yield DEPLOYMENT
+
+
 async def complete(request: CompletionRequest) -> AsyncGenerator[Delta, None]:
     """What Inference gives for any request here."""
     return deltas()

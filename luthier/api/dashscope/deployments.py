@@ -1,12 +1,17 @@
-"""/deployments: create, list, get, scale, delete, and what can be deployed."""
+"""/deployments: create, list, get, scale, delete, the stream of changes, and what can be deployed."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
+from starlette.responses import StreamingResponse
 
+from luthier.api import examples
 from luthier.api.auth import Asked, Caller
+from luthier.api.dashscope.streaming import server_sent_events
 from luthier.api.dashscope.wire.deployments import (
     CreateDeployment,
     Deleted,
@@ -17,9 +22,25 @@ from luthier.api.dashscope.wire.deployments import (
     Scale,
 )
 from luthier.api.dashscope.wire.envelope import Answer, PageNumber, PageSize, RequestId, counts
-from luthier.core.errors import InvalidParameter
+from luthier.api.streaming import EVENT
+from luthier.control.deployments import service
+from luthier.core.errors import InvalidParameter, NotOffered
 
 router = APIRouter(prefix="/deployments", tags=["deployments"])
+
+
+async def _frames(
+    found: AsyncGenerator[service.Deployment | None, None],
+) -> AsyncGenerator[dict[str, Any] | None, None]:
+    async with aclosing(found):
+        async for one in found:
+            yield Deployment.of(one).model_dump(mode="json") if one else None
+
+
+_EXAMPLE = examples.events(server_sent_events(_frames(examples.changes_of_deployment()), examples.REQUEST_ID))
+_STREAM: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/event-stream": {"schema": EVENT, "example": _EXAMPLE}}}
+}
 
 
 @router.post("", summary="Deploy a model")
@@ -70,6 +91,23 @@ async def scale(
         raise InvalidParameter("capacity", "is missing")
     scaled = await services.deployments.scale(who, deployment_id, capacity)
     return Answer(request_id=request_id, output=Deployment.of(scaled))
+
+
+@router.put("/{deployment_id}/update", summary="Limit how often a deployment is asked: not offered")
+async def update(deployment_id: str, who: Caller, services: Asked) -> Answer[Deployment]:
+    await services.deployments.get(who, deployment_id)
+    raise NotOffered(
+        "A deployment has no limits of its own: what holds for all of a project's requests stands in the server's settings.",
+        hint="To have more or fewer replicas, PUT its /scale.",
+    )
+
+
+@router.get(
+    "/{deployment_id}/stream", summary="Follow a deployment", response_class=StreamingResponse, responses=_STREAM
+)
+async def stream(deployment_id: str, who: Caller, services: Asked, request_id: RequestId) -> StreamingResponse:
+    """As it is, and again whenever that changes; it ends when the deployment runs, has failed or is gone."""
+    return server_sent_events(_frames(await services.deployments.follow(who, deployment_id)), request_id)
 
 
 @router.delete("/{deployment_id}", summary="Delete a deployment")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import time
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -38,6 +40,10 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,159}")
 
 DEPLOYMENTS = "deployments"
 """What is nudged when a deployment has to be looked at."""
+
+_SETTLED = (Status.RUNNING, Status.FAILED)
+_LOOK_AGAIN_SECONDS = 0.5  # at a deployment that is followed
+_QUIET_SECONDS = 10.0  # after which a follower is told that nothing changed
 
 _PREFIX = "deploy"
 _LIKE_AN_ID = re.compile(rf"{_PREFIX}-[0-9a-z]{{24}}")
@@ -169,6 +175,29 @@ class Deployments:
                 self._end(session, who, row)
 
         await self.catalog.delete(who, name, DEPLOYMENTS, with_it=end)
+
+    async def follow(self, who: Principal, name: str) -> AsyncGenerator[Deployment | None, None]:
+        """A deployment as it is, and again whenever that changes, until it runs, has failed or is gone; None when nothing
+        changed for a while. Raises DeploymentNotFound before this returns.
+        """
+        return self._followed(who, (await self.get(who, name)).id)
+
+    async def _followed(self, who: Principal, deployment_id: str) -> AsyncGenerator[Deployment | None, None]:
+        told: Deployment | None = None
+        told_at = time.monotonic()
+        while told is None or told.status not in _SETTLED:
+            try:
+                now = await self.get(who, deployment_id)
+            except DeploymentNotFound:
+                return
+            if now != told:
+                told, told_at = now, time.monotonic()
+                yield told
+            else:
+                if time.monotonic() - told_at >= _QUIET_SECONDS:
+                    told_at = time.monotonic()
+                    yield None
+                await self.clock.sleep(_LOOK_AGAIN_SECONDS)
 
     async def resolve(self, who: Principal, name: str) -> Servable:
         """What answers for a name: a model that the shared pool answers for, a deployment by its private name or id, or the

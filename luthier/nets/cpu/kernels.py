@@ -77,7 +77,7 @@ COUNTER = 128
 
 _PANEL = 32  # outputs of a layer in one piece
 _OUTPUT_PANEL = 128  # of the output layer
-_STRIP = 640  # inputs at most that are summed before the next: four rows of weights and some of activations stay in the first cache
+_STRIP = 640  # inputs at most that are summed before the next: some rows of both factors stay in the first cache
 _PATIENCE = 4000  # looks at a counter before a thread gives way
 _ROWS = 48  # tokens that go through a panel before the next: their strip stays in the second cache
 

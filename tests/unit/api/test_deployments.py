@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,6 +47,13 @@ def until(api: Api, path: str, *statuses: str) -> dict[str, Any]:
             return found
         time.sleep(0.05)
     raise AssertionError(found)
+
+
+def until_gone(api: Api, path: str) -> None:
+    deadline = time.monotonic() + 60
+    while api.call("GET", path, api.ada).status_code != 404:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_a_deployment_is_called_in_every_dialect_and_by_name_and_id_until_it_is_deleted(echo: Api) -> None:
@@ -94,6 +102,29 @@ def test_dashscopes_deployments_are_made_scaled_listed_and_deleted(echo: Api) ->
         time.sleep(0.05)
     status, error = echo.refused("GET", f"{P}/toy-tone", echo.ada)
     assert (status, error["code"]) == (404, "NotFound")
+
+
+def test_dashscopes_stream_tells_what_changes_until_the_deployment_runs(echo: Api) -> None:
+    echo.call("POST", P, echo.ada, json={"model_name": "toy", "name": "followed"})
+    answer = echo.call("GET", f"{P}/followed/stream", echo.ada)
+    frames = [one for one in answer.text.split("\n\n") if one.startswith("id:")]
+    told = [json.loads(frame.split("data:", 1)[1]) for frame in frames]
+    assert [frame.split("\n")[0] for frame in frames] == [f"id:{number}" for number in range(1, len(frames) + 1)]
+    assert told[0]["status"] in ("PENDING", "DEPLOYING") and told[-1]["status"] == "RUNNING"
+    assert all(one["deployed_model"] == "followed" for one in told)
+    again = echo.call("GET", f"{P}/followed/stream", echo.ada).text  # it runs: told once
+    assert again.count("id:") == 1 and '"status":"RUNNING"' in again
+    echo.call("DELETE", f"{P}/followed", echo.ada)
+    until_gone(echo, f"{P}/followed")
+    assert echo.call("GET", f"{P}/followed/stream", echo.ada).status_code == 404
+
+
+def test_limits_of_a_deployment_are_not_offered(echo: Api) -> None:
+    echo.call("POST", P, echo.ada, json={"model_name": "toy", "name": "unlimited"})
+    answer = echo.call("PUT", f"{P}/unlimited/update", echo.ada, json={"rpm_limit": 10})
+    assert answer.status_code == 400 and "no limits of its own" in answer.json()["message"]
+    assert echo.call("PUT", f"{P}/nobody/update", echo.ada, json={}).status_code == 404
+    echo.call("DELETE", f"{P}/unlimited", echo.ada)
 
 
 def test_what_can_be_deployed_is_listed_by_source(api: Api) -> None:
