@@ -274,12 +274,12 @@ class Replica:
         )
 
     async def _load(self, ref: AdapterRef) -> None:
-        # A distant store's files come now, so that running answers need not wait for them.
-        folder = await asyncio.to_thread(self._identified, ref)
-        await self._engine.call(lambda: self._load_tried(ref, folder))
+        # Its files come from where they are kept and are read now, so that running answers need not wait for them.
+        folder, put = await asyncio.to_thread(self._read, ref)
+        await self._engine.call(lambda: self._put_tried(ref, put, folder))
 
-    def _identified(self, ref: AdapterRef) -> Path:
-        """The files of an adapter of ours. What they are is checked before they are loaded."""
+    def _read(self, ref: AdapterRef) -> tuple[Path, Callable[[], None]]:
+        """The folder of an adapter of ours, and what puts it on the device. What it is, is checked before."""
         check_renderer(ref.renderer_sha256, self._fingerprint, f"Adapter {ref.id}")
         try:
             folder = self._storage.folder(ref.key)
@@ -287,11 +287,11 @@ class Replica:
             raise AdapterUnreadable(f"The files of adapter {ref.id} are not stored under {ref.key!r}.") from absent
         base_sha256 = self._spec.weights_sha256
         check_identity(folder, ref, base_sha256=base_sha256, renderer_sha256=self._fingerprint)
-        return folder
+        return folder, self._backend.read_adapter(ref)
 
-    def _load_tried(self, ref: AdapterRef, folder: Path) -> None:
-        """Load an adapter and try it; one that answers otherwise than it was trained to does not stay."""
-        self._backend.load_adapter(ref)
+    def _put_tried(self, ref: AdapterRef, put: Callable[[], None], folder: Path) -> None:
+        """Put an adapter on the device and try it; one that answers otherwise than it was trained to does not stay."""
+        put()
         try:
             check_canary(self._backend, folder, ref.id, precision=self._spec.precision)
         except BaseException:

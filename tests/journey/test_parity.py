@@ -76,7 +76,8 @@ async def prompt_of_replica(folder: Path, conversation: Conversation) -> list[in
         def open(cls, spec, storage):
             return cls()
 
-        def load_adapter(self, ref): ...
+        def read_adapter(self, ref):
+            return lambda: None
 
         def unload_adapter(self, adapter): ...
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
@@ -72,7 +72,7 @@ class Options(BaseModel):
 
 
 class Backend(ABC):
-    """One base model, open. All of it is called from one thread."""
+    """One base model, open. All of it but `read_adapter` is called from one thread."""
 
     Options: ClassVar[type[Options]] = Options
 
@@ -82,8 +82,14 @@ class Backend(ABC):
         """Load the base model. Raises InvalidRequest when the weights are not those of the spec."""
 
     @abstractmethod
+    def read_adapter(self, ref: AdapterRef) -> Callable[[], None]:
+        """Read an adapter's files, in any thread and beside the steps; what is returned puts it on the device, and is called
+        where all else is. Both raise AdapterUnreadable, and then nothing of it stays.
+        """
+
     def load_adapter(self, ref: AdapterRef) -> None:
-        """Put an adapter on the device. Raises AdapterUnreadable, and then nothing of it stays."""
+        """Read an adapter and put it on the device."""
+        self.read_adapter(ref)()
 
     @abstractmethod
     def unload_adapter(self, adapter: str) -> None:

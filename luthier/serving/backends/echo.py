@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import takewhile
 
 from luthier.chat.messages import Conversation, Message
@@ -31,9 +31,9 @@ class Echo(OneByOne):
     def open(cls, spec: ReplicaSpec, storage: Storage) -> Echo:
         return cls(renderer_for(Tokenizer(storage.folder(spec.vocabulary))), storage)
 
-    def load_adapter(self, ref: AdapterRef) -> None:
+    def read_adapter(self, ref: AdapterRef) -> Callable[[], None]:
         adapter_folder(self._storage, ref)
-        self._adapters.add(ref.id)
+        return lambda: self._adapters.add(ref.id)
 
     def unload_adapter(self, adapter: str) -> None:
         self._adapters.remove(adapter)

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing
 
 import pytest
@@ -32,7 +32,8 @@ class Counting(OneByOne):
     def open(cls, spec: object, storage: object) -> Counting:
         return cls()
 
-    def load_adapter(self, ref: AdapterRef) -> None: ...
+    def read_adapter(self, ref: AdapterRef) -> Callable[[], None]:
+        return lambda: None
 
     def unload_adapter(self, adapter: str) -> None: ...
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from luthier.core import logs
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from luthier.nets.cpu.decoder import Decoder
+    from luthier.nets.paged.bank import Thin
     from luthier.nets.paged.batch import PagedBatch
+    from luthier.serving.backends.builtin.adapters import PrefixKeys
     from luthier.serving.backends.builtin.batcher import Loaded
 
 log = logs.get("builtin")
@@ -83,18 +85,23 @@ class Builtin(Backend):
             log.warning("answers are made one by one", model=spec.base_model, reason=unfit.text)
             return Alone(model, storage)
 
-    def load_adapter(self, ref: AdapterRef) -> None:
+    def read_adapter(self, ref: AdapterRef) -> Callable[[], None]:
         """LoRA with its kin, and prefixes of P-tuning v2; every tensor of the files must have its place, and every place
         its tensor.
         """
+        from luthier.serving.backends.builtin import adapters
+
+        folder = adapter_folder(self._storage, ref)
+        found = adapters.read(folder, ref, self._model, self._pool.shape)
+        return lambda: self._put(ref, found)
+
+    def _put(self, ref: AdapterRef, found: dict[str, Thin] | PrefixKeys) -> None:
         from luthier.serving.backends.builtin import adapters
         from luthier.serving.backends.builtin.batcher import Loaded
 
         if ref.id in self._adapters:
             raise InternalError(f"Adapter {ref.id} is loaded already.")
-        folder = adapter_folder(self._storage, ref)
         root = f"{ref.id}\0{ref.sha256}"
-        found = adapters.read(folder, ref, self._model, self._pool.shape)
         if isinstance(found, adapters.PrefixKeys):
             self._adapters[ref.id] = Loaded(
                 root, prefix=found.positions, prefix_blocks=self._put_prefix(found.both_L2KPD)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from luthier.core.errors import InternalError
@@ -39,7 +39,7 @@ class Alone(OneByOne):
         model = load_model(folder, precision=spec.precision, expected_sha256=spec.weights_sha256)
         return cls(model.requires_grad_(False), storage)
 
-    def load_adapter(self, ref: AdapterRef) -> None:
+    def read_adapter(self, ref: AdapterRef) -> Callable[[], None]:
         """Only plain LoRA is taken; every tensor of the file must have its place, and every place its tensor."""
         from peft import LoraConfig
 
@@ -49,12 +49,16 @@ class Alone(OneByOne):
         assert isinstance(config, LoraConfig)
         config.inference_mode = True
         config.init_lora_weights = False  # all of them are read
-        try:
-            self._insert(ref, config, tensors)
-        except BaseException:
-            self._remove(ref.id)
-            raise
-        self._adapters.add(ref.id)
+
+        def put() -> None:
+            try:
+                self._insert(ref, config, tensors)
+            except BaseException:
+                self._remove(ref.id)
+                raise
+            self._adapters.add(ref.id)
+
+        return put
 
     def unload_adapter(self, adapter: str) -> None:
         self._adapters.remove(adapter)

@@ -6,7 +6,7 @@ import os
 import secrets
 import signal
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from pydantic import Field, field_validator
@@ -129,15 +129,19 @@ class Vllm(Backend):
         log.info("ready", version=engine.version, context=backend._context)
         return backend
 
-    def load_adapter(self, ref: AdapterRef) -> None:
+    def read_adapter(self, ref: AdapterRef) -> Callable[[], None]:
         """Only plain LoRA is taken; every tensor of the file must have its place, and every place its tensor."""
         folder = adapter_folder(self._storage, ref)
         check_fit(folder, ref.id, self._weights, highest_rank=self._options.max_lora_rank)
-        try:
-            self._call("/v1/load_lora_adapter", {"lora_name": ref.id, "lora_path": str(folder.absolute())})
-        except Refused as refused:
-            raise AdapterUnreadable(f"vLLM does not take adapter {ref.id}: {refused.said}") from refused
-        self._adapters.add(ref.id)
+
+        def put() -> None:
+            try:
+                self._call("/v1/load_lora_adapter", {"lora_name": ref.id, "lora_path": str(folder.absolute())})
+            except Refused as refused:
+                raise AdapterUnreadable(f"vLLM does not take adapter {ref.id}: {refused.said}") from refused
+            self._adapters.add(ref.id)
+
+        return put
 
     def unload_adapter(self, adapter: str) -> None:
         self._adapters.remove(adapter)
