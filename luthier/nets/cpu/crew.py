@@ -44,8 +44,8 @@ class Crew:
 class Pace:
     """Whether the others help: until another process keeps their cores busy, so that waiting for them takes longer than it saves.
 
-    One pass in `_TRIED_EVERY` is done the other way, and compared with the one before it where both have as many tokens. What
-    is quicker so `_CONVINCED` times in a row is done from then on.
+    One pass in `_TRIED_EVERY` is done the other way, and compared with the one before it where both are about as long. What is
+    quicker so `_CONVINCED` times in a row, a few passes apart, is done from then on.
     """
 
     def __init__(self) -> None:
@@ -57,8 +57,8 @@ class Pace:
 
     def is_shared(self, tokens: int) -> bool:
         """Whether the next pass of so many tokens is for all threads."""
-        is_due = self._doubts > 0 or self._passes >= _TRIED_EVERY
-        is_tried = is_due and self._last is not None and self._last[0] == tokens
+        is_due = self._passes >= (_TRIED_AGAIN if self._doubts else _TRIED_EVERY)
+        is_tried = is_due and self._last is not None and abs(self._last[0] - tokens) <= _ALIKE * tokens
         return self._is_shared != is_tried
 
     def took(self, tokens: int, is_shared: bool, seconds: float) -> None:
@@ -68,12 +68,13 @@ class Pace:
             self._passes += 1
             return
         assert self._last is not None
-        _, before = self._last
-        self._doubts = self._doubts + 1 if seconds < before else 0
+        other, before = self._last
+        self._doubts = self._doubts + 1 if seconds * other < before * tokens else 0
         if self._doubts == _CONVINCED:
             self._is_shared, self._doubts = is_shared, 0
         self._last, self._passes = None, 0
 
 
-_TRIED_EVERY = 32
+_TRIED_EVERY, _TRIED_AGAIN = 32, 4
 _CONVINCED = 3
+_ALIKE = 0.1

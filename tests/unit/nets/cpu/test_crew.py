@@ -46,7 +46,24 @@ def test_a_slow_pass_at_the_beginning_keeps_nobody_away() -> None:
     assert sum(_passes(pace, 100, alone=2.0, shared=1.0)) > 90
 
 
-def test_only_passes_of_the_same_size_are_compared() -> None:
+def test_prompts_of_many_lengths_are_compared_too() -> None:
+    pace = Pace()
+    ways = []
+    for number in range(400):
+        tokens = 129 + number % 12
+        ways.append(pace.is_shared(tokens))
+        pace.took(tokens, ways[-1], tokens * (9.0 if ways[-1] else 2.0))
+    assert sum(ways[-300:]) < 20
+
+
+def test_a_moment_in_which_the_others_are_kept_away_changes_nothing() -> None:
+    pace = Pace()
+    _passes(pace, 31, alone=2.0, shared=1.0)
+    _passes(pace, 6, alone=2.0, shared=9.0)
+    assert sum(_passes(pace, 100, alone=2.0, shared=1.0)) > 90
+
+
+def test_only_passes_of_about_the_same_size_are_compared() -> None:
     pace = Pace()
     for number in range(200):
         tokens = 500 if number % 2 else 1
