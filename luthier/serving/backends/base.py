@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -132,18 +135,26 @@ class Backend(ABC):
         """Let go of what the process would not free by ending."""
 
 
-def adapter_folder(storage: Storage, ref: AdapterRef) -> Path:
-    """The files of an adapter as a folder, their hash checked. Raises AdapterUnreadable."""
-    try:
-        folder = storage.folder(ref.key)
-    except NotFound as absent:
-        raise AdapterUnreadable(f"The files of adapter {ref.id} are not stored under {ref.key!r}.") from absent
-    if (found := digest(folder)) != ref.sha256:
-        raise AdapterUnreadable(
-            f"The files of adapter {ref.id} are not the ones it was published with "
-            f"(sha256 {found[:12]}…, expected {ref.sha256[:12]}…)."
-        )
-    return folder
+@contextmanager
+def adapter_folder(storage: Storage, ref: AdapterRef) -> Iterator[Path]:
+    """A copy of an adapter's files, their hash checked, for as long as this is open. Raises AdapterUnreadable.
+
+    The files themselves may be overwritten between a look at their hash and the next read; nobody else writes to the copy.
+    """
+    with TemporaryDirectory(prefix="luthier-adapter-") as name:
+        copy = Path(name)
+        try:
+            for file in storage.folder(ref.key).iterdir():
+                if file.is_file():
+                    shutil.copyfile(file, copy / file.name)
+        except (NotFound, FileNotFoundError) as absent:
+            raise AdapterUnreadable(f"The files of adapter {ref.id} are not stored under {ref.key!r}.") from absent
+        if (found := digest(copy)) != ref.sha256:
+            raise AdapterUnreadable(
+                f"The files of adapter {ref.id} are not the ones it was published with "
+                f"(sha256 {found[:12]}…, expected {ref.sha256[:12]}…)."
+            )
+        yield copy
 
 
 backends: Registry[Backend] = Registry("luthier.serving.backends", Backend, kind="backend")

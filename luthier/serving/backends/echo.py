@@ -32,8 +32,8 @@ class Echo(OneByOne):
         return cls(renderer_for(Tokenizer(storage.folder(spec.vocabulary))), storage)
 
     def read_adapter(self, ref: AdapterRef) -> Callable[[], None]:
-        adapter_folder(self._storage, ref)
-        return lambda: self._adapters.add(ref.id)
+        with adapter_folder(self._storage, ref):
+            return lambda: self._adapters.add(ref.id)
 
     def unload_adapter(self, adapter: str) -> None:
         self._adapters.remove(adapter)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from luthier.core.errors import InternalError, InvalidParameter, InvalidRequest
 from luthier.nets.loading import load_model, weights_sha256
+from luthier.serving.backends import base
 from luthier.serving.backends.base import AdapterUnreadable, Asked, Backend
 from luthier.serving.backends.builtin import Builtin
 from luthier.serving.backends.builtin.alone import Alone
@@ -160,6 +162,29 @@ def test_log_probabilities_of_a_given_text_are_those_of_peft(backend: Builtin, f
         expected = [float(row[token]) for row, token in zip(logprobs, PROMPTS[1][1:], strict=True)]
         assert backend.logprobs(PROMPTS[1], adapter=adapter) == pytest.approx(expected, abs=1e-4)
     backend.unload_adapter("ckpt-1")
+
+
+def test_files_that_are_overwritten_while_they_are_read_are_not_answered(
+    backend: Builtin, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, model = peft_adapter(folder, "mine", 1, **variants()["lora"])
+    other, _ = peft_adapter(folder, "another", 2, **variants()["lora"])
+    place, hashed = folder / mine.key, []
+
+    def overwritten(checked: Path) -> str:
+        found = digest(checked)
+        shutil.rmtree(place)
+        shutil.copytree(folder / other.key, place)
+        hashed.append(checked)
+        return found
+
+    monkeypatch.setattr(base, "digest", overwritten)
+    backend.load_adapter(mine)
+    assert answers(backend, [(PROMPT, "mine")]) == [generated(model, PROMPT)]
+    backend.unload_adapter("mine")
+    with pytest.raises(AdapterUnreadable, match="not the ones"):
+        backend.load_adapter(mine)
+    assert len(hashed) == 2 and not any(copy.exists() for copy in hashed)
 
 
 def renamed(tensors: dict[str, torch.Tensor]) -> None:

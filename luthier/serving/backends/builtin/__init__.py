@@ -91,8 +91,8 @@ class Builtin(Backend):
         """
         from luthier.serving.backends.builtin import adapters
 
-        folder = adapter_folder(self._storage, ref)
-        found = adapters.read(folder, ref, self._model, self._pool.shape)
+        with adapter_folder(self._storage, ref) as folder:
+            found = adapters.read(folder, ref, self._model, self._pool.shape)
         return lambda: self._put(ref, found)
 
     def _put(self, ref: AdapterRef, found: dict[str, Thin] | PrefixKeys) -> None:

@@ -43,9 +43,9 @@ class Alone(OneByOne):
         """Only plain LoRA is taken; every tensor of the file must have its place, and every place its tensor."""
         from peft import LoraConfig
 
-        folder = adapter_folder(self._storage, ref)
-        tensors = read_adapter(folder, ref).tensors
-        config = LoraConfig.from_pretrained(str(folder))
+        with adapter_folder(self._storage, ref) as folder:
+            tensors = read_adapter(folder, ref).tensors
+            config = LoraConfig.from_pretrained(str(folder))
         assert isinstance(config, LoraConfig)
         config.inference_mode = True
         config.init_lora_weights = False  # all of them are read

@@ -7,6 +7,7 @@ import secrets
 import signal
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from pydantic import Field, field_validator
@@ -91,7 +92,8 @@ class Vllm(Backend):
         self._weights = storage.folder(folder)
         self._options = options
         self._secret = secrets.token_bytes(32)
-        self._adapters: set[str] = set()
+        self._adapters: dict[str, ExitStack] = {}
+        """Of those that are loaded, what takes their copied files away: vLLM may read them again."""
         self._answers: dict[Asked, _Answer] = {}
         self._streams = Streams(server.url, server.key)
 
@@ -131,26 +133,34 @@ class Vllm(Backend):
 
     def read_adapter(self, ref: AdapterRef) -> Callable[[], None]:
         """Only plain LoRA is taken; every tensor of the file must have its place, and every place its tensor."""
-        folder = adapter_folder(self._storage, ref)
-        check_fit(folder, ref.id, self._weights, highest_rank=self._options.max_lora_rank)
+        with ExitStack() as files:
+            folder = files.enter_context(adapter_folder(self._storage, ref))
+            check_fit(folder, ref.id, self._weights, highest_rank=self._options.max_lora_rank)
+            kept = files.pop_all()
 
         def put() -> None:
             try:
                 self._call("/v1/load_lora_adapter", {"lora_name": ref.id, "lora_path": str(folder.absolute())})
-            except Refused as refused:
-                raise AdapterUnreadable(f"vLLM does not take adapter {ref.id}: {refused.said}") from refused
-            self._adapters.add(ref.id)
+            except BaseException as failed:
+                kept.close()
+                if isinstance(failed, Refused):
+                    raise AdapterUnreadable(f"vLLM does not take adapter {ref.id}: {failed.said}") from failed
+                raise
+            self._adapters[ref.id] = kept
 
         return put
 
     def unload_adapter(self, adapter: str) -> None:
-        self._adapters.remove(adapter)
+        files = self._adapters.pop(adapter)
         for asked, answer in self._answers.items():
             if asked.adapter == adapter and not answer.is_over:
                 self._streams.cancel(asked)
                 answer.tokens.clear()
                 answer.error = _not_loaded(adapter)
-        self._call("/v1/unload_lora_adapter", {"lora_name": adapter})
+        try:
+            self._call("/v1/unload_lora_adapter", {"lora_name": adapter})
+        finally:
+            files.close()
 
     def begin(self, asked: Asked) -> None:
         """Raises also ReplicaUnavailable when the server has died, and InternalError for an adapter that is not loaded."""
@@ -186,6 +196,8 @@ class Vllm(Backend):
     def close(self) -> None:
         self._streams.close()
         self._server.close()
+        for files in self._adapters.values():
+            files.close()
 
     def _next(self, asked: Asked, answer: _Answer) -> Said | None:
         if not answer.tokens and answer.error is None and not answer.is_over:
