@@ -45,10 +45,10 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install ## Fine-tune the embedded model and talk to it; ARGS=--exit ends when that is done, ARGS=--short sees only that it works
 	$(BIN)/luthier demo --data .luthier $(ARGS)
 
-test: install ## All tests: those that start no servers on two cores, then the others
+test: install ## All tests on two cores: those that start few servers, then the others
 ifeq ($(ARGS),)
 	$(BIN)/pytest -q -n 2 --dist loadfile tests/unit tests/contract
-	$(BIN)/pytest -q tests/compat tests/journey
+	$(BIN)/pytest -q -n 2 --dist loadfile tests/compat tests/journey
 else
 	$(BIN)/pytest -q $(ARGS)
 endif
