@@ -10,8 +10,8 @@ Measured are tokens a second, with the reading of the prompts and without: the b
 engine. A processor without bf16 instructions makes torch's bf16 slow, so the peers in Python are measured in fp32 too and the
 better one counts. Each measurement is a process of its own; told are the medians of the rounds, their ratios, the time to
 the first token of answers that arrive while eight are being made, and the share of the machine's memory bandwidth that batch 1
-takes. The exit code is 1 where a floor is missed: twice `generate` at every batch size, four times PEFT's mixed batch and 70 % of
-the base model's own rate.
+takes. `generate_batch` is measured where `--engines` names it. The exit code is 1 where a floor is missed, with the prompts or
+without: twice `generate` at every batch size, four times PEFT's mixed batch and 70 % of the base model's own rate.
 """
 
 from __future__ import annotations
@@ -289,10 +289,19 @@ def _asked() -> argparse.Namespace:
     parser.add_argument(
         "--arrivals", type=int, default=20, help="answers whose first token is timed under load, a round"
     )
-    parser.add_argument("--engines", nargs="*", default=["builtin", "generate"], help="generate_batch is slow to come")
+    parser.add_argument(
+        "--engines",
+        nargs="+",
+        choices=["builtin", "generate", "generate_batch"],
+        default=["builtin", "generate"],
+        help="to measure; generate_batch may take many minutes on a processor",
+    )
     parser.add_argument("--gguf", nargs="*", default=[], help="files for llama.cpp")
     parser.add_argument("--memory-minutes", type=float, default=0)
-    return parser.parse_args()
+    asked = parser.parse_args()
+    if asked.new_tokens < 2:
+        parser.error("--new-tokens must be 2 or more: the first comes with the reading of the prompt")
+    return asked
 
 
 if __name__ == "__main__":

@@ -55,17 +55,21 @@ def check_renderer(trained_with: str | None, here: str, what: str) -> None:
         )
 
 
-def check_canary(backend: Backend, folder: Path, adapter: str | None, *, precision: str) -> None:
+def kept_canary(folder: Path, what: str) -> Canary | None:
+    """The canary among an artifact's files, None where there is none. Raises AdapterUnreadable; `what` begins its sentence."""
+    try:
+        return Canary.kept(folder)
+    except (OSError, ValueError) as broken:
+        raise AdapterUnreadable(f"{what} has a canary that cannot be read: {broken}") from broken
+
+
+def check_canary(backend: Backend, canary: Canary | None, adapter: str | None, *, precision: str) -> None:
     """Raise AdapterUnreadable unless the backend finds the artifact's canary as likely as the model that was trained did.
 
-    `adapter` is the loaded one of that folder; None: the backend's own weights lie there. One short forward pass; none for
+    `adapter` is the loaded one that it belongs to; None: the backend's own weights. One short forward pass; none for
     an artifact without a canary, or a backend that cannot tell.
     """
     what = _TRAINED_MODEL if adapter is None else f"Adapter {adapter}"
-    try:
-        canary = Canary.kept(folder)
-    except (OSError, ValueError) as broken:
-        raise AdapterUnreadable(f"{what} has a canary that cannot be read: {broken}") from broken
     if canary is None:
         return
     try:
@@ -83,7 +87,7 @@ def check_model(backend: Backend, folder: Path, *, renderer_sha256: str, precisi
     kept = _kept_identity(folder, _TRAINED_MODEL)
     if kept is not None:
         check_renderer(kept.renderer_sha256, renderer_sha256, _TRAINED_MODEL)
-        check_canary(backend, folder, None, precision=precision)
+        check_canary(backend, kept_canary(folder, _TRAINED_MODEL), None, precision=precision)
 
 
 def _kept_identity(folder: Path, what: str) -> Identity | None:

@@ -18,15 +18,16 @@ from luthier.chat.messages import Conversation, Message, Tool, ToolCall
 from luthier.chat.renderers.base import Renderer, renderer_for
 from luthier.chat.tokenizer import Tokenizer
 from luthier.core import logs
-from luthier.core.errors import InvalidParameter, InvalidRequest, LuthierError, NotFound
+from luthier.core.errors import InvalidParameter, InvalidRequest, LuthierError
+from luthier.nets.canary import Canary
 from luthier.nets.tokens import Guide
 from luthier.serving.address import KEY_VARIABLE, Address, UnixAddress, announcement, parse
 from luthier.serving.answer import AnswerChunks
-from luthier.serving.backends.base import AdapterUnreadable, Asked, Backend, backends
+from luthier.serving.backends.base import Asked, Backend, adapter_folder, backends
 from luthier.serving.checks import check
 from luthier.serving.engine import Engine
 from luthier.serving.guides import Guides
-from luthier.serving.identity import check_canary, check_identity, check_model, check_renderer
+from luthier.serving.identity import check_canary, check_identity, check_model, check_renderer, kept_canary
 from luthier.serving.protocol import (
     LONGEST_LINE,
     AdapterRef,
@@ -275,25 +276,23 @@ class Replica:
 
     async def _load(self, ref: AdapterRef) -> None:
         # Its files come from where they are kept and are read now, so that running answers need not wait for them.
-        folder, put = await asyncio.to_thread(self._read, ref)
-        await self._engine.call(lambda: self._put_tried(ref, put, folder))
+        put, canary = await asyncio.to_thread(self._read, ref)
+        await self._engine.call(lambda: self._put_tried(ref, put, canary))
 
-    def _read(self, ref: AdapterRef) -> tuple[Path, Callable[[], None]]:
-        """The folder of an adapter of ours, and what puts it on the device. What it is, is checked before."""
+    def _read(self, ref: AdapterRef) -> tuple[Callable[[], None], Canary | None]:
+        """What puts an adapter of ours on the device, and what it is tried by then. What it is, is checked before."""
         check_renderer(ref.renderer_sha256, self._fingerprint, f"Adapter {ref.id}")
-        try:
-            folder = self._storage.folder(ref.key)
-        except NotFound as absent:
-            raise AdapterUnreadable(f"The files of adapter {ref.id} are not stored under {ref.key!r}.") from absent
         base_sha256 = self._spec.weights_sha256
-        check_identity(folder, ref, base_sha256=base_sha256, renderer_sha256=self._fingerprint)
-        return folder, self._backend.read_adapter(ref)
+        with adapter_folder(self._storage, ref) as folder:
+            check_identity(folder, ref, base_sha256=base_sha256, renderer_sha256=self._fingerprint)
+            canary = kept_canary(folder, f"Adapter {ref.id}")
+        return self._backend.read_adapter(ref), canary
 
-    def _put_tried(self, ref: AdapterRef, put: Callable[[], None], folder: Path) -> None:
+    def _put_tried(self, ref: AdapterRef, put: Callable[[], None], canary: Canary | None) -> None:
         """Put an adapter on the device and try it; one that answers otherwise than it was trained to does not stay."""
         put()
         try:
-            check_canary(self._backend, folder, ref.id, precision=self._spec.precision)
+            check_canary(self._backend, canary, ref.id, precision=self._spec.precision)
         except BaseException:
             self._backend.unload_adapter(ref.id)
             raise

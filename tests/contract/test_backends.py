@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,23 @@ def test_one_who_comes_later_joins_the_next_step(house: House) -> None:
 def test_an_adapter_leaves_no_trace(house: House) -> None:
     before = house.ids()
     house.backend.load_adapter(house.refs[0])
+    house.ids(adapter="ckpt-1")
+    house.backend.unload_adapter("ckpt-1")
+    assert house.ids() == before
+
+
+def test_an_adapter_is_read_in_another_thread_while_answers_are_made(house: House) -> None:
+    before = house.ids()
+    asked = house.asked()
+    house.backend.begin(asked)
+    with ThreadPoolExecutor(1) as threads:
+        reading = threads.submit(house.backend.read_adapter, house.refs[0])
+        made = [token.id for token in house.rest(asked)[0]]
+        put = reading.result()
+    assert made == before
+    with pytest.raises(InternalError, match="ckpt-1"):  # it was only read
+        house.ids(adapter="ckpt-1")
+    put()
     house.ids(adapter="ckpt-1")
     house.backend.unload_adapter("ckpt-1")
     assert house.ids() == before

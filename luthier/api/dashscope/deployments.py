@@ -97,7 +97,8 @@ async def scale(
 async def update(deployment_id: str, who: Caller, services: Asked) -> Answer[Deployment]:
     await services.deployments.get(who, deployment_id)
     raise NotOffered(
-        "A deployment has no limits of its own: what holds for all of a project's requests stands in the server's settings.",
+        "A deployment has no limits of its own. Those of a project are the server's settings serving.concurrency_per_project "
+        "and serving.waiting_per_project.",
         hint="To have more or fewer replicas, PUT its /scale.",
     )
 

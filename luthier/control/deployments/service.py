@@ -197,7 +197,9 @@ class Deployments:
                 if time.monotonic() - told_at >= _QUIET_SECONDS:
                     told_at = time.monotonic()
                     yield None
-                await self.clock.sleep(_LOOK_AGAIN_SECONDS)
+                await self.clock.sleep(
+                    _LOOK_AGAIN_SECONDS
+                )  # not for a nudge: one who waits for it takes it from the others
 
     async def resolve(self, who: Principal, name: str) -> Servable:
         """What answers for a name: a model that the shared pool answers for, a deployment by its private name or id, or the

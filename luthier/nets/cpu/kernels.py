@@ -77,7 +77,7 @@ COUNTER = 128
 
 _PANEL = 32  # outputs of a layer in one piece
 _OUTPUT_PANEL = 128  # of the output layer
-_STRIP = 640  # inputs at most that are summed before the next: some rows of both factors stay in the first cache
+_STRIP = 640  # inputs that are summed before the next, at most: some rows of both factors stay in the first cache
 _PATIENCE = 4000  # looks at a counter before a thread gives way
 _ROWS = 48  # tokens that go through a panel before the next: their strip stays in the second cache
 
@@ -314,6 +314,9 @@ def _linear(plan, linear, x, tokens, t, y, start, end):
                 w = weight + o * row + i * _bytes(half)
                 near, apart, is_half = w, inputs, half
                 if widens:
+                    if comes_from_afar and tiles < 4:
+                        for ahead in range(4, 8):
+                            _fetch_all(w + ahead * row, count * 2)
                     _widen(w, inputs, widened, count)
                     near, apart, is_half = widened, count, _NO
                 for n in range(first, last, TILE):

@@ -136,7 +136,9 @@ def own_floats(typingctx: Any) -> Any:
     """The address of OWN floats, which are the calling function's until it returns."""
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.ptrtoint(cgutils.alloca_once(builder, ir.ArrayType(_F32, OWN)), _I64)
+        with builder.goto_entry_block():  # not cgutils.alloca_once, which writes zeros at every call
+            place = builder.alloca(ir.ArrayType(_F32, OWN))
+        return builder.ptrtoint(place, _I64)
 
     return _INT(), code
 
@@ -281,7 +283,8 @@ def tile(
     """y[n, o] (+)= sum of w[o, i] x[n, i] over i: 4 rows of w at a time, `fours` times, up to TILE rows of x.
 
     There are `count` of i, a multiple of 4; w is of halves where `half` is 1; strides are in numbers. The order of
-    additions depends on `count` alone. Where `fetches` is 1, the next four rows of w are asked for meanwhile.
+    additions depends on `count` alone. Where `fetches` is 1, and with fewer rows than TILE,
+    the next four rows of w are asked for meanwhile.
     """
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -377,9 +380,8 @@ def _tile(
             # activations first, then one weight at a time: with three rows that is all of 16 registers
             activations = [_lanes(builder, builder.gep(at[1], [offset]), lanes, False) for offset in x_offsets]
             for o in range(4):
-                if (
-                    fetches and lanes == LANES
-                ):  # the next four rows, or a processor waits for memory at the end of every row
+                # the next four rows, or a processor waits for memory at the end of every row
+                if fetches and lanes == LANES:
                     _prefetch(builder, builder.gep(at[2], [w_offsets[o]]))
                 weights = _lanes(builder, builder.gep(at[0], [w_offsets[o]]), lanes, is_half)
                 for n in range(rows):

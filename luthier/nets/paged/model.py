@@ -26,7 +26,7 @@ ATTENTION = "luthier_paged"
 """The name under which transformers knows our attention."""
 
 _SAME = 1e-3  # of the logits around their mean, relative to their size
-_SAME_ROUNDED = 0.1  # where every layer rounds: another sequence differs by 0.3 and more
+_SAME_ROUNDED = 0.1  # where every layer rounds: in SmolLM2 the probes differ from each other by 0.3 and more
 _PROBE = [[3, 1, 4, 1, 5, 9, 2, 6] * 3, [5, 3, 5], [8, 9, 7, 9, 3] * 4]
 _WIDEST_CONCATENATION = 1024  # of ranks side by side: beyond it adapters are multiplied one after the other
 

@@ -87,7 +87,7 @@ class Backend(ABC):
     @abstractmethod
     def read_adapter(self, ref: AdapterRef) -> Callable[[], None]:
         """Read an adapter's files, in any thread and beside the steps; what is returned puts it on the device, and is called
-        where all else is. Both raise AdapterUnreadable, and then nothing of it stays.
+        where all else is, once or never. Both raise AdapterUnreadable, putting NoCapacity too, and then nothing of it stays.
         """
 
     def load_adapter(self, ref: AdapterRef) -> None:

@@ -110,7 +110,9 @@ def test_dashscopes_stream_tells_what_changes_until_the_deployment_runs(echo: Ap
     frames = [one for one in answer.text.split("\n\n") if one.startswith("id:")]
     told = [json.loads(frame.split("data:", 1)[1]) for frame in frames]
     assert [frame.split("\n")[0] for frame in frames] == [f"id:{number}" for number in range(1, len(frames) + 1)]
-    assert told[0]["status"] in ("PENDING", "DEPLOYING") and told[-1]["status"] == "RUNNING"
+    stages = ["PENDING", "DEPLOYING", "RUNNING"]
+    places = [stages.index(one["status"]) for one in told]
+    assert places == sorted(places) and told[-1]["status"] == "RUNNING"
     assert all(one["deployed_model"] == "followed" for one in told)
     again = echo.call("GET", f"{P}/followed/stream", echo.ada).text  # it runs: told once
     assert again.count("id:") == 1 and '"status":"RUNNING"' in again

@@ -247,7 +247,10 @@ def test_a_cancelled_answer_is_aborted_in_the_server(place: Place, vllm: Vllm) -
 def test_adapters_are_loaded_under_their_ids_and_answer_by_them(place: Place, vllm: Vllm) -> None:
     vllm.load_adapter(place.adapter)
     [tuned, plain], _ = answered(vllm, Asked(PROMPT, GREEDY, (), "ckpt-1"), Asked(PROMPT, GREEDY, ()))
+    path = Path(place.heard("lora_path")[0]["lora_path"])
+    assert (path / "adapter_model.safetensors").is_file()  # as long as it is loaded it may be read again
     vllm.unload_adapter("ckpt-1")
+    assert not path.exists()
     assert tuned != plain
     assert [note["lora_name"] for note in place.heard("lora_name")] == ["ckpt-1", "ckpt-1"]
     assert {note["model"] for note in place.heard("prompt")} == {"ckpt-1", "base"}

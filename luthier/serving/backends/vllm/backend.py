@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import signal
+import tempfile
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from pydantic import Field, field_validator
 
@@ -92,8 +94,8 @@ class Vllm(Backend):
         self._weights = storage.folder(folder)
         self._options = options
         self._secret = secrets.token_bytes(32)
-        self._adapters: dict[str, ExitStack] = {}
-        """Of those that are loaded, what takes their copied files away: vLLM may read them again."""
+        self._copies = _copies()
+        self._adapters: set[str] = set()
         self._answers: dict[Asked, _Answer] = {}
         self._streams = Streams(server.url, server.key)
 
@@ -133,25 +135,23 @@ class Vllm(Backend):
 
     def read_adapter(self, ref: AdapterRef) -> Callable[[], None]:
         """Only plain LoRA is taken; every tensor of the file must have its place, and every place its tensor."""
-        with ExitStack() as files:
-            folder = files.enter_context(adapter_folder(self._storage, ref))
+        copy = self._copies / ref.id  # vLLM may read it again as long as it is loaded
+        with adapter_folder(self._storage, ref) as folder:
             check_fit(folder, ref.id, self._weights, highest_rank=self._options.max_lora_rank)
-            kept = files.pop_all()
+            shutil.rmtree(copy, ignore_errors=True)
+            shutil.copytree(folder, copy)
 
         def put() -> None:
             try:
-                self._call("/v1/load_lora_adapter", {"lora_name": ref.id, "lora_path": str(folder.absolute())})
-            except BaseException as failed:
-                kept.close()
-                if isinstance(failed, Refused):
-                    raise AdapterUnreadable(f"vLLM does not take adapter {ref.id}: {failed.said}") from failed
-                raise
-            self._adapters[ref.id] = kept
+                self._call("/v1/load_lora_adapter", {"lora_name": ref.id, "lora_path": str(copy)})
+            except Refused as refused:
+                raise AdapterUnreadable(f"vLLM does not take adapter {ref.id}: {refused.said}") from refused
+            self._adapters.add(ref.id)
 
         return put
 
     def unload_adapter(self, adapter: str) -> None:
-        files = self._adapters.pop(adapter)
+        self._adapters.remove(adapter)
         for asked, answer in self._answers.items():
             if asked.adapter == adapter and not answer.is_over:
                 self._streams.cancel(asked)
@@ -160,7 +160,7 @@ class Vllm(Backend):
         try:
             self._call("/v1/unload_lora_adapter", {"lora_name": adapter})
         finally:
-            files.close()
+            shutil.rmtree(self._copies / adapter, ignore_errors=True)
 
     def begin(self, asked: Asked) -> None:
         """Raises also ReplicaUnavailable when the server has died, and InternalError for an adapter that is not loaded."""
@@ -196,8 +196,7 @@ class Vllm(Backend):
     def close(self) -> None:
         self._streams.close()
         self._server.close()
-        for files in self._adapters.values():
-            files.close()
+        shutil.rmtree(self._copies, ignore_errors=True)
 
     def _next(self, asked: Asked, answer: _Answer) -> Said | None:
         if not answer.tokens and answer.error is None and not answer.is_over:
@@ -243,3 +242,25 @@ def _arguments(spec: ReplicaSpec, weights: str, options: VllmOptions) -> list[st
 
 def _not_loaded(adapter: str) -> InternalError:
     return InternalError(f"Adapter {adapter} is not loaded.")
+
+
+def _copies() -> Path:
+    """A folder of this process for the adapters that it has loaded; those of processes that are gone are taken away."""
+    all_of_ours = Path(tempfile.gettempdir()) / f"luthier-vllm-{os.getuid()}"
+    all_of_ours.mkdir(mode=0o700, exist_ok=True)
+    for folder in all_of_ours.iterdir():
+        if not _lives(int(folder.name)):
+            shutil.rmtree(folder, ignore_errors=True)
+    mine = all_of_ours / str(os.getpid())
+    mine.mkdir(exist_ok=True)
+    return mine
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        pass
+    return True

@@ -264,9 +264,12 @@ def test_weights_of_sixteen_bits_are_read_as_they_are() -> None:
     assert _difference(sequences[1].logits, _library(_merged(exact, adapter), sequences[1].ids)) < 0.01
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_not_a_bit_depends_on_strangers_or_threads(dtype: torch.dtype) -> None:
-    model = _model("llama of long contexts", dtype)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("llama of long contexts", torch.float32), ("llama of long contexts", torch.bfloat16), ("wide", torch.bfloat16)],
+)
+def test_not_a_bit_depends_on_strangers_or_threads(name: str, dtype: torch.dtype) -> None:
+    model = _model(name, dtype)
     bank = Bank(model, 3)
     for place in range(3):
         bank.put(place, _adapter(model, 8, seed=place, is_dora=place == 2))
