@@ -68,7 +68,7 @@ class Builtin(Contender):
 
     def __init__(self, work: Work) -> None:
         from luthier.nets.loading import weights_sha256
-        from luthier.serving.backends.base import backends
+        from luthier.serving.backends.base import backends, load_adapter
         from luthier.serving.protocol import AdapterRef
         from luthier.serving.spec import ReplicaSpec
         from luthier.storage import Storage, digest
@@ -89,7 +89,7 @@ class Builtin(Contender):
         self.backend = backends.load(spec.backend).open(spec, storage)
         for id in adapter_ids(work.adapters):
             folder = storage.folder(f"adapters/{id}")
-            self.backend.load_adapter(AdapterRef(id=id, key=f"adapters/{id}", sha256=digest(folder)))
+            load_adapter(self.backend, storage, AdapterRef(id=id, key=f"adapters/{id}", sha256=digest(folder)))
 
     def answer(self, prompts: list[list[int]], adapters: Sequence[str | None], new_tokens: int) -> int:
         for prompt, adapter in zip(prompts, adapters, strict=True):

@@ -16,7 +16,7 @@ from luthier.core.errors import InternalError, NotOffered
 from luthier.nets.loading import weights_sha256
 from luthier.nets.tokens import Guide, Token
 from luthier.serving import engines
-from luthier.serving.backends.base import AdapterUnreadable, Asked, Backend, backends
+from luthier.serving.backends.base import AdapterUnreadable, Asked, Backend, adapter_folder, backends, load_adapter
 from luthier.serving.protocol import AdapterRef, Sampling
 from luthier.serving.spec import ReplicaSpec
 from luthier.storage import Storage
@@ -91,7 +91,7 @@ def house(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 @pytest.fixture
 def adapters(house: House):
     for ref in house.refs:
-        house.backend.load_adapter(ref)
+        load_adapter(house.backend, house.storage, ref)
     yield [ref.id for ref in house.refs]
     for ref in house.refs:
         house.backend.unload_adapter(ref.id)
@@ -139,7 +139,7 @@ def test_one_who_comes_later_joins_the_next_step(house: House) -> None:
 
 def test_an_adapter_leaves_no_trace(house: House) -> None:
     before = house.ids()
-    house.backend.load_adapter(house.refs[0])
+    load_adapter(house.backend, house.storage, house.refs[0])
     house.ids(adapter="ckpt-1")
     house.backend.unload_adapter("ckpt-1")
     assert house.ids() == before
@@ -149,8 +149,8 @@ def test_an_adapter_is_read_in_another_thread_while_answers_are_made(house: Hous
     before = house.ids()
     asked = house.asked()
     house.backend.begin(asked)
-    with ThreadPoolExecutor(1) as threads:
-        reading = threads.submit(house.backend.read_adapter, house.refs[0])
+    with adapter_folder(house.storage, house.refs[0]) as folder, ThreadPoolExecutor(1) as threads:
+        reading = threads.submit(house.backend.read_adapter, folder, house.refs[0])
         made = [token.id for token in house.rest(asked)[0]]
         put = reading.result()
     assert made == before
@@ -165,7 +165,7 @@ def test_an_adapter_is_read_in_another_thread_while_answers_are_made(house: Hous
 def test_what_is_not_loaded_is_not_answered_by_something_else(house: House) -> None:
     with pytest.raises(InternalError, match="ckpt-1"):
         house.ids(adapter="ckpt-1")
-    house.backend.load_adapter(house.refs[0])
+    load_adapter(house.backend, house.storage, house.refs[0])
     asked = house.asked(adapter="ckpt-1")
     house.backend.begin(asked)
     house.backend.step()
@@ -181,8 +181,8 @@ def test_what_is_not_loaded_is_not_answered_by_something_else(house: House) -> N
 )
 def test_altered_or_absent_files_are_refused(house: House, change: dict[str, str], said: str) -> None:
     with pytest.raises(AdapterUnreadable, match=said):
-        house.backend.load_adapter(AdapterRef(**(house.refs[0].model_dump() | change)))
-    house.backend.load_adapter(house.refs[0])  # nothing of the first try stands in the way
+        load_adapter(house.backend, house.storage, AdapterRef(**(house.refs[0].model_dump() | change)))
+    load_adapter(house.backend, house.storage, house.refs[0])  # nothing of the first try stands in the way
     house.backend.unload_adapter("ckpt-1")
 
 

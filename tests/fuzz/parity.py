@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from luthier.serving.backends.base import Asked, Backend, backends
+from luthier.serving.backends.base import Asked, Backend, backends, load_adapter
 from luthier.serving.protocol import AdapterRef, Sampling
 from luthier.serving.spec import ReplicaSpec
 from luthier.storage import Storage, digest
@@ -271,7 +271,7 @@ def parity(
             ref = artifacts[case].ref
             try:
                 if ref is not None:
-                    backend.load_adapter(ref)
+                    load_adapter(backend, storage, ref)
             except LuthierError as refused:
                 print(f"{case} is not served by this backend: {refused}", file=sys.stderr)
                 continue

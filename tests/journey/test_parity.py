@@ -76,7 +76,7 @@ async def prompt_of_replica(folder: Path, conversation: Conversation) -> list[in
         def open(cls, spec, storage):
             return cls()
 
-        def read_adapter(self, ref):
+        def read_adapter(self, folder, ref):
             return lambda: None
 
         def unload_adapter(self, adapter): ...
@@ -131,6 +131,7 @@ def test_a_trained_adapter_gives_the_same_logits_in_training_and_in_serving(tmp_
     import torch
 
     from luthier.nets.loading import load_model
+    from luthier.serving.backends.base import load_adapter
     from luthier.serving.backends.builtin import Builtin
     from luthier.serving.protocol import AdapterRef
     from luthier.storage import Storage
@@ -151,7 +152,7 @@ def test_a_trained_adapter_gives_the_same_logits_in_training_and_in_serving(tmp_
     trained = method.attach(load_model(folder, precision="fp32").requires_grad_(False), seed=spec.seed)
     method.restore(trained, artifact)
     serving = Builtin.open(serving_spec(spec, folder), storage)
-    serving.load_adapter(AdapterRef(id="art-1", key=done.artifact_key, sha256=done.artifact_sha256))
+    load_adapter(serving, storage, AdapterRef(id="art-1", key=done.artifact_key, sha256=done.artifact_sha256))
     base = load_model(folder, precision="fp32")
 
     def told(model: Any) -> list[float]:

@@ -85,14 +85,13 @@ class Backend(ABC):
         """Load the base model. Raises InvalidRequest when the weights are not those of the spec."""
 
     @abstractmethod
-    def read_adapter(self, ref: AdapterRef) -> Callable[[], None]:
+    def read_adapter(self, folder: Path, ref: AdapterRef) -> Callable[[], None]:
         """Read an adapter's files, in any thread and beside the steps; what is returned puts it on the device, and is called
-        where all else is, once or never. Both raise AdapterUnreadable, putting NoCapacity too, and then nothing of it stays.
-        """
+        where all else is, once or never.
 
-    def load_adapter(self, ref: AdapterRef) -> None:
-        """Read an adapter and put it on the device."""
-        self.read_adapter(ref)()
+        `folder` has the bytes that were checked, and may go when this returns. Both raise AdapterUnreadable, putting
+        NoCapacity too, and then nothing of it stays.
+        """
 
     @abstractmethod
     def unload_adapter(self, adapter: str) -> None:
@@ -155,6 +154,13 @@ def adapter_folder(storage: Storage, ref: AdapterRef) -> Iterator[Path]:
                 f"(sha256 {found[:12]}…, expected {ref.sha256[:12]}…)."
             )
         yield copy
+
+
+def load_adapter(backend: Backend, storage: Storage, ref: AdapterRef) -> None:
+    """Read an adapter and put it on the device at once. Raises what both raise."""
+    with adapter_folder(storage, ref) as folder:
+        put = backend.read_adapter(folder, ref)
+    put()
 
 
 backends: Registry[Backend] = Registry("luthier.serving.backends", Backend, kind="backend")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import takewhile
+from pathlib import Path
 
 from luthier.chat.messages import Conversation, Message
 from luthier.chat.renderers.base import Renderer, renderer_for
 from luthier.chat.tokenizer import Tokenizer
 from luthier.core.errors import InternalError, NotOffered
 from luthier.nets.tokens import Token
-from luthier.serving.backends.base import Asked, adapter_folder
+from luthier.serving.backends.base import Asked
 from luthier.serving.one_by_one import OneByOne
 from luthier.serving.protocol import AdapterRef
 from luthier.serving.spec import ReplicaSpec
@@ -20,20 +21,18 @@ from luthier.storage import Storage
 class Echo(OneByOne):
     """Adapters are checked and remembered; they change nothing in what is said."""
 
-    def __init__(self, renderer: Renderer, storage: Storage) -> None:
+    def __init__(self, renderer: Renderer) -> None:
         super().__init__()
-        self._storage = storage
         self._adapters: set[str] = set()
         self._before, self._after = _frame(renderer)
         self._stop = min(renderer.stops)
 
     @classmethod
     def open(cls, spec: ReplicaSpec, storage: Storage) -> Echo:
-        return cls(renderer_for(Tokenizer(storage.folder(spec.vocabulary))), storage)
+        return cls(renderer_for(Tokenizer(storage.folder(spec.vocabulary))))
 
-    def read_adapter(self, ref: AdapterRef) -> Callable[[], None]:
-        with adapter_folder(self._storage, ref):
-            return lambda: self._adapters.add(ref.id)
+    def read_adapter(self, folder: Path, ref: AdapterRef) -> Callable[[], None]:
+        return lambda: self._adapters.add(ref.id)
 
     def unload_adapter(self, adapter: str) -> None:
         self._adapters.remove(adapter)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from luthier.core.errors import InternalError, InvalidParameter, InvalidRequest
 from luthier.nets.loading import load_model, weights_sha256
 from luthier.serving.backends import base
-from luthier.serving.backends.base import AdapterUnreadable, Asked, Backend
+from luthier.serving.backends.base import AdapterUnreadable, Asked, Backend, load_adapter
 from luthier.serving.backends.builtin import Builtin
 from luthier.serving.backends.builtin.alone import Alone
 from luthier.serving.protocol import AdapterRef, Sampling
@@ -116,7 +116,7 @@ def test_answers_of_all_kinds_of_lora_in_one_batch_are_those_of_peft(backend: Bu
     assert bare == [generated(model, prompt) for prompt in PROMPTS]
     for together in (("lora", "rslora", "dora"), ("pattern", "dora", "lora")):
         for kind in together:
-            backend.load_adapter(made[kind][0])
+            load_adapter(backend, Storage(folder.as_uri()), made[kind][0])
         asked = [(prompt, f"kind-{kind}") for prompt in PROMPTS for kind in together]
         expected = [generated(made[kind][1], prompt) for prompt in PROMPTS for kind in together]
         assert answers(backend, [*asked, (PROMPT, None)]) == [*expected, bare[0]]
@@ -139,7 +139,7 @@ def test_a_prefix_of_p_tuning_stands_before_every_prompt(folder: Path, backend: 
         )  # fmt: skip
         config.save_pretrained(str(place))
         save_file({"prompt_embeddings": keys}, place / "adapter_model.safetensors")
-        backend.load_adapter(AdapterRef(id=id, key=f"adapters/{id}", sha256=digest(place)))
+        load_adapter(backend, Storage(folder.as_uri()), AdapterRef(id=id, key=f"adapters/{id}", sha256=digest(place)))
         model = PeftModel.from_pretrained(load_model(folder / "models/toy", precision="fp32"), str(place)).eval()
         expected = [generated(model, prompt) for prompt in PROMPTS]
         bare = answers(backend, [(prompt, None) for prompt in PROMPTS])
@@ -151,7 +151,7 @@ def test_a_prefix_of_p_tuning_stands_before_every_prompt(folder: Path, backend: 
 
 
 def test_log_probabilities_of_a_given_text_are_those_of_peft(backend: Builtin, folder: Path) -> None:
-    backend.load_adapter(toy_adapter(folder, "ckpt-1", seed=1))
+    load_adapter(backend, Storage(folder.as_uri()), toy_adapter(folder, "ckpt-1", seed=1))
     models = {
         "ckpt-1": toy_peft(folder / "models/toy", seed=1),
         None: load_model(folder / "models/toy", precision="fp32"),
@@ -179,11 +179,11 @@ def test_files_that_are_overwritten_while_they_are_read_are_not_answered(
         return found
 
     monkeypatch.setattr(base, "digest", overwritten)
-    backend.load_adapter(mine)
+    load_adapter(backend, Storage(folder.as_uri()), mine)
     assert answers(backend, [(PROMPT, "mine")]) == [generated(model, PROMPT)]
     backend.unload_adapter("mine")
     with pytest.raises(AdapterUnreadable, match="not the ones"):
-        backend.load_adapter(mine)
+        load_adapter(backend, Storage(folder.as_uri()), mine)
     assert len(hashed) == 2 and not any(copy.exists() for copy in hashed)
 
 
@@ -214,11 +214,11 @@ def test_a_file_that_fits_only_in_part_is_refused_whole(
     save_file(tensors, file)
     bare = backend.logprobs(PROMPT, adapter=None)
     with pytest.raises(AdapterUnreadable, match=said):
-        backend.load_adapter(good.model_copy(update={"sha256": digest(folder / good.key)}))
+        load_adapter(backend, Storage(folder.as_uri()), good.model_copy(update={"sha256": digest(folder / good.key)}))
     assert backend.logprobs(PROMPT, adapter=None) == bare
     with pytest.raises(InternalError, match="not loaded"):
         backend.logprobs(PROMPT, adapter="ckpt-3")
-    backend.load_adapter(toy_adapter(folder, "ckpt-3", seed=3))
+    load_adapter(backend, Storage(folder.as_uri()), toy_adapter(folder, "ckpt-3", seed=3))
     backend.unload_adapter("ckpt-3")
 
 
@@ -239,7 +239,7 @@ def test_other_kinds_of_adapters_are_refused(
     file = folder / ref.key / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | settings))
     with pytest.raises(AdapterUnreadable, match=said):
-        backend.load_adapter(ref.model_copy(update={"sha256": digest(folder / ref.key)}))
+        load_adapter(backend, Storage(folder.as_uri()), ref.model_copy(update={"sha256": digest(folder / ref.key)}))
 
 
 def test_pickled_weights_are_not_read(backend: Builtin, folder: Path) -> None:
@@ -248,7 +248,7 @@ def test_pickled_weights_are_not_read(backend: Builtin, folder: Path) -> None:
     torch.save(load_file(file), folder / ref.key / "adapter_model.bin")
     file.unlink()
     with pytest.raises(AdapterUnreadable, match="cannot be read"):
-        backend.load_adapter(ref.model_copy(update={"sha256": digest(folder / ref.key)}))
+        load_adapter(backend, Storage(folder.as_uri()), ref.model_copy(update={"sha256": digest(folder / ref.key)}))
 
 
 def test_other_base_weights_are_refused(folder: Path) -> None:

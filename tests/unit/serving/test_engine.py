@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing
+from pathlib import Path
 
 import pytest
 
@@ -32,7 +33,7 @@ class Counting(OneByOne):
     def open(cls, spec: object, storage: object) -> Counting:
         return cls()
 
-    def read_adapter(self, ref: AdapterRef) -> Callable[[], None]:
+    def read_adapter(self, folder: Path, ref: AdapterRef) -> Callable[[], None]:
         return lambda: None
 
     def unload_adapter(self, adapter: str) -> None: ...

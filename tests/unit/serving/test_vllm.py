@@ -32,7 +32,7 @@ from luthier.core.errors import (
 from luthier.nets.loading import weights_sha256
 from luthier.nets.tokens import Token
 from luthier.serving import engines
-from luthier.serving.backends.base import AdapterUnreadable, Asked, Backend
+from luthier.serving.backends.base import AdapterUnreadable, Asked, Backend, load_adapter
 from luthier.serving.backends.vllm import Vllm, backend, self_check, wire
 from luthier.serving.engines import EngineNotInstalled
 from luthier.serving.protocol import AdapterRef, Sampling
@@ -245,7 +245,7 @@ def test_a_cancelled_answer_is_aborted_in_the_server(place: Place, vllm: Vllm) -
 
 
 def test_adapters_are_loaded_under_their_ids_and_answer_by_them(place: Place, vllm: Vllm) -> None:
-    vllm.load_adapter(place.adapter)
+    load_adapter(vllm, place.storage, place.adapter)
     [tuned, plain], _ = answered(vllm, Asked(PROMPT, GREEDY, (), "ckpt-1"), Asked(PROMPT, GREEDY, ()))
     path = Path(place.heard("lora_path")[0]["lora_path"])
     assert (path / "adapter_model.safetensors").is_file()  # as long as it is loaded it may be read again
@@ -259,11 +259,11 @@ def test_adapters_are_loaded_under_their_ids_and_answer_by_them(place: Place, vl
 def test_an_adapter_that_the_server_refuses_is_not_there_and_may_come_again(place: Place, vllm: Vllm) -> None:
     place.order(refuses_adapters="unsupported module lm_head")
     with pytest.raises(AdapterUnreadable, match="unsupported module lm_head"):
-        vllm.load_adapter(place.adapter)
+        load_adapter(vllm, place.storage, place.adapter)
     with pytest.raises(InternalError, match="not loaded"):
         vllm.begin(Asked(PROMPT, GREEDY, (), "ckpt-1"))
     place.order()
-    vllm.load_adapter(place.adapter)
+    load_adapter(vllm, place.storage, place.adapter)
     vllm.unload_adapter("ckpt-1")
 
 
@@ -298,7 +298,7 @@ def test_an_adapter_that_fits_only_in_part_never_reaches_the_server(
     place: Place, vllm: Vllm, id: str, tensors: Callable[[dict[str, Any]], Any], config: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(AdapterUnreadable, match=said):
-        vllm.load_adapter(altered(place, id, tensors, **config))
+        load_adapter(vllm, place.storage, altered(place, id, tensors, **config))
     assert place.heard("lora_name") == []
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.core import logs
 from luthier.core.errors import InternalError, InvalidParameter, InvalidRequest, NoCapacity
-from luthier.serving.backends.base import Asked, Backend, Said, adapter_folder
+from luthier.serving.backends.base import Asked, Backend, Said
 from luthier.serving.protocol import AdapterRef
 from luthier.serving.spec import ReplicaSpec
 from luthier.storage import Storage
@@ -35,7 +36,7 @@ class Builtin(Backend):
     A model whose layers cannot be batched so is answered one by one.
     """
 
-    def __init__(self, model: PreTrainedModel, spec: ReplicaSpec, storage: Storage) -> None:
+    def __init__(self, model: PreTrainedModel, spec: ReplicaSpec) -> None:
         """Raises InvalidRequest for a model whose answers cannot be made side by side."""
         import torch
 
@@ -47,7 +48,6 @@ class Builtin(Backend):
         from luthier.serving.backends.builtin.batcher import Batcher
 
         self._model = model
-        self._storage = storage
         self._threads = spec.threads
         embeddings: Any = model.get_input_embeddings()
         self._vocabulary = int(embeddings.weight.shape[0])
@@ -78,21 +78,20 @@ class Builtin(Backend):
         folder = storage.folder(spec.weights)
         model = load_model(folder, precision=spec.precision, expected_sha256=spec.weights_sha256).requires_grad_(False)
         try:
-            return cls(model, spec, storage)
+            return cls(model, spec)
         except InvalidRequest as unfit:
             from luthier.serving.backends.builtin.alone import Alone
 
             log.warning("answers are made one by one", model=spec.base_model, reason=unfit.text)
-            return Alone(model, storage)
+            return Alone(model)
 
-    def read_adapter(self, ref: AdapterRef) -> Callable[[], None]:
+    def read_adapter(self, folder: Path, ref: AdapterRef) -> Callable[[], None]:
         """LoRA with its kin, and prefixes of P-tuning v2; every tensor of the files must have its place, and every place
         its tensor.
         """
         from luthier.serving.backends.builtin import adapters
 
-        with adapter_folder(self._storage, ref) as folder:
-            found = adapters.read(folder, ref, self._model, self._pool.shape)
+        found = adapters.read(folder, ref, self._model, self._pool.shape)
         return lambda: self._put(ref, found)
 
     def _put(self, ref: AdapterRef, found: dict[str, Thin] | PrefixKeys) -> None:

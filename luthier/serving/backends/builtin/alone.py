@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from luthier.core.errors import InternalError
 from luthier.nets.tokens import Token
-from luthier.serving.adapters import differences, read_adapter
-from luthier.serving.backends.base import AdapterUnreadable, Asked, adapter_folder
+from luthier.serving import adapters
+from luthier.serving.backends.base import AdapterUnreadable, Asked
 from luthier.serving.one_by_one import OneByOne
 from luthier.serving.protocol import AdapterRef
 from luthier.serving.spec import ReplicaSpec
@@ -23,10 +24,9 @@ if TYPE_CHECKING:
 
 
 class Alone(OneByOne):
-    def __init__(self, model: PreTrainedModel, storage: Storage) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self._model = model
-        self._storage = storage
         self._layers: list[LoraLayer] = []  # the model's layers that hold adapters
         self._adapters: set[str] = set()
         self._active: str | None = None
@@ -37,15 +37,14 @@ class Alone(OneByOne):
 
         folder = storage.folder(spec.weights)
         model = load_model(folder, precision=spec.precision, expected_sha256=spec.weights_sha256)
-        return cls(model.requires_grad_(False), storage)
+        return cls(model.requires_grad_(False))
 
-    def read_adapter(self, ref: AdapterRef) -> Callable[[], None]:
+    def read_adapter(self, folder: Path, ref: AdapterRef) -> Callable[[], None]:
         """Only plain LoRA is taken; every tensor of the file must have its place, and every place its tensor."""
         from peft import LoraConfig
 
-        with adapter_folder(self._storage, ref) as folder:
-            tensors = read_adapter(folder, ref).tensors
-            config = LoraConfig.from_pretrained(str(folder))
+        tensors = adapters.read_adapter(folder, ref).tensors
+        config = LoraConfig.from_pretrained(str(folder))
         assert isinstance(config, LoraConfig)
         config.inference_mode = True
         config.init_lora_weights = False  # all of them are read
@@ -106,7 +105,7 @@ class Alone(OneByOne):
         places = {
             f"base_model.model.{name}": tuple(tensor.shape) for name, tensor in state.items()
         }  # as files name them
-        if problems := differences(places, {name: tuple(tensor.shape) for name, tensor in tensors.items()}):
+        if problems := adapters.differences(places, {name: tuple(tensor.shape) for name, tensor in tensors.items()}):
             raise AdapterUnreadable(f"Adapter {ref.id} does not fit the base model: {'; '.join(problems)}.")
         set_peft_model_state_dict(self._model, tensors, adapter_name=ref.id)
         self._settle()

@@ -20,7 +20,7 @@ from luthier.core import logs
 from luthier.core.errors import ContextTooLong, InternalError, InvalidRequest, ReplicaUnavailable
 from luthier.nets.tokens import Token
 from luthier.serving import engines
-from luthier.serving.backends.base import AdapterUnreadable, Asked, Backend, Options, Said, adapter_folder
+from luthier.serving.backends.base import AdapterUnreadable, Asked, Backend, Options, Said
 from luthier.serving.backends.vllm import self_check
 from luthier.serving.backends.vllm.fitting import check_fit
 from luthier.serving.backends.vllm.server import BASE, Refused, Server
@@ -87,11 +87,10 @@ class Vllm(Backend):
 
     Options = VllmOptions
 
-    def __init__(self, server: Server, context: int, storage: Storage, folder: str, options: VllmOptions) -> None:
+    def __init__(self, server: Server, context: int, weights: Path, options: VllmOptions) -> None:
         self._server = server
         self._context = context
-        self._storage = storage
-        self._weights = storage.folder(folder)
+        self._weights = weights
         self._options = options
         self._secret = secrets.token_bytes(32)
         self._copies = _copies()
@@ -121,7 +120,7 @@ class Vllm(Backend):
         server = Server(engine.program, _arguments(spec, str(weights), options))
         backend = None
         try:
-            backend = cls(server, server.await_ready(options.ready_within_seconds), storage, spec.weights, options)
+            backend = cls(server, server.await_ready(options.ready_within_seconds), weights, options)
             if options.self_check:
                 self_check.compare(backend, expected, spec.precision)
             else:
@@ -133,13 +132,12 @@ class Vllm(Backend):
         log.info("ready", version=engine.version, context=backend._context)
         return backend
 
-    def read_adapter(self, ref: AdapterRef) -> Callable[[], None]:
+    def read_adapter(self, folder: Path, ref: AdapterRef) -> Callable[[], None]:
         """Only plain LoRA is taken; every tensor of the file must have its place, and every place its tensor."""
+        check_fit(folder, ref.id, self._weights, highest_rank=self._options.max_lora_rank)
         copy = self._copies / ref.id  # vLLM may read it again as long as it is loaded
-        with adapter_folder(self._storage, ref) as folder:
-            check_fit(folder, ref.id, self._weights, highest_rank=self._options.max_lora_rank)
-            shutil.rmtree(copy, ignore_errors=True)
-            shutil.copytree(folder, copy)
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(folder, copy)
 
         def put() -> None:
             try:
