@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 
 import pytest
 from sqlalchemy import select, update
@@ -36,6 +36,7 @@ from luthier.core.errors import (
 from luthier.core.pages import PageRequest
 from luthier.core.settings import ServingSection
 from luthier.executors.base import Executor, executors
+from luthier.serving.client import ReplicaClient
 from luthier.serving.protocol import AdapterRef, Finish, Sampling, TokenChunk, Turn
 from luthier.storage import digest
 from luthier.testing import InlineExecutor, InlineProcess
@@ -317,7 +318,7 @@ async def test_an_answer_that_is_being_made_when_its_deployment_is_deleted_has_t
     await parts.services.deployments.create(ADA, "toy", name="mine")
     async with running(parts):
         await until(parts, "mine", Status.RUNNING)
-        request = CompletionRequest("mine", [], prompt="x" * 600_000)  # more than is made meanwhile
+        request = CompletionRequest("mine", [], prompt="x" * 1_500_000)  # more than is made meanwhile
         async with aclosing(await parts.services.inference.complete(ADA, request)) as deltas:
             await anext(deltas)
             await parts.services.deployments.delete(ADA, "mine")
@@ -339,9 +340,14 @@ async def test_an_answer_on_a_replica_that_goes_as_its_deployment_shrinks_has_al
     await parts.services.deployments.create(ADA, "toy", capacity=2, name="mine")
     async with running(parts):
         await until(parts, "mine", Status.RUNNING)
-        request = CompletionRequest("mine", [], prompt="x" * 200_000)  # more than fits into what lies between
-        both = [await parts.services.inference.complete(ADA, request) for _ in range(2)]  # one on each
-        async with aclosing(both[0]), aclosing(both[1]):
+        async with AsyncExitStack() as answers:
+            for letter in "abcdefghijklmnop":  # requests that begin alike go to one replica as long as it can take more
+                request = CompletionRequest("mine", [], prompt=letter * 1_500_000)  # more than is made meanwhile
+                await answers.enter_async_context(aclosing(await parts.services.inference.complete(ADA, request)))
+                if all([await active(row) for row in await rows(parts)]):
+                    break
+            else:
+                raise AssertionError("a replica was not asked")
             await parts.services.deployments.scale(ADA, "mine", 1)
             async with asyncio.timeout(60):
                 while "draining" not in {row.status for row in await rows(parts)}:
@@ -351,6 +357,12 @@ async def test_an_answer_on_a_replica_that_goes_as_its_deployment_shrinks_has_al
             assert sorted(row.status for row in await rows(parts)) == ["draining", "ready"]
             house.clock.advance(20)
             await until_gone(house, parts, left=1)
+
+
+async def active(row: ReplicaRow) -> int:
+    """How many answers a replica is making."""
+    assert row.socket is not None
+    return (await ReplicaClient(row.socket).health(timeout=10.0)).active
 
 
 def waiting() -> InlineExecutor:
