@@ -45,10 +45,11 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install ## Fine-tune the embedded model and talk to it; ARGS=--exit ends when that is done, ARGS=--short sees only that it works
 	$(BIN)/luthier demo --data .luthier $(ARGS)
 
-test: install ## All tests on two cores: those that start few servers, then the others
+test: install ## All tests on two cores: those that start few servers, the others, then what must happen within seconds
 ifeq ($(ARGS),)
 	$(BIN)/pytest -q -n 2 --dist loadfile tests/unit tests/contract
-	$(BIN)/pytest -q -n 2 --dist loadfile tests/compat tests/journey
+	$(BIN)/pytest -q -n 2 --dist loadfile --ignore tests/journey/test_crashes.py tests/compat tests/journey
+	$(BIN)/pytest -q tests/journey/test_crashes.py
 else
 	$(BIN)/pytest -q $(ARGS)
 endif

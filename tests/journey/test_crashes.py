@@ -111,9 +111,9 @@ def test_a_job_pauses_and_goes_on_and_when_cancelled_stops_within_ten_seconds_an
     wait_for(lambda: max(steps_of(client, job)) > paused_at)
     began = time.monotonic()
     client.fine_tuning.jobs.cancel(job)
-    wait_for(lambda: client.fine_tuning.jobs.retrieve(job).status == "cancelled", seconds=30)
+    wait_for(lambda: client.fine_tuning.jobs.retrieve(job).status == "cancelled", seconds=10)
     assert client.fine_tuning.jobs.cancel(job).status == "cancelled"  # once more changes nothing
-    wait_for(lambda: not server.engines("luthier.training"), seconds=30 - (time.monotonic() - began))
+    wait_for(lambda: not server.engines("luthier.training"), seconds=10 - (time.monotonic() - began))
     [*_, first] = client.fine_tuning.jobs.checkpoints.list(job)
     assert by_hand(server, "delete", job) == f"{job} is deleted"
     with pytest.raises(NotFoundError):
