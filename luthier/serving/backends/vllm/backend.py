@@ -143,6 +143,7 @@ class Vllm(Backend):
             try:
                 self._call("/v1/load_lora_adapter", {"lora_name": ref.id, "lora_path": str(copy)})
             except Refused as refused:
+                shutil.rmtree(copy, ignore_errors=True)
                 raise AdapterUnreadable(f"vLLM does not take adapter {ref.id}: {refused.said}") from refused
             self._adapters.add(ref.id)
 
