@@ -44,12 +44,17 @@ class Work:
 @dataclass
 class Found:
     """Tokens a second by the size of the batch: made while all is done, the reading of the prompts included; made once they
-    are read; and read. Times to the first token in milliseconds; (seconds, MiB) under load.
+    are read; and read. `own_` is the same of the base model alone in the same process, each batch right after the one with
+    adapters: machines change their pace from minute to minute. Times to the first token in milliseconds; (seconds, MiB)
+    under load.
     """
 
     rates: dict[int, float] = field(default_factory=dict)
     made: dict[int, float] = field(default_factory=dict)
     read: dict[int, float] = field(default_factory=dict)
+    own_rates: dict[int, float] = field(default_factory=dict)
+    own_made: dict[int, float] = field(default_factory=dict)
+    own_read: dict[int, float] = field(default_factory=dict)
     first_ms: list[float] = field(default_factory=list)
     memory: list[tuple[float, float]] = field(default_factory=list)
 
@@ -233,19 +238,25 @@ def perform(work: Work) -> Found:
         return [ids[place % len(ids)] if ids else None for place in range(count)]
 
     contender.answer(prompts(1, work.prompt_tokens), adapters(1), 4)  # what is made at the first use is made now
-    for batch in work.batches:
+
+    def measure(batch: int, used: list[str | None]) -> tuple[float, float, float]:
         seconds = []
         for new_tokens in (1, work.new_tokens):
             asked = prompts(batch, work.prompt_tokens)
             began = time.perf_counter()
-            made = contender.answer(asked, adapters(batch), new_tokens)
+            made = contender.answer(asked, used, new_tokens)
             seconds.append(time.perf_counter() - began)
             if made != batch * new_tokens:
                 raise SystemExit(f"{work.engine} made {made} tokens of {batch * new_tokens}")
         reading, whole = seconds
-        found.rates[batch] = batch * work.new_tokens / whole
-        found.made[batch] = batch * (work.new_tokens - 1) / (whole - reading)
-        found.read[batch] = batch * work.prompt_tokens / reading
+        once_read = batch * (work.new_tokens - 1) / (whole - reading)
+        return batch * work.new_tokens / whole, once_read, batch * work.prompt_tokens / reading
+
+    for batch in work.batches:
+        found.rates[batch], found.made[batch], found.read[batch] = measure(batch, adapters(batch))
+        if isinstance(contender, Builtin) and work.adapters:
+            own = measure(batch, [None] * batch)
+            found.own_rates[batch], found.own_made[batch], found.own_read[batch] = own
     if isinstance(contender, Builtin):
         if work.arrivals:
             found.first_ms = first_tokens(contender, work, prompts, adapters)

@@ -64,6 +64,8 @@ class Line:
 
 
 Rates = dict[Line, dict[int, float]]
+Shares = dict[int, float]
+"""Of the base model's own rate, what mixed adapters leave, by the size of the batch."""
 
 
 def lines(precision: str, adapters: int, ggufs: list[str]) -> list[Line]:
@@ -94,7 +96,7 @@ def measured(work: Work) -> Found:
     if done.returncode:
         raise SystemExit(f"{work.engine} failed:\n{done.stderr[-4000:]}")
     found = json.loads(done.stdout.splitlines()[-1])
-    for kind in KINDS:
+    for kind in (*KINDS, *(f"own_{kind}" for kind in KINDS)):
         found[kind] = {int(batch): rate for batch, rate in found[kind].items()}
     return Found(**found)
 
@@ -105,15 +107,27 @@ def best(rates: Rates, engine: str, adapters: int, batch: int) -> float:
     return max(found, default=math.nan)
 
 
-def missed(rates: Rates, batches: list[int], adapters: int) -> list[str]:
+def shares_of(measurements: dict[Line, list[Found]], kind: str, adapters: int) -> Shares:
+    """The medians over the rounds of what was measured side by side in one process."""
+    [rounds] = [found for line, found in measurements.items() if (line.engine, line.adapters) == ("builtin", adapters)]
+    batches = getattr(rounds[0], kind)
+    return {
+        batch: statistics.median(getattr(one, kind)[batch] / getattr(one, f"own_{kind}")[batch] for one in rounds)
+        for batch in batches
+    }
+
+
+def missed(rates: Rates, shares: Shares, batches: list[int], adapters: int) -> list[str]:
     """The floors that are not kept, in words."""
     found = []
     for batch in batches:
-        base, mixed = (best(rates, "builtin", count, batch) for count in (0, adapters))
+        base, mixed = (
+            best(rates, "builtin", count, batch) / best(rates, "generate", count, batch) for count in (0, adapters)
+        )
         floors = [
-            ("base beside generate", base / best(rates, "generate", 0, batch), FLOOR_BASE),
-            ("mixed beside PEFT mixed", mixed / best(rates, "generate", adapters, batch), FLOOR_MIXED),
-            ("mixed beside our base", mixed / base, FLOOR_SHARE),
+            ("base beside generate", base, FLOOR_BASE),
+            ("mixed beside PEFT mixed", mixed, FLOOR_MIXED),
+            ("mixed beside our base", shares[batch], FLOOR_SHARE),
         ]
         for what, ratio, floor in floors:
             if batch == 1 and what.startswith("mixed"):
@@ -161,13 +175,15 @@ def percentile(values: list[float], share: int) -> float:
     return ordered[min(len(ordered) - 1, len(ordered) * share // 100)] if ordered else math.nan
 
 
-def report(asked: argparse.Namespace, rates: dict[str, Rates], first_ms: dict[int, list[float]]) -> list[str]:
+def report(
+    asked: argparse.Namespace, rates: dict[str, Rates], shares: dict[str, Shares], first_ms: dict[int, list[float]]
+) -> list[str]:
     """Print all but memory; the floors that are missed."""
     print(f"    python -m benchmarks.serving {' '.join(sys.argv[1:])}\n\n{machine(asked.threads)}.")
     print(f"{asked.prompt_tokens} tokens of prompt, {asked.new_tokens} new, medians of {asked.rounds} rounds.")
     for kind, title in KINDS.items():
         print(f"\n{title}:\n")
-        _tables(asked, rates[kind])
+        _tables(asked, rates[kind], shares[kind])
     for count, times in first_ms.items():
         what = "base" if not count else f"{count} adapters"
         told = f"p50 {percentile(times, 50):.0f} ms, p99 {percentile(times, 99):.0f} ms ({len(times)} arrivals)"
@@ -182,13 +198,13 @@ def report(asked: argparse.Namespace, rates: dict[str, Rates], first_ms: dict[in
     found = [
         f"{KINDS[kind]}: {one}"
         for kind in ("rates", "made")
-        for one in missed(rates[kind], asked.batches, asked.adapters)
+        for one in missed(rates[kind], shares[kind], asked.batches, asked.adapters)
     ]
     print("\n" + ("\n".join(f"- Missed. {one}" for one in found) or "All floors are kept."))
     return found
 
 
-def _tables(asked: argparse.Namespace, rates: Rates) -> None:
+def _tables(asked: argparse.Namespace, rates: Rates, shares: Shares) -> None:
     heads = [f"batch {batch}" for batch in asked.batches]
     print(f"| what | engine | {' | '.join(heads)} |\n|---|---|{'---|' * len(heads)}")
     for line, found in rates.items():
@@ -199,8 +215,8 @@ def _tables(asked: argparse.Namespace, rates: Rates) -> None:
             ours = [best(rates, "builtin", line.adapters, batch) for batch in asked.batches]
             ratios = [one / rates[line][batch] for one, batch in zip(ours, asked.batches, strict=True)]
             print(f"| {line.what}: {line.name} | {' | '.join(f'{ratio:.2f}' for ratio in ratios)} |")
-    shares = [best(rates, "builtin", asked.adapters, b) / best(rates, "builtin", 0, b) for b in asked.batches]
-    print(f"| its own base, with {asked.adapters} mixed | {' | '.join(f'{share:.2f}' for share in shares)} |")
+    told = " | ".join(f"{shares[batch]:.2f}" for batch in asked.batches)
+    print(f"| its own base in the same process, with {asked.adapters} mixed | {told} |")
 
 
 def main() -> int:
@@ -226,7 +242,8 @@ def main() -> int:
         for line, found in measurements.items()
         if line.engine == "builtin"
     }
-    faults = report(asked, rates, first_ms)
+    shares = {kind: shares_of(measurements, kind, asked.adapters) for kind in KINDS}
+    faults = report(asked, rates, shares, first_ms)
     if asked.memory_minutes:
         faults += _memory(asked)
     return 1 if faults else 0

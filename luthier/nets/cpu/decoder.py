@@ -155,6 +155,11 @@ def _library_logits(model: PreTrainedModel, ids_N: Tensor, layers: int) -> Tenso
         config._attn_implementation = before
 
 
+def _panel(outputs: int, threads: int) -> int:
+    """How many outputs of a layer a thread takes at a time: three pieces for each, of a size that stays in its second cache."""
+    return min(max(outputs // (3 * threads), 32), 96) // 4 * 4
+
+
 def _precise(module: nn.Module) -> nn.Module:
     """The same in fp32: itself, or a copy."""
     is_precise = all(weight.dtype == torch.float32 for weight in module.parameters())
@@ -177,13 +182,13 @@ class Decoder:
         kernels.ready()
         self._kernels = kernels
         self._model, self._pool, self._bank = model, pool, bank
+        self._threads = threads
         self._kept: dict[Any, Any] = {}
         """Arrays and tensors whose addresses stand in the plan."""
         self._plan = np.zeros(kernels.PLAN, np.int64)
         self._layers = self._describe(layers or len(_decoder(model).layers))
         numbers = range(len(_decoder(model).layers))
         self._adaptable = {f"model.layers.{number}.{name}" for number in numbers for name in _LINEAR}
-        self._threads = threads
         self._version = -1
         self._positions = 0
         self._reach(min(model.config.max_position_embeddings, pool.blocks * BLOCK))
@@ -247,6 +252,7 @@ class Decoder:
         half = pool.keys_LPKD.dtype != torch.float32
         plan[[k.LAYERS, k.WIDTH, k.HEADS, k.KEY_HEADS]] = count, width, heads, key_heads
         plan[[k.HEAD, k.INNER, k.VOCABULARY, k.IS_HALF]] = head, inner, self._model.lm_head.out_features, half
+        plan[k.PANEL] = _panel(width, self._threads)
         plan[k.EMBEDDING] = self._keep("embedding", base.embed_tokens.weight.detach())
         plan[k.FINAL_NORM] = self._numbers("norm", base.norm.weight)
         output = np.zeros(k.LINEAR, np.int64)
@@ -353,12 +359,15 @@ class Decoder:
             plan[field] = self._keep(name, np.ascontiguousarray(numbers, np.int64))
         has_adapters = bool(self._plan[k.THIN_STRIDE]) and bool(sorted_N[-1] >= 0)
         plan[[k.TOKENS, k.ROWS, k.RUNS, k.HAS_ADAPTERS]] = tokens, rows, len(starts) - 1, has_adapters
+        are_alone = (
+            2 * batch.sequences > tokens >= 4 * self._threads
+        )  # else one head's keys are near for the next token
+        plan[k.HEADS_AT_ONCE] = plan[k.KEY_HEADS] if are_alone else 1
         plan[k.TABLE_STRIDE] = batch.tables_SB.shape[1]
         longest = -(-int(seen_N.max()) // BLOCK) * BLOCK
         if longest > plan[k.SCORES_STRIDE]:
-            group = int(plan[k.HEADS] // plan[k.KEY_HEADS])
             plan[k.SCORES_STRIDE] = 2 * longest
-            plan[k.SCORES] = self._zeros("scores", self._threads, group, 2 * longest)
+            plan[k.SCORES] = self._zeros("scores", self._threads, int(plan[k.HEADS]), 2 * longest)
         self._kept["counters"].fill(0)
         logits_RV = torch.empty(rows, int(plan[k.VOCABULARY]), dtype=torch.float32)
         plan[k.LOGITS] = logits_RV.data_ptr()

@@ -1,7 +1,7 @@
 """The compiled pass: embedding, layers and output layer of a Llama-like model over the tokens of many sequences.
 
 All threads of a crew run `work`. The pass is a row of phases, a phase a number of pieces; threads take piece after piece, and
-go on when the last one is done. A piece is some outputs of a layer, or a token, or a key head of one: never a part of a
+go on when the last one is done. A piece is some outputs of a layer, or a token, or some key heads of one: never a part of a
 sum. So a number does not depend on how many threads there are, nor on which other tokens are in the pass.
 
 What a pass reads stands in its plan, an array of integers: sizes, and addresses of memory that its maker keeps alive.
@@ -57,7 +57,9 @@ _exact = njit(**_inner, fastmath=False)  # said, or it would be as its first cal
 # and the tokens, those of one adapter next to each other
 (TOKENS, ROWS, RUNS, HAS_ADAPTERS, TABLE_STRIDE) = range(32, 37)
 (IDS, POSITIONS, SLOTS, SEQUENCES, SEEN, TABLES, WANTED, STARTS, RUN_PLACES, LOGITS) = range(37, 47)
-PLAN = 48
+# and what is one piece: outputs of a layer, key heads of a token
+(PANEL, HEADS_AT_ONCE) = range(47, 49)
+PLAN = 49
 
 # Floats of a plan
 EPSILON, SCALE = range(2)
@@ -75,8 +77,7 @@ PHASES_PER_LAYER = 12
 COUNTER = 128
 """Bytes from one phase's counters to the next: pieces taken, and in a line of its own pieces done."""
 
-_PANEL = 32  # outputs of a layer in one piece
-_OUTPUT_PANEL = 128  # of the output layer
+_OUTPUT_PANEL = 128  # outputs of the output layer in one piece
 _STRIP = 640  # inputs that are summed before the next, at most: some rows of both factors stay in the first cache
 _PATIENCE = 4000  # looks at a counter before a thread gives way
 _ROWS = 48  # tokens that go through a panel before the next: their strip stays in the second cache
@@ -204,41 +205,50 @@ def _place(plan, layer, n):
 
 
 @_compiled
-def _attend(plan, layer, n, key_head, worker):
-    """What the heads of one key head make of the keys that token n sees."""
+def _attend(plan, layer, n, first, last, worker):
+    """What the heads of the key heads from `first` up to `last` make of the keys that token n sees.
+
+    Keys and values of one position lie next to each other for all heads: who takes all of them reads memory in a row.
+    """
     stands_alone()
     heads, key_heads, width = int_at(plan, HEADS), int_at(plan, KEY_HEADS), int_at(plan, HEAD)
     group, half = heads // key_heads, int_at(plan, IS_HALF)
     size = _bytes(half)
     seen = int_at(int_at(plan, SEEN), n)
+    blocks = (seen + _BLOCK - 1) // _BLOCK
     table = int_at(plan, TABLES) + int_at(int_at(plan, SEQUENCES), n) * int_at(plan, TABLE_STRIDE) * 8
-    first = (n * heads + key_head * group) * width * 4
-    queries, mixed = int_at(plan, QUERIES) + first, int_at(plan, MIXED) + first
+    queries, mixed = int_at(plan, QUERIES) + n * heads * width * 4, int_at(plan, MIXED) + n * heads * width * 4
     stride = int_at(plan, SCORES_STRIDE)
-    scores = int_at(plan, SCORES) + worker * group * stride * 4
+    scores = int_at(plan, SCORES) + worker * heads * stride * 4
     apart = key_heads * width
-    for block in range((seen + _BLOCK - 1) // _BLOCK):
-        keys = int_at(layer, KEY_POOL) + (int_at(table, block) * _BLOCK * apart + key_head * width) * size
+    for block in range(blocks):
+        keys = int_at(layer, KEY_POOL) + int_at(table, block) * _BLOCK * apart * size
         fours = (min(_BLOCK, seen - block * _BLOCK) + 3) // 4
-        for g in range(0, group, TILE):
-            rows, target = min(TILE, group - g), scores + (g * stride + block * _BLOCK) * 4
-            query = queries + g * width * 4
-            _products(rows, half, fours, keys, apart, query, width, width, target, stride, _NO, _YES)
-    for g in range(group):
-        _soften(scores + g * stride * 4, seen)
-    for i in range(group * width):
+        for key_head in range(first, last):
+            near = keys + key_head * width * size
+            end = (key_head + 1) * group
+            for head in range(key_head * group, end, TILE):
+                rows, target = min(TILE, end - head), scores + (head * stride + block * _BLOCK) * 4
+                query = queries + head * width * 4
+                _products(rows, half, fours, near, apart, query, width, width, target, stride, _NO, _NO)
+    for head in range(first * group, last * group):
+        _soften(scores + head * stride * 4, seen)
+    for i in range(first * group * width, last * group * width):
         put_number(mixed, i, _ZERO)
-    for block in range((seen + _BLOCK - 1) // _BLOCK):
-        values = int_at(layer, VALUE_POOL) + (int_at(table, block) * _BLOCK * apart + key_head * width) * size
+    for block in range(blocks):
+        values = int_at(layer, VALUE_POOL) + int_at(table, block) * _BLOCK * apart * size
         count = min(_BLOCK, seen - block * _BLOCK)
-        for g in range(0, group, TILE):
-            weights, out = scores + (g * stride + block * _BLOCK) * 4, mixed + g * width * 4
-            rows = min(TILE, group - g)
-            wide = width // MIX * MIX
-            for d in range(0, wide, MIX):
-                _mixed(rows, half, _YES, weights, stride, values + d * size, apart, count, out + d * 4, width)
-            for d in range(wide, width, 4):
-                _mixed(rows, half, _NO, weights, stride, values + d * size, apart, count, out + d * 4, width)
+        for key_head in range(first, last):
+            near = values + key_head * width * size
+            end = (key_head + 1) * group
+            for head in range(key_head * group, end, TILE):
+                weights, out = scores + (head * stride + block * _BLOCK) * 4, mixed + head * width * 4
+                rows = min(TILE, end - head)
+                wide = width // MIX * MIX
+                for d in range(0, wide, MIX):
+                    _mixed(rows, half, _YES, weights, stride, near + d * size, apart, count, out + d * 4, width)
+                for d in range(wide, width, 4):
+                    _mixed(rows, half, _NO, weights, stride, near + d * size, apart, count, out + d * 4, width)
 
 
 @_compiled
@@ -259,9 +269,9 @@ def _soften(scores, count):
 
 
 @_exact
-def _products(rows, half, fours, w, w_stride, x, x_stride, count, y, y_stride, adds, fetches):
+def _products(rows, half, fours, w, w_stride, x, x_stride, count, y, y_stride, adds, ahead):
     stands_alone()
-    tile(rows, half, fours, w, w_stride, x, x_stride, count, y, y_stride, adds, fetches)
+    tile(rows, half, fours, w, w_stride, x, x_stride, count, y, y_stride, adds, ahead)
 
 
 @_exact
@@ -285,7 +295,7 @@ def _thin(plan, linear, x, t, run):
     end = int_at(int_at(plan, STARTS), run + 1)
     for n in range(int_at(int_at(plan, STARTS), run), end, TILE):
         rows, row, target = min(TILE, end - n), x + n * inputs * 4, t + n * stride * 4
-        _products(rows, half, rank // 4, a, inputs, row, inputs, inputs, target, stride, _NO, _YES)
+        _products(rows, half, rank // 4, a, inputs, row, inputs, inputs, target, stride, _NO, _NO)
 
 
 @_compiled
@@ -306,7 +316,6 @@ def _linear(plan, linear, x, tokens, t, y, start, end):
         tiles = (last - first + TILE - 1) // TILE
         widens = half and tiles > 1 and 4 * strip <= OWN
         comes_from_afar = first == 0  # from there on a panel's weights are in the second cache
-        fetches = _YES if comes_from_afar and tiles < 4 and not widens else _NO
         for i in range(0, inputs, strip):
             count = min(strip, inputs - i)
             for at in range(start, end, 4):
@@ -321,9 +330,12 @@ def _linear(plan, linear, x, tokens, t, y, start, end):
                     near, apart, is_half = widened, count, _NO
                 for n in range(first, last, TILE):
                     rows, source, target = min(TILE, last - n), x + (n * inputs + i) * 4, y + (n * outputs + o) * 4
-                    if comes_from_afar and tiles >= 4 and n < 4 * TILE:  # one of the next four rows beside each tile
-                        _fetch_all(w + (4 + n // TILE) * row, count * _bytes(half))
-                    _products(rows, is_half, _YES, near, apart, source, inputs, count, target, outputs, i, fetches)
+                    ahead = near
+                    if comes_from_afar and tiles < 4 and not widens:
+                        ahead = _NO
+                    elif comes_from_afar and tiles >= 4 and n < 4 * TILE:  # one of the next four rows beside each tile
+                        ahead = w + (4 + n // TILE) * row
+                    _products(rows, is_half, _YES, near, apart, source, inputs, count, target, outputs, i, ahead)
     if t and int_at(linear, RANK):
         _add_adapters(plan, linear, t, y, start, end)
     bias = int_at(linear, BIAS)
@@ -374,7 +386,7 @@ def _add_adapters(plan, linear, t, y, start, end):
         fours = (end - start) // 4
         for n in range(int_at(starts, run), last, TILE):
             rows, target = min(TILE, last - n), y + (n * outputs + start) * 4
-            _products(rows, half, fours, b, rank, t + n * stride * 4, stride, rank, target, outputs, _YES, _YES)
+            _products(rows, half, fours, b, rank, t + n * stride * 4, stride, rank, target, outputs, _YES, _NO)
         if factors:
             for n in range(int_at(starts, run), last):
                 for o in range(start, end):
@@ -417,6 +429,7 @@ def _layer(plan, layer, phase, worker):
     """One layer: the stream goes in and out; returns the number of the next phase."""
     stands_alone()
     tokens, width, has_adapters = int_at(plan, TOKENS), int_at(plan, WIDTH), int_at(plan, HAS_ADAPTERS)
+    panel = int_at(plan, PANEL)
     stream, normed, mixed = int_at(plan, STREAM), int_at(plan, NORMED), int_at(plan, MIXED)
     epsilon = number_at(int_at(plan, FLOATS), EPSILON)
 
@@ -433,7 +446,7 @@ def _layer(plan, layer, phase, worker):
         _adapt(plan, phase, layer + Q * 8, np.int64(3), normed)
         phase += 1
     q, k, v = layer + Q * 8, layer + K * 8, layer + V * 8
-    of_q, of_k = _panels(q, _PANEL), _panels(k, _PANEL)
+    of_q, of_k = _panels(q, panel), _panels(k, panel)
     pieces = of_q + 2 * of_k
     piece = _taken(plan, phase)
     while piece < pieces:
@@ -443,8 +456,8 @@ def _layer(plan, layer, phase, worker):
             which, linear, y, start = _YES, k, int_at(plan, KEYS), piece - of_q
         else:
             which, linear, y, start = np.int64(2), v, int_at(plan, VALUES), piece - of_q - of_k
-        end = min(int_at(linear, OUTPUTS), (start + 1) * _PANEL)
-        _linear(plan, linear, normed, tokens, _thin_of(plan, which), y, start * _PANEL, end)
+        end = min(int_at(linear, OUTPUTS), (start + 1) * panel)
+        _linear(plan, linear, normed, tokens, _thin_of(plan, which), y, start * panel, end)
         _did(plan, phase)
         piece = _taken(plan, phase)
     _await(plan, phase, pieces)
@@ -458,11 +471,12 @@ def _layer(plan, layer, phase, worker):
     _await(plan, phase, tokens)
     phase += 1
 
-    key_heads = int_at(plan, KEY_HEADS)
-    pieces = tokens * key_heads
+    key_heads, at_once = int_at(plan, KEY_HEADS), int_at(plan, HEADS_AT_ONCE)
+    pieces = tokens * (key_heads // at_once)
     piece = _taken(plan, phase)
     while piece < pieces:
-        _attend(plan, layer, piece // key_heads, piece % key_heads, worker)
+        first = piece // tokens * at_once
+        _attend(plan, layer, piece % tokens, first, first + at_once, worker)
         _did(plan, phase)
         piece = _taken(plan, phase)
     _await(plan, phase, pieces)
@@ -488,10 +502,10 @@ def _layer(plan, layer, phase, worker):
         phase += 1
     gate, up, inner = layer + GATE * 8, layer + UP * 8, int_at(plan, INNER)
     gated, raised = int_at(plan, GATED), int_at(plan, RAISED)
-    pieces = _panels(gate, _PANEL)
+    pieces = _panels(gate, panel)
     piece = _taken(plan, phase)
     while piece < pieces:
-        start, end = piece * _PANEL, min(inner, (piece + 1) * _PANEL)
+        start, end = piece * panel, min(inner, (piece + 1) * panel)
         _linear(plan, gate, normed, tokens, _thin_of(plan, _NO), gated, start, end)
         _linear(plan, up, normed, tokens, _thin_of(plan, _YES), raised, start, end)
         for n in range(tokens):
@@ -522,10 +536,11 @@ def _into_stream(plan, phase, linear, x):
     """stream += a linear layer of x, whose outputs go through `normed`: nobody reads that at the time."""
     stands_alone()
     tokens, width, stream, y = int_at(plan, TOKENS), int_at(plan, WIDTH), int_at(plan, STREAM), int_at(plan, NORMED)
-    pieces = _panels(linear, _PANEL)
+    panel = int_at(plan, PANEL)
+    pieces = _panels(linear, panel)
     piece = _taken(plan, phase)
     while piece < pieces:
-        start, end = piece * _PANEL, min(width, (piece + 1) * _PANEL)
+        start, end = piece * panel, min(width, (piece + 1) * panel)
         _linear(plan, linear, x, tokens, _thin_of(plan, _NO), y, start, end)
         for n in range(tokens):
             row = n * width

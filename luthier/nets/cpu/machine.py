@@ -278,25 +278,25 @@ def tile(
     y: Any,
     y_stride: Any,
     adds: Any,
-    fetches: Any,
+    ahead: Any,
 ) -> Any:
     """y[n, o] (+)= sum of w[o, i] x[n, i] over i: 4 rows of w at a time, `fours` times, up to TILE rows of x.
 
     There are `count` of i, a multiple of 4; w is of halves where `half` is 1; strides are in numbers. The order of
-    additions depends on `count` alone. Where `fetches` is 1, and with fewer rows than TILE,
-    the next four rows of w are asked for meanwhile.
+    additions depends on `count` alone. Meanwhile memory is asked for that is read later: as much as a row of w from the
+    address `ahead` on; where that is 0, and with fewer rows than TILE, the next four rows of w.
     """
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         def write(rows: int, is_half: bool) -> None:
             if rows < TILE:  # memory takes longer than these
-                _tile(builder, rows, is_half, True, *args[2:-1])
+                _tile(builder, rows, is_half, True, *args[2:])
                 return
-            with builder.if_else(builder.icmp_signed("!=", args[-1], _I64(0))) as (then, otherwise):
+            with builder.if_else(builder.icmp_signed("==", args[-1], _I64(0))) as (then, otherwise):
                 with then:
-                    _tile(builder, rows, is_half, True, *args[2:-1])
+                    _tile(builder, rows, is_half, True, *args[2:])
                 with otherwise:
-                    _tile(builder, rows, is_half, False, *args[2:-1])
+                    _tile(builder, rows, is_half, False, *args[2:])
 
         _for_each_case(builder, args[0], args[1], write)
         return context.get_dummy_value()
@@ -348,7 +348,7 @@ def _tile(
     builder: Any,
     rows: int,
     is_half: bool,
-    fetches: bool,
+    fetches_all: bool,
     fours: Any,
     w: Any,
     w_stride: Any,
@@ -358,6 +358,7 @@ def _tile(
     y: Any,
     y_stride: Any,
     adds: Any,
+    ahead: Any,
 ) -> None:
     zero, four = ir.Constant(ir.VectorType(_F32, LANES), [0.0] * LANES), ir.VectorType(_F32, 4)
     byte = ir.IntType(8).as_pointer()
@@ -380,15 +381,16 @@ def _tile(
             # activations first, then one weight at a time: with three rows that is all of 16 registers
             activations = [_lanes(builder, builder.gep(at[1], [offset]), lanes, False) for offset in x_offsets]
             for o in range(4):
-                # the next four rows, or a processor waits for memory at the end of every row
-                if fetches and lanes == LANES:
-                    _prefetch(builder, builder.gep(at[2], [w_offsets[o]]))
+                # asked for here, or a processor waits for memory at the end of every row
+                if lanes == LANES and (fetches_all or o == 0):
+                    _prefetch(builder, builder.gep(at[2], [w_offsets[o]]) if fetches_all else at[2])
                 weights = _lanes(builder, builder.gep(at[0], [w_offsets[o]]), lanes, is_half)
                 for n in range(rows):
                     builder.store(_fma(builder, weights, activations[n], builder.load(sums[n][o])), sums[n][o])
 
         begin = builder.add(w, builder.mul(four_rows, outer.index))
-        at = [builder.inttoptr(each, byte) for each in (begin, x, builder.add(begin, four_rows))]
+        later = builder.add(begin, four_rows) if fetches_all else ahead
+        at = [builder.inttoptr(each, byte) for each in (begin, x, later)]
         at = _walk(builder, main, at, [LANES * size, LANES * 4, LANES * size], lambda at: step(at, LANES))
         _walk(builder, rest, at[:2], [4 * size, 16], lambda at: step(at, 4))
         for n in range(rows):

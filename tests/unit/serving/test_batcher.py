@@ -190,6 +190,18 @@ def test_long_prompts_come_in_chunks_while_others_go_on() -> None:
     assert len(bench.made[short]) == 6
 
 
+def test_where_most_wait_for_their_first_token_prompts_come_faster() -> None:
+    bench = Bench(chunk=24)
+    bench.ask(prompt_of(3), 9)
+    bench.step()
+    bench.ask(prompt_of(30, seed=1))
+    bench.step()
+    assert len(bench.passes[-1].ids_N) == 1 + 12
+    bench.ask(prompt_of(30, seed=2))
+    bench.step()
+    assert len(bench.passes[-1].ids_N) == 1 + 24
+
+
 def test_what_cannot_be_held_is_refused_and_others_stay() -> None:
     bench = Bench(blocks=4, context=400)
     fits = bench.ask(prompt_of(20), 5)

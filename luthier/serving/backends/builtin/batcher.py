@@ -82,7 +82,8 @@ class Batcher:
         chunk_tokens_beside: int,
     ) -> None:
         """`copy` copies a block onto another. A pass takes at most `chunk_tokens` of prompts, and where answers are being
-        made beside them `chunk_tokens_beside`, so that nobody waits long for a next token.
+        made beside them `chunk_tokens_beside`, so that nobody waits long for a next token; but as many times as much as those
+        who wait for their first token outnumber those who wait for a next one.
         """
         self._blocks = blocks
         self._logits = logits
@@ -240,7 +241,10 @@ class Batcher:
             if answer in self._running and not self._grow(answer):
                 said.append(self._failed(answer, NoCapacity("The replica's cache is full.")))
         parts = [(answer, 1) for answer in self._running if answer.pending == 1]
-        budget = self._chunk_tokens_beside if parts else self._chunk_tokens
+        budget = self._chunk_tokens
+        if parts:
+            unread = len(self._running) - len(parts) + len(self._waiting)
+            budget = min(budget, self._chunk_tokens_beside * max(1, unread // len(parts)))
         for answer in self._running:
             if answer.pending > 1 and budget > 0:
                 count = min(answer.pending, budget)
