@@ -362,6 +362,7 @@ class Decoder:
         are_alone = (
             2 * batch.sequences > tokens >= 4 * self._threads
         )  # else one head's keys are near for the next token
+        plan[k.TOKENS_AT_ONCE] = min(max(tokens // (8 * self._threads), 1), 8)
         plan[k.HEADS_AT_ONCE] = plan[k.KEY_HEADS] if are_alone else 1
         plan[k.TABLE_STRIDE] = batch.tables_SB.shape[1]
         longest = -(-int(seen_N.max()) // BLOCK) * BLOCK

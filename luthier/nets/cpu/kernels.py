@@ -1,7 +1,7 @@
 """The compiled pass: embedding, layers and output layer of a Llama-like model over the tokens of many sequences.
 
 All threads of a crew run `work`. The pass is a row of phases, a phase a number of pieces; threads take piece after piece, and
-go on when the last one is done. A piece is some outputs of a layer, or a token, or some key heads of one: never a part of a
+go on when the last one is done. A piece is some outputs of a layer, or some tokens, or key heads of these: never a part of a
 sum. So a number does not depend on how many threads there are, nor on which other tokens are in the pass.
 
 What a pass reads stands in its plan, an array of integers: sizes, and addresses of memory that its maker keeps alive.
@@ -57,9 +57,9 @@ _exact = njit(**_inner, fastmath=False)  # said, or it would be as its first cal
 # and the tokens, those of one adapter next to each other
 (TOKENS, ROWS, RUNS, HAS_ADAPTERS, TABLE_STRIDE) = range(32, 37)
 (IDS, POSITIONS, SLOTS, SEQUENCES, SEEN, TABLES, WANTED, STARTS, RUN_PLACES, LOGITS) = range(37, 47)
-# and what is one piece: outputs of a layer, key heads of a token
-(PANEL, HEADS_AT_ONCE) = range(47, 49)
-PLAN = 49
+# and what is one piece: outputs of a layer, key heads of some tokens, tokens
+(PANEL, HEADS_AT_ONCE, TOKENS_AT_ONCE) = range(47, 50)
+PLAN = 50
 
 # Floats of a plan
 EPSILON, SCALE = range(2)
@@ -432,14 +432,17 @@ def _layer(plan, layer, phase, worker):
     panel = int_at(plan, PANEL)
     stream, normed, mixed = int_at(plan, STREAM), int_at(plan, NORMED), int_at(plan, MIXED)
     epsilon = number_at(int_at(plan, FLOATS), EPSILON)
+    at_once = int_at(plan, TOKENS_AT_ONCE)
+    pieces = (tokens + at_once - 1) // at_once
 
     piece = _taken(plan, phase)
-    while piece < tokens:
-        row = piece * width * 4
-        _norm(stream + row, int_at(layer, BEFORE_ATTENTION), normed + row, width, epsilon)
+    while piece < pieces:
+        for n in range(piece * at_once, min(tokens, (piece + 1) * at_once)):
+            row = n * width * 4
+            _norm(stream + row, int_at(layer, BEFORE_ATTENTION), normed + row, width, epsilon)
         _did(plan, phase)
         piece = _taken(plan, phase)
-    _await(plan, phase, tokens)
+    _await(plan, phase, pieces)
     phase += 1
 
     if has_adapters:
@@ -447,9 +450,9 @@ def _layer(plan, layer, phase, worker):
         phase += 1
     q, k, v = layer + Q * 8, layer + K * 8, layer + V * 8
     of_q, of_k = _panels(q, panel), _panels(k, panel)
-    pieces = of_q + 2 * of_k
+    panels = of_q + 2 * of_k
     piece = _taken(plan, phase)
-    while piece < pieces:
+    while piece < panels:
         if piece < of_q:
             which, linear, y, start = _NO, q, int_at(plan, QUERIES), piece
         elif piece < of_q + of_k:
@@ -460,26 +463,28 @@ def _layer(plan, layer, phase, worker):
         _linear(plan, linear, normed, tokens, _thin_of(plan, which), y, start * panel, end)
         _did(plan, phase)
         piece = _taken(plan, phase)
-    _await(plan, phase, pieces)
+    _await(plan, phase, panels)
     phase += 1
 
-    piece = _taken(plan, phase)
-    while piece < tokens:
-        _place(plan, layer, piece)
-        _did(plan, phase)
-        piece = _taken(plan, phase)
-    _await(plan, phase, tokens)
-    phase += 1
-
-    key_heads, at_once = int_at(plan, KEY_HEADS), int_at(plan, HEADS_AT_ONCE)
-    pieces = tokens * (key_heads // at_once)
     piece = _taken(plan, phase)
     while piece < pieces:
-        first = piece // tokens * at_once
-        _attend(plan, layer, piece % tokens, first, first + at_once, worker)
+        for n in range(piece * at_once, min(tokens, (piece + 1) * at_once)):
+            _place(plan, layer, n)
         _did(plan, phase)
         piece = _taken(plan, phase)
     _await(plan, phase, pieces)
+    phase += 1
+
+    heads_at_once = int_at(plan, HEADS_AT_ONCE)
+    parts = pieces * (int_at(plan, KEY_HEADS) // heads_at_once)
+    piece = _taken(plan, phase)
+    while piece < parts:
+        first, begin = piece // pieces * heads_at_once, piece % pieces * at_once
+        for n in range(begin, min(tokens, begin + at_once)):
+            _attend(plan, layer, n, first, first + heads_at_once, worker)
+        _did(plan, phase)
+        piece = _taken(plan, phase)
+    _await(plan, phase, parts)
     phase += 1
 
     if has_adapters:
@@ -489,12 +494,13 @@ def _layer(plan, layer, phase, worker):
     phase += 1
 
     piece = _taken(plan, phase)
-    while piece < tokens:
-        row = piece * width * 4
-        _norm(stream + row, int_at(layer, BEFORE_INNER), normed + row, width, epsilon)
+    while piece < pieces:
+        for n in range(piece * at_once, min(tokens, (piece + 1) * at_once)):
+            row = n * width * 4
+            _norm(stream + row, int_at(layer, BEFORE_INNER), normed + row, width, epsilon)
         _did(plan, phase)
         piece = _taken(plan, phase)
-    _await(plan, phase, tokens)
+    _await(plan, phase, pieces)
     phase += 1
 
     if has_adapters:
@@ -502,9 +508,9 @@ def _layer(plan, layer, phase, worker):
         phase += 1
     gate, up, inner = layer + GATE * 8, layer + UP * 8, int_at(plan, INNER)
     gated, raised = int_at(plan, GATED), int_at(plan, RAISED)
-    pieces = _panels(gate, panel)
+    panels = _panels(gate, panel)
     piece = _taken(plan, phase)
-    while piece < pieces:
+    while piece < panels:
         start, end = piece * panel, min(inner, (piece + 1) * panel)
         _linear(plan, gate, normed, tokens, _thin_of(plan, _NO), gated, start, end)
         _linear(plan, up, normed, tokens, _thin_of(plan, _YES), raised, start, end)
@@ -512,7 +518,7 @@ def _layer(plan, layer, phase, worker):
             _gate(gated + (n * inner + start) * 4, raised + (n * inner + start) * 4, end - start)
         _did(plan, phase)
         piece = _taken(plan, phase)
-    _await(plan, phase, pieces)
+    _await(plan, phase, panels)
     phase += 1
 
     if has_adapters:

@@ -244,7 +244,7 @@ class Batcher:
         budget = self._chunk_tokens
         if parts:
             unread = len(self._running) - len(parts) + len(self._waiting)
-            budget = min(budget, self._chunk_tokens_beside * max(1, unread // len(parts)))
+            budget = min(budget, int(self._chunk_tokens_beside * max(1, unread / len(parts))))
         for answer in self._running:
             if answer.pending > 1 and budget > 0:
                 count = min(answer.pending, budget)
