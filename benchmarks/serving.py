@@ -316,6 +316,10 @@ def _asked() -> argparse.Namespace:
     parser.add_argument("--gguf", nargs="*", default=[], help="files for llama.cpp")
     parser.add_argument("--memory-minutes", type=float, default=0)
     asked = parser.parse_args()
+    if not {"builtin", "generate"} <= {*asked.engines}:
+        parser.error("--engines must name builtin and generate: the floors are told by them")
+    if asked.adapters < 2:
+        parser.error("--adapters must be 2 or more")
     if asked.new_tokens < 2:
         parser.error("--new-tokens must be 2 or more: the first comes with the reading of the prompt")
     return asked

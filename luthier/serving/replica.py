@@ -285,7 +285,8 @@ class Replica:
         base_sha256 = self._spec.weights_sha256
         with adapter_folder(self._storage, ref) as folder:
             check_identity(folder, ref, base_sha256=base_sha256, renderer_sha256=self._fingerprint)
-            return self._backend.read_adapter(folder, ref), kept_canary(folder, f"Adapter {ref.id}")
+            canary = kept_canary(folder, f"Adapter {ref.id}")
+            return self._backend.read_adapter(folder, ref), canary
 
     def _put_tried(self, ref: AdapterRef, put: Callable[[], None], canary: Canary | None) -> None:
         """Put an adapter on the device and try it; one that answers otherwise than it was trained to does not stay."""

@@ -94,7 +94,7 @@ async def scale(
 
 
 @router.put("/{deployment_id}/update", summary="Limit how often a deployment is asked: not offered")
-async def update(deployment_id: str, who: Caller, services: Asked) -> Answer[Deployment]:
+async def update(deployment_id: str, who: Caller, services: Asked) -> None:
     await services.deployments.get(who, deployment_id)
     raise NotOffered(
         "A deployment has no limits of its own. Those of a project are the server's settings serving.concurrency_per_project "

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -43,7 +42,7 @@ DEPLOYMENTS = "deployments"
 
 _SETTLED = (Status.RUNNING, Status.FAILED)
 _LOOK_AGAIN_SECONDS = 0.5  # at a deployment that is followed
-_QUIET_SECONDS = 10.0  # after which a follower is told that nothing changed
+_QUIET = timedelta(seconds=10)  # after which a follower is told that nothing changed
 
 _PREFIX = "deploy"
 _LIKE_AN_ID = re.compile(rf"{_PREFIX}-[0-9a-z]{{24}}")
@@ -184,22 +183,21 @@ class Deployments:
 
     async def _followed(self, who: Principal, deployment_id: str) -> AsyncGenerator[Deployment | None, None]:
         told: Deployment | None = None
-        told_at = time.monotonic()
+        told_at = self.clock.now()
         while told is None or told.status not in _SETTLED:
             try:
                 now = await self.get(who, deployment_id)
             except DeploymentNotFound:
                 return
             if now != told:
-                told, told_at = now, time.monotonic()
+                told, told_at = now, self.clock.now()
                 yield told
             else:
-                if time.monotonic() - told_at >= _QUIET_SECONDS:
-                    told_at = time.monotonic()
+                if self.clock.now() - told_at >= _QUIET:
+                    told_at = self.clock.now()
                     yield None
-                await self.clock.sleep(
-                    _LOOK_AGAIN_SECONDS
-                )  # not for a nudge: one who waits for it takes it from the others
+                # not for a nudge: one who waits for it takes it from the others
+                await self.clock.sleep(_LOOK_AGAIN_SECONDS)
 
     async def resolve(self, who: Principal, name: str) -> Servable:
         """What answers for a name: a model that the shared pool answers for, a deployment by its private name or id, or the

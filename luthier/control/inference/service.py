@@ -243,12 +243,12 @@ def _took_too_long() -> AnswerTookTooLong:
 
 
 async def _merged(answers: list[_Begun]) -> AsyncGenerator[Delta, None]:
-    """What comes from all of them, in the order in which it comes, but the first part of each before anything else.
+    """What comes from all of them, in the order in which it comes, but something of each before one of them ends.
 
     DashScope's client stops reading once all answers have ended that it has seen something of.
     """
     come: asyncio.Queue[Delta | BaseException | None] = asyncio.Queue(maxsize=len(answers))
-    streams = [answer.deltas() for answer in sorted(answers, key=lambda one: isinstance(one.first, Finish))]
+    streams = [answer.deltas() for answer in answers]
 
     async def pass_on(deltas: AsyncGenerator[Delta, None]) -> None:
         try:
@@ -260,8 +260,8 @@ async def _merged(answers: list[_Begun]) -> AsyncGenerator[Delta, None]:
 
     passing: list[asyncio.Task[None]] = []
     try:
-        for deltas in streams:
-            yield await anext(deltas)
+        for answer, deltas in zip(answers, streams, strict=True):
+            yield Delta(answer.choice, TokenChunk()) if isinstance(answer.first, Finish) else await anext(deltas)
         passing += [asyncio.create_task(pass_on(deltas)) for deltas in streams]
         left = len(answers)
         while left:

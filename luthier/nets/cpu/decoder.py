@@ -155,9 +155,11 @@ def _library_logits(model: PreTrainedModel, ids_N: Tensor, layers: int) -> Tenso
         config._attn_implementation = before
 
 
-def _panel(outputs: int, threads: int) -> int:
-    """How many outputs of a layer a thread takes at a time: three pieces for each, of a size that stays in its second cache."""
-    return min(max(outputs // (3 * threads), 32), 96) // 4 * 4
+def _panel(width: int, threads: int) -> int:
+    """How many outputs of a layer are one piece: of a layer as wide as the model three for each thread, as long as they are worth
+    a piece and their weights stay in the second cache.
+    """
+    return min(max(width // (3 * threads), 32), 96) // 4 * 4
 
 
 def _precise(module: nn.Module) -> nn.Module:
@@ -306,6 +308,8 @@ class Decoder:
                 places = self._bank.layers.get(f"model.layers.{number}.{name}")
                 if places is None:
                     linear[[k.A, k.B, k.FACTOR, k.RANK]] = 0
+                    for part in ("a", "b", "factor"):
+                        self._kept.pop((number, place, part), None)
                     continue
                 linear[k.A] = self._keep((number, place, "a"), places.a_PRI)
                 linear[k.B] = self._keep((number, place, "b"), places.b_POR)
@@ -359,9 +363,8 @@ class Decoder:
             plan[field] = self._keep(name, np.ascontiguousarray(numbers, np.int64))
         has_adapters = bool(self._plan[k.THIN_STRIDE]) and bool(sorted_N[-1] >= 0)
         plan[[k.TOKENS, k.ROWS, k.RUNS, k.HAS_ADAPTERS]] = tokens, rows, len(starts) - 1, has_adapters
-        are_alone = (
-            2 * batch.sequences > tokens >= 4 * self._threads
-        )  # else one head's keys are near for the next token
+        # Where most tokens are alone their heads are read in a row; else one head's keys are still near for the next token.
+        are_alone = 2 * batch.sequences > tokens >= 4 * self._threads
         plan[k.TOKENS_AT_ONCE] = min(max(tokens // (8 * self._threads), 1), 8)
         plan[k.HEADS_AT_ONCE] = plan[k.KEY_HEADS] if are_alone else 1
         plan[k.TABLE_STRIDE] = batch.tables_SB.shape[1]

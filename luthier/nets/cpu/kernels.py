@@ -330,11 +330,11 @@ def _linear(plan, linear, x, tokens, t, y, start, end):
                     near, apart, is_half = widened, count, _NO
                 for n in range(first, last, TILE):
                     rows, source, target = min(TILE, last - n), x + (n * inputs + i) * 4, y + (n * outputs + o) * 4
-                    ahead = near
-                    if comes_from_afar and tiles < 4 and not widens:
-                        ahead = _NO
-                    elif comes_from_afar and tiles >= 4 and n < 4 * TILE:  # one of the next four rows beside each tile
+                    ahead = near  # nothing more: it is in the first cache already
+                    if comes_from_afar and tiles >= 4 and n < 4 * TILE:  # one of the next four rows beside each tile
                         ahead = w + (4 + n // TILE) * row
+                    elif comes_from_afar and not widens and tiles < 4:  # all four beside each
+                        ahead = _NO
                     _products(rows, is_half, _YES, near, apart, source, inputs, count, target, outputs, i, ahead)
     if t and int_at(linear, RANK):
         _add_adapters(plan, linear, t, y, start, end)

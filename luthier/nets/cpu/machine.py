@@ -283,8 +283,8 @@ def tile(
     """y[n, o] (+)= sum of w[o, i] x[n, i] over i: 4 rows of w at a time, `fours` times, up to TILE rows of x.
 
     There are `count` of i, a multiple of 4; w is of halves where `half` is 1; strides are in numbers. The order of
-    additions depends on `count` alone. Meanwhile memory is asked for that is read later: as much as a row of w from the
-    address `ahead` on; where that is 0, and with fewer rows than TILE, the next four rows of w.
+    additions depends on `count` alone. Meanwhile memory is asked for that is read later: as many bytes as a row of w has from
+    the address `ahead` on; where that is 0, and with fewer rows than TILE, the next four rows of w.
     """
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:

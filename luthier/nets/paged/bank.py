@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from luthier.core.errors import NoCapacity
 
+_STEP = 16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 8
+"""Ranks are filled up with zeros to whole vectors: the sums of one adapter are added alike whatever the others' ranks are."""
 _LEAST_ROOM = 4 * 2**30  # bytes; larger models give their adapters as much as they take themselves
 
 
@@ -65,8 +67,8 @@ class Places:
             self.factor_PO[place] = thin.factor_O.to(self.factor_PO)
 
     def _widen(self, rank: int) -> None:
-        """Make room for adapters of that rank: the next multiple of 8. Places that are empty take no memory on a CPU."""
-        before, wide = self.rank, -(-rank // 8) * 8
+        """Make room for adapters of that rank: the next multiple of a vector. Places that are empty take no memory on a CPU."""
+        before, wide = self.rank, -(-rank // _STEP) * _STEP
         if wide <= before:
             return
         a_PRI, b_POR = self.a_PRI, self.b_POR

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from luthier.core.errors import InternalError, InvalidParameter, NotFound, NotOffered
 from luthier.core.registry import Registry
+from luthier.serving import copies
 from luthier.serving.protocol import AdapterRef, Sampling
 from luthier.serving.spec import ReplicaSpec
 from luthier.storage import Storage, digest
@@ -140,7 +141,7 @@ def adapter_folder(storage: Storage, ref: AdapterRef) -> Iterator[Path]:
 
     The files themselves may be overwritten between a look at their hash and the next read; nobody else writes to the copy.
     """
-    with TemporaryDirectory(prefix="luthier-adapter-") as name:
+    with TemporaryDirectory(dir=copies.folder()) as name:
         copy = Path(name)
         try:
             for file in storage.folder(ref.key).iterdir():
@@ -148,6 +149,8 @@ def adapter_folder(storage: Storage, ref: AdapterRef) -> Iterator[Path]:
                     shutil.copyfile(file, copy / file.name)
         except (NotFound, FileNotFoundError) as absent:
             raise AdapterUnreadable(f"The files of adapter {ref.id} are not stored under {ref.key!r}.") from absent
+        except OSError as problem:
+            raise AdapterUnreadable(f"The files of adapter {ref.id} cannot be copied: {problem}.") from problem
         if (found := digest(copy)) != ref.sha256:
             raise AdapterUnreadable(
                 f"The files of adapter {ref.id} are not the ones it was published with "

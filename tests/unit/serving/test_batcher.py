@@ -37,6 +37,7 @@ class Bench:
 
     def __init__(self, *, blocks: int = 64, context: int = 400, chunk: int = 24) -> None:
         self.blocks = Blocks(blocks)
+        self.most = chunk
         self.slots = np.full(blocks * BLOCK, -1)
         self.passes: list[PagedBatch] = []
         self.batcher = Batcher(
@@ -50,6 +51,7 @@ class Bench:
 
     def logits(self, batch: PagedBatch) -> torch.Tensor:
         self.passes.append(batch)
+        assert len(batch.ids_N) <= self.most
         assert len({*batch.slots_N.tolist()}) == len(batch.slots_N)
         self.slots[batch.slots_N] = batch.ids_N
         rows = []
@@ -199,7 +201,7 @@ def test_where_most_wait_for_their_first_token_prompts_come_faster() -> None:
     assert len(bench.passes[-1].ids_N) == 1 + 12
     bench.ask(prompt_of(30, seed=2))
     bench.step()
-    assert len(bench.passes[-1].ids_N) == 1 + 24
+    assert len(bench.passes[-1].ids_N) == 24
 
 
 def test_what_cannot_be_held_is_refused_and_others_stay() -> None:

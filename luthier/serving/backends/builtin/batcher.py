@@ -243,8 +243,8 @@ class Batcher:
         parts = [(answer, 1) for answer in self._running if answer.pending == 1]
         budget = self._chunk_tokens
         if parts:
-            unread = len(self._running) - len(parts) + len(self._waiting)
-            budget = min(budget, int(self._chunk_tokens_beside * max(1, unread / len(parts))))
+            unread = len(self._running) - len(parts)
+            budget = min(budget - len(parts), int(self._chunk_tokens_beside * max(1, unread / len(parts))))
         for answer in self._running:
             if answer.pending > 1 and budget > 0:
                 count = min(answer.pending, budget)

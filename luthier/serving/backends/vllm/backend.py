@@ -6,7 +6,6 @@ import os
 import secrets
 import shutil
 import signal
-import tempfile
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from luthier.chat.tokenizer import Tokenizer
 from luthier.core import logs
 from luthier.core.errors import ContextTooLong, InternalError, InvalidRequest, ReplicaUnavailable
 from luthier.nets.tokens import Token
-from luthier.serving import engines
+from luthier.serving import copies, engines
 from luthier.serving.backends.base import AdapterUnreadable, Asked, Backend, Options, Said
 from luthier.serving.backends.vllm import self_check
 from luthier.serving.backends.vllm.fitting import check_fit
@@ -93,7 +92,7 @@ class Vllm(Backend):
         self._weights = weights
         self._options = options
         self._secret = secrets.token_bytes(32)
-        self._copies = _copies()
+        self._copies = copies.folder()
         self._adapters: set[str] = set()
         self._answers: dict[Asked, _Answer] = {}
         self._streams = Streams(server.url, server.key)
@@ -142,9 +141,11 @@ class Vllm(Backend):
         def put() -> None:
             try:
                 self._call("/v1/load_lora_adapter", {"lora_name": ref.id, "lora_path": str(copy)})
-            except Refused as refused:
+            except BaseException as problem:
                 shutil.rmtree(copy, ignore_errors=True)
-                raise AdapterUnreadable(f"vLLM does not take adapter {ref.id}: {refused.said}") from refused
+                if isinstance(problem, Refused):
+                    raise AdapterUnreadable(f"vLLM does not take adapter {ref.id}: {problem.said}") from problem
+                raise
             self._adapters.add(ref.id)
 
         return put
@@ -195,7 +196,8 @@ class Vllm(Backend):
     def close(self) -> None:
         self._streams.close()
         self._server.close()
-        shutil.rmtree(self._copies, ignore_errors=True)
+        for adapter in self._adapters:
+            shutil.rmtree(self._copies / adapter, ignore_errors=True)
 
     def _next(self, asked: Asked, answer: _Answer) -> Said | None:
         if not answer.tokens and answer.error is None and not answer.is_over:
@@ -241,25 +243,3 @@ def _arguments(spec: ReplicaSpec, weights: str, options: VllmOptions) -> list[st
 
 def _not_loaded(adapter: str) -> InternalError:
     return InternalError(f"Adapter {adapter} is not loaded.")
-
-
-def _copies() -> Path:
-    """A folder of this process for the adapters that it has loaded; those of processes that are gone are taken away."""
-    all_of_ours = Path(tempfile.gettempdir()) / f"luthier-vllm-{os.getuid()}"
-    all_of_ours.mkdir(mode=0o700, exist_ok=True)
-    for folder in all_of_ours.iterdir():
-        if not _lives(int(folder.name)):
-            shutil.rmtree(folder, ignore_errors=True)
-    mine = all_of_ours / str(os.getpid())
-    mine.mkdir(exist_ok=True)
-    return mine
-
-
-def _lives(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # somebody else's
-        pass
-    return True

@@ -56,6 +56,7 @@ MODELS = {
     "mistral": (MistralForCausalLM, MistralConfig, {"head_dim": 64, "sliding_window": None}),
     "qwen2, tied": (Qwen2ForCausalLM, Qwen2Config, {"tie_word_embeddings": True, "hidden_size": 64}),
     "qwen3": (Qwen3ForCausalLM, Qwen3Config, {"head_dim": 128}),
+    "as wide as pieces": (LlamaForCausalLM, LlamaConfig, {"hidden_size": 288, "head_dim": 36}),
     "wide": (LlamaForCausalLM, LlamaConfig, {"hidden_size": 96, "intermediate_size": 4500, "num_attention_heads": 2}),
 }
 
@@ -145,7 +146,7 @@ def _run(decoder: Decoder, sequences: list[Sequence], chunk: int = 24) -> None:
         parts = []
         for sequence in sequences[: turn + 1]:
             left = len(sequence.ids) - sequence.done
-            count = min(left, chunk) if left > 5 else min(left, 1)
+            count = min(left, chunk) if left > 12 else min(left, 1)
             if count:
                 parts.append((sequence, count))
         if not parts and turn >= len(sequences):
@@ -266,7 +267,12 @@ def test_weights_of_sixteen_bits_are_read_as_they_are() -> None:
 
 @pytest.mark.parametrize(
     ("name", "dtype"),
-    [("llama of long contexts", torch.float32), ("llama of long contexts", torch.bfloat16), ("wide", torch.bfloat16)],
+    [
+        ("llama of long contexts", torch.float32),
+        ("llama of long contexts", torch.bfloat16),
+        ("wide", torch.bfloat16),
+        ("as wide as pieces", torch.float32),
+    ],
 )
 def test_not_a_bit_depends_on_strangers_or_threads(name: str, dtype: torch.dtype) -> None:
     model = _model(name, dtype)
@@ -274,6 +280,7 @@ def test_not_a_bit_depends_on_strangers_or_threads(name: str, dtype: torch.dtype
     for place in range(3):
         bank.put(place, _adapter(model, 8, seed=place, is_dora=place == 2))
     lengths, adapters = [40, 9, 77, 25, 66, 13, 18, 31, 50, 6], [0, -1, 2, 0, 1, -1, 2, 1, 0, 2]
+    lengths, adapters = [*lengths, *[30] * 8], [*adapters, *[0, 1, 2, -1] * 2]  # whose last tokens come side by side
     rows = []
     for threads, is_alone in ((1, True), (1, False), (2, False)):
         decoder = Decoder(model, _pool(model), bank, threads=threads)
@@ -284,6 +291,19 @@ def test_not_a_bit_depends_on_strangers_or_threads(name: str, dtype: torch.dtype
         rows.append(torch.cat([torch.stack(sequence.logits) for sequence in sequences]))
     assert torch.equal(rows[0], rows[1])
     assert torch.equal(rows[0], rows[2])
+
+
+def test_not_a_bit_depends_on_the_ranks_of_strangers() -> None:
+    model = _model("llama")
+    bank = Bank(model, 2)
+    bank.put(0, _adapter(model, 8, seed=0))
+    decoder = Decoder(model, _pool(model), bank, threads=1)
+    before, after = (_sequences([40], [0])[0] for _ in range(2))
+    _run(decoder, [before])
+    bank.put(1, _adapter(model, 24, seed=1))
+    _run(decoder, [after])
+    decoder.close()
+    assert torch.equal(torch.stack(before.logits), torch.stack(after.logits))
 
 
 def test_a_prompt_in_chunks_gives_the_bits_of_a_prompt_at_once() -> None:
