@@ -95,9 +95,10 @@ async def test_they_come_side_by_side_and_each_has_its_end(toy: Inference) -> No
     assert len({finish.prompt_tokens for finish in finishes}) == 1
 
 
-async def test_every_answer_has_begun_before_one_of_them_ends(toy: Inference) -> None:
-    """A client that has seen one answer alone, and its end, takes it for the end of all."""
-    deltas = [d async for d in await toy.complete(ADA, asking(3, temperature=0, max_tokens=1))]
+@pytest.mark.parametrize("sampling", [{"max_tokens": 1}, {"logit_bias": {65: 100.0}, "stop_tokens": [65]}])
+async def test_every_answer_has_begun_before_one_of_them_ends(toy: Inference, sampling: dict[str, Any]) -> None:
+    """A client that has seen one answer alone, and its end, takes it for the end of all. In the second case all are empty."""
+    deltas = [d async for d in await toy.complete(ADA, asking(3, temperature=0, **sampling))]
     ended = [place for place, delta in enumerate(deltas) if isinstance(delta.part, Finish)]
     assert {delta.choice for delta in deltas[: ended[0]]} == {0, 1, 2}
 
