@@ -4,9 +4,9 @@
     python benchmarks/bad_input.py --seconds 5
 
 Eight streams ask again as soon as their answer has ended. In every second round one more client sends the requests of
-tests/unit/api/test_bad_input.py, in all three dialects, one after the other. Prints as markdown the time to first token and
-between tokens, p50 and p99, and how much the bad requests add; the exit code is 1 where an answer was broken, a bad request
-was not refused with 400, or p99 grew by more than `--most` percent.
+tests/unit/api/test_bad_input.py, in all three dialects, one after the other, `--rate` of them a second. Prints as markdown the
+time to first token and between tokens, p50 and p99, and how much the bad requests add; the exit code is 1 where an answer was
+broken, a bad request was not refused with 400, or p99 grew by more than `--most` percent.
 Without `--data` it is the toy model's, whose tokens cost next to nothing, so that every millisecond is seen.
 """
 
@@ -63,14 +63,17 @@ async def stream(client: AsyncOpenAI, model: str, until: float, seen: Round, *, 
             seen.broken += 1
 
 
-def send_bad(server: RunningServer, model: str, until: float, seen: Round) -> None:
+def send_bad(server: RunningServer, model: str, until: float, seen: Round, rate: float) -> None:
     cases = [(path, {**body(path, **case), "model": model}) for case in BAD.values() for path in CHATS]
     sent = [(path, json.dumps(one).encode()) for path, one in cases]
     while True:
         for path, one in sent:
-            if time.perf_counter() >= until:
+            began = time.perf_counter()
+            if began >= until:
                 return
             seen.statuses.append(post(server, path, one).status_code)
+            if rate:
+                time.sleep(max(0.0, began + 1 / rate - time.perf_counter()))
 
 
 async def measure(server: RunningServer, asked: argparse.Namespace, *, bad: bool) -> Round:
@@ -78,7 +81,7 @@ async def measure(server: RunningServer, asked: argparse.Namespace, *, bad: bool
     async with AsyncOpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0) as client:
         work = [stream(client, asked.model, until, seen, most=asked.max_tokens) for _ in range(asked.streams)]
         if bad:
-            work.append(asyncio.to_thread(send_bad, server, asked.model, until, seen))
+            work.append(asyncio.to_thread(send_bad, server, asked.model, until, seen, asked.rate))
         await asyncio.gather(*work)
     return seen
 
@@ -120,6 +123,9 @@ def main() -> int:
     parser.add_argument("--streams", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=30.0, help="of each round")
     parser.add_argument("--rounds", type=int, default=3, help="of each kind, in turns")
+    parser.add_argument(
+        "--rate", type=float, default=5.0, help="bad requests a second; 0: the next when one is refused"
+    )
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--most", type=float, default=20.0, help="percent by which p99 may grow")
     parser.add_argument("--model", default="toy")

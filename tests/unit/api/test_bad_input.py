@@ -81,7 +81,7 @@ BAD: dict[str, Body] = {
     "half a character": {"content": "\ud800"},
     "half a character in a call": {"messages": [{"role": "assistant", "content": "", "tool_calls": CALLS}]},
     "a null sign": {"content": "a\0b"},
-    "more than the context": {"content": "x" * 10_000},
+    "more than the context": {"content": "x" * 50_000},
     "an image": {"content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]},
     "many tools": {"tools": [function({}, f"f{n}") for n in range(10_000)]},
     "a deep tool": {"tools": [function(nested(100))]},
