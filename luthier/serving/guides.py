@@ -10,14 +10,15 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from luthier.chat.renderers.base import Renderer
+from luthier.core import logs
 from luthier.core.errors import InvalidParameter, NotOffered
+from luthier.serving.checks import LONGEST_SCHEMAS
 from luthier.serving.protocol import GenerateRequest, OfferedTool
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
-LONGEST_SCHEMAS = 100_000
-"""Characters of JSON of all schemas that one answer must follow."""
+log = logs.get("guides")
 
 LONGEST_REGEX, MOST_REPEATED = 4_000, 1_000
 """Characters of a regex, and how often a part of it may be demanded: long counts cost time with every token."""
@@ -38,6 +39,14 @@ class Guides:
         self._known: LLTokenizer | None = None
         self._begun: OrderedDict[str, LLMatcher] = OrderedDict()
         self._lock = Lock()  # one is compiled at a time: a schema may take a whole core for a while
+
+    def prepare(self) -> None:
+        """Read the vocabulary now: all threads wait for it, a second if it is large, and nobody's answer is made meanwhile."""
+        try:
+            with self._lock:
+                _ = self._tokenizer
+        except Exception as problem:
+            log.warning("no answer of this model can be held to a form", problem=str(problem))
 
     def guide(self, request: GenerateRequest) -> AnswerGuide | None:
         """A guide of the answer's own; None where nothing is prescribed. It takes up to a second.

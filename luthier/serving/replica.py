@@ -130,7 +130,8 @@ class Replica:
         self._active = 0
 
     async def warm_up(self) -> None:
-        """Make one real token, and see that a model that was trained answers as it was trained to."""
+        """Make one real token, and see that a model that was trained answers as it was trained to; be ready for guides."""
+        preparing = asyncio.get_running_loop().run_in_executor(self._guiding, self._guides.prepare)
         prompt = self._renderer.prompt(Conversation((Message("user", "Hello"),)))
         asked = Asked(prompt, Sampling(temperature=0, max_tokens=1), self._renderer.stops)
         async for _ in self._engine.answer(asked):
@@ -140,6 +141,7 @@ class Replica:
         await self._engine.call(
             lambda: check_model(self._backend, folder, renderer_sha256=self._fingerprint, precision=precision)
         )
+        await preparing
 
     async def drain(self, seconds: float) -> None:
         """Let running answers end, for so long at most, then cancel them."""
