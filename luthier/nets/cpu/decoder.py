@@ -365,13 +365,13 @@ class Decoder:
         plan[[k.TOKENS, k.ROWS, k.RUNS, k.HAS_ADAPTERS]] = tokens, rows, len(starts) - 1, has_adapters
         # Where most tokens are alone their heads are read in a row; else one head's keys are still near for the next token.
         are_alone = 2 * batch.sequences > tokens >= 4 * self._threads
-        plan[k.TOKENS_AT_ONCE] = min(max(tokens // (8 * self._threads), 1), 8)
+        plan[k.TOKENS_AT_ONCE] = min(max(tokens // (8 * self._threads), 1), k.TOGETHER)
         plan[k.HEADS_AT_ONCE] = plan[k.KEY_HEADS] if are_alone else 1
         plan[k.TABLE_STRIDE] = batch.tables_SB.shape[1]
         longest = -(-int(seen_N.max()) // BLOCK) * BLOCK
         if longest > plan[k.SCORES_STRIDE]:
             plan[k.SCORES_STRIDE] = 2 * longest
-            plan[k.SCORES] = self._zeros("scores", self._threads, int(plan[k.HEADS]), 2 * longest)
+            plan[k.SCORES] = self._zeros("scores", self._threads, k.TOGETHER, int(plan[k.HEADS]), 2 * longest)
         self._kept["counters"].fill(0)
         logits_RV = torch.empty(rows, int(plan[k.VOCABULARY]), dtype=torch.float32)
         plan[k.LOGITS] = logits_RV.data_ptr()

@@ -77,6 +77,9 @@ PHASES_PER_LAYER = 12
 COUNTER = 128
 """Bytes from one phase's counters to the next: pieces taken, and in a line of its own pieces done."""
 
+TOGETHER = 8
+"""Tokens in one piece, at most: each has scores of its own."""
+
 _OUTPUT_PANEL = 128  # outputs of the output layer in one piece
 _STRIP = 640  # inputs that are summed before the next, at most: some rows of both factors stay in the first cache
 _PATIENCE = 4000  # looks at a counter before a thread gives way
@@ -205,50 +208,58 @@ def _place(plan, layer, n):
 
 
 @_compiled
-def _attend(plan, layer, n, first, last, worker):
-    """What the heads of the key heads from `first` up to `last` make of the keys that token n sees.
+def _attend(plan, layer, begin, end, first, last, worker):
+    """What the heads of the key heads from `first` up to `last` make of the keys that they see, for the tokens from `begin` up
+    to `end`, all of one sequence.
 
-    Keys and values of one position lie next to each other for all heads: who takes all of them reads memory in a row.
+    Keys and values of a block are near for all of these tokens. Those of one position lie next to each other for all heads:
+    who takes all of them reads memory in a row.
     """
     stands_alone()
     heads, key_heads, width = int_at(plan, HEADS), int_at(plan, KEY_HEADS), int_at(plan, HEAD)
     group, half = heads // key_heads, int_at(plan, IS_HALF)
     size = _bytes(half)
-    seen = int_at(int_at(plan, SEEN), n)
-    blocks = (seen + _BLOCK - 1) // _BLOCK
-    table = int_at(plan, TABLES) + int_at(int_at(plan, SEQUENCES), n) * int_at(plan, TABLE_STRIDE) * 8
-    queries, mixed = int_at(plan, QUERIES) + n * heads * width * 4, int_at(plan, MIXED) + n * heads * width * 4
+    seen = int_at(plan, SEEN)
+    blocks = (int_at(seen, end - 1) + _BLOCK - 1) // _BLOCK  # the last one sees most
+    table = int_at(plan, TABLES) + int_at(int_at(plan, SEQUENCES), begin) * int_at(plan, TABLE_STRIDE) * 8
     stride = int_at(plan, SCORES_STRIDE)
-    scores = int_at(plan, SCORES) + worker * heads * stride * 4
+    scores = int_at(plan, SCORES) + worker * TOGETHER * heads * stride * 4
     apart = key_heads * width
     for block in range(blocks):
         keys = int_at(layer, KEY_POOL) + int_at(table, block) * _BLOCK * apart * size
-        fours = (min(_BLOCK, seen - block * _BLOCK) + 3) // 4
         for key_head in range(first, last):
-            near = keys + key_head * width * size
-            end = (key_head + 1) * group
-            for head in range(key_head * group, end, TILE):
-                rows, target = min(TILE, end - head), scores + (head * stride + block * _BLOCK) * 4
-                query = queries + head * width * 4
-                _products(rows, half, fours, near, apart, query, width, width, target, stride, _NO, _NO)
-    for head in range(first * group, last * group):
-        _soften(scores + head * stride * 4, seen)
-    for i in range(first * group * width, last * group * width):
-        put_number(mixed, i, _ZERO)
+            near, after = keys + key_head * width * size, (key_head + 1) * group
+            for n in range(begin, end):
+                count = min(_BLOCK, int_at(seen, n) - block * _BLOCK)
+                if count <= 0:
+                    continue
+                for head in range(key_head * group, after, TILE):
+                    rows, query = min(TILE, after - head), int_at(plan, QUERIES) + (n * heads + head) * width * 4
+                    target = scores + (((n - begin) * heads + head) * stride + block * _BLOCK) * 4
+                    fours = (count + 3) // 4
+                    _products(rows, half, fours, near, apart, query, width, width, target, stride, _NO, _NO)
+    for n in range(begin, end):
+        for head in range(first * group, last * group):
+            _soften(scores + ((n - begin) * heads + head) * stride * 4, int_at(seen, n))
+        mixed = int_at(plan, MIXED) + n * heads * width * 4
+        for i in range(first * group * width, last * group * width):
+            put_number(mixed, i, _ZERO)
+    wide = width // MIX * MIX
     for block in range(blocks):
         values = int_at(layer, VALUE_POOL) + int_at(table, block) * _BLOCK * apart * size
-        count = min(_BLOCK, seen - block * _BLOCK)
         for key_head in range(first, last):
-            near = values + key_head * width * size
-            end = (key_head + 1) * group
-            for head in range(key_head * group, end, TILE):
-                weights, out = scores + (head * stride + block * _BLOCK) * 4, mixed + head * width * 4
-                rows = min(TILE, end - head)
-                wide = width // MIX * MIX
-                for d in range(0, wide, MIX):
-                    _mixed(rows, half, _YES, weights, stride, near + d * size, apart, count, out + d * 4, width)
-                for d in range(wide, width, 4):
-                    _mixed(rows, half, _NO, weights, stride, near + d * size, apart, count, out + d * 4, width)
+            near, after = values + key_head * width * size, (key_head + 1) * group
+            for n in range(begin, end):
+                count = min(_BLOCK, int_at(seen, n) - block * _BLOCK)
+                if count <= 0:
+                    continue
+                for head in range(key_head * group, after, TILE):
+                    rows, out = min(TILE, after - head), int_at(plan, MIXED) + (n * heads + head) * width * 4
+                    weights = scores + (((n - begin) * heads + head) * stride + block * _BLOCK) * 4
+                    for d in range(0, wide, MIX):
+                        _mixed(rows, half, _YES, weights, stride, near + d * size, apart, count, out + d * 4, width)
+                    for d in range(wide, width, 4):
+                        _mixed(rows, half, _NO, weights, stride, near + d * size, apart, count, out + d * 4, width)
 
 
 @_compiled
@@ -475,13 +486,18 @@ def _layer(plan, layer, phase, worker):
     _await(plan, phase, pieces)
     phase += 1
 
-    heads_at_once = int_at(plan, HEADS_AT_ONCE)
+    heads_at_once, sequences = int_at(plan, HEADS_AT_ONCE), int_at(plan, SEQUENCES)
     parts = pieces * (int_at(plan, KEY_HEADS) // heads_at_once)
     piece = _taken(plan, phase)
     while piece < parts:
         first, begin = piece // pieces * heads_at_once, piece % pieces * at_once
-        for n in range(begin, min(tokens, begin + at_once)):
-            _attend(plan, layer, n, first, first + heads_at_once, worker)
+        end = min(tokens, begin + at_once)
+        while begin < end:
+            after = begin + 1
+            while after < end and int_at(sequences, after) == int_at(sequences, begin):
+                after += 1
+            _attend(plan, layer, begin, after, first, first + heads_at_once, worker)
+            begin = after
         _did(plan, phase)
         piece = _taken(plan, phase)
     _await(plan, phase, parts)
