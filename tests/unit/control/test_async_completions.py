@@ -197,6 +197,7 @@ async def test_a_deployment_that_is_being_made_may_be_asked_already(house: House
 
 async def test_only_so_many_are_made_side_by_side(house: House) -> None:
     most = now = 0
+    full = asyncio.Event()
     twin = scripted(house)
     make = house.parts.services.async_completions.make
 
@@ -204,7 +205,10 @@ async def test_only_so_many_are_made_side_by_side(house: House) -> None:
         nonlocal most, now
         now += 1
         most = max(most, now)
-        await asyncio.sleep(0.05)
+        if now == house.parts.completer.at_once:
+            full.set()
+        await full.wait()
+        await asyncio.sleep(0.05)  # in which one too many would come
         now -= 1
         return await make(row)
 
