@@ -16,6 +16,7 @@ from luthier.core.errors import RunFailed
 from luthier.nets.loading import this_device
 
 if TYPE_CHECKING:
+    from torch._C._distributed_c10d import TCPStore
     from transformers import PreTrainedModel
 
 T = TypeVar("T")
@@ -144,6 +145,17 @@ def _told() -> Iterator[None]:
         raise
     except RuntimeError as gone:
         raise ProcessLost from gone
+
+
+def meeting_place() -> TCPStore:
+    """Where processes of this machine find each other, at a port that nobody else can take meanwhile.
+
+    The first of them must be this process: its rendezvous at the same port takes the same server, which is there for as
+    long as the store is kept.
+    """
+    from torch._C._distributed_c10d import TCPStore  # torch.distributed exports it, but not to type checkers
+
+    return TCPStore("127.0.0.1", 0, is_master=True, multi_tenant=True, wait_for_workers=False)
 
 
 @contextmanager

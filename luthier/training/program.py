@@ -10,7 +10,6 @@ import faulthandler
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -117,10 +116,10 @@ def _beside(spec: TrainingSpec, storage: Storage, attempt: int) -> Iterator[None
     if spec.processes == 1 or "RANK" in os.environ:
         yield
         return
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    together = {"WORLD_SIZE": str(spec.processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    from luthier.training.processes import meeting_place
+
+    met = meeting_place()  # kept until they have ended
+    together = {"WORLD_SIZE": str(spec.processes), "MASTER_ADDR": met.host, "MASTER_PORT": str(met.port)}
     key = f"{spec.run_key}/spec.{attempt:04d}.json"
     storage.write(key, spec.model_dump_json().encode())
     command = [sys.executable, "-m", __spec__.name, key, "--storage", storage.url, "--attempt", str(attempt)]

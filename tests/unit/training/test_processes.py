@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from datetime import timedelta
@@ -19,7 +18,7 @@ from luthier.storage import Storage
 from luthier.testing import toy_rows, toy_spec
 from luthier.training import processes
 from luthier.training.events import read_events
-from luthier.training.processes import Processes
+from luthier.training.processes import Processes, meeting_place
 from luthier.training.program import execute
 from luthier.training.run import run
 from luthier.training.spec import PluginChoice, TrainingSpec
@@ -60,22 +59,20 @@ def played(tmp_path_factory):
     specs = [spec_of(storage, method, sharding, 2) for method, sharding in PAIRS]
     specs.append(trl.spec_of("dpo", storage).model_copy(update={"processes": 2, "job": "ftjob-dpo-2"}))
     plays = [(spec, 1) for spec in specs] + [(spec, 2) for spec in specs if spec.sharding == "full"]
-    ports, words = [], []
+    places, words = [], []
     for spec, attempt in plays:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            ports.append(free.getsockname()[1])
+        places.append(meeting_place())
         storage.write(f"specs/{spec.job}", spec.model_dump_json().encode())
-        words += [f"specs/{spec.job}", str(attempt), str(ports[-1])]
+        words += [f"specs/{spec.job}", str(attempt), str(places[-1].port)]
     lasts = {}
     command = [sys.executable, "-m", "tests.unit.training.together", storage.url, *words]
     before = dict(os.environ)
     with subprocess.Popen(command, cwd=Path(__file__).parents[3]) as other:
         try:
-            for (spec, attempt), port in zip(plays, ports, strict=True):
+            for (spec, attempt), place in zip(plays, places, strict=True):
                 for step in (6, 9) if attempt == 2 else ():
                     storage.delete(f"{spec.run_key}/checkpoints/0001-{step:08d}")
-                lasts[spec.job, attempt] = play(storage, spec, attempt, 0, port)
+                lasts[spec.job, attempt] = play(storage, spec, attempt, 0, place.port)
             assert other.wait(60) == 0
         finally:
             other.kill()
