@@ -64,11 +64,11 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text in which special tokens count as special: for templates and markers of our own."""
-        return self._fast.encode(text, add_special_tokens=False).ids
+        return _ids(self._fast, text)
 
     def encode_plain(self, text: str) -> list[int]:
         """Token ids of a text that somebody wrote: `<|im_end|>` in it is nine characters, not the end of a turn."""
-        return self._plain.encode(text, add_special_tokens=False).ids
+        return _ids(self._plain, text)
 
     def encode_plain_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """What `encode_plain` gives for each of many texts, on all cores."""
@@ -76,7 +76,7 @@ class Tokenizer:
 
     def encode_document(self, text: str) -> list[int]:
         """What `encode_plain` gives, behind the token that begins a document where the model wants one."""
-        tokens = self._plain.encode(text, add_special_tokens=True).ids
+        tokens = _ids(self._plain, text, special=True)
         return tokens[:-1] if tokens and tokens[-1] in self.ends else tokens  # some would end it, too
 
     def parts(self, text: str) -> list[tuple[int, int, int | None]]:
@@ -266,6 +266,11 @@ class Tokenizer:
     def _special(self, name: str) -> str | None:
         value = self._config.get(name)
         return value.get("content") if isinstance(value, dict) else value
+
+
+def _ids(tokenizer: FastTokenizer, text: str, *, special: bool = False) -> list[int]:
+    """Its token ids. A batch of one: `encode` would keep every other thread of the process waiting meanwhile."""
+    return tokenizer.encode_batch_fast([text], add_special_tokens=special)[0].ids
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 from pathlib import Path
 from typing import Annotated, Any
@@ -55,6 +56,7 @@ def serve(
     here = "127.0.0.1" if is_everywhere else section.host
     err.print(f"Luthier is starting; data lies in {section.data}", soft_wrap=True)
     err.print(f"It will answer at http://{here}:{listening.getsockname()[1]}/v1")
+    gc.freeze()  # what stays for good is not gone through again: a large request had that done several times a second
     uvicorn.Server(config).run(sockets=[listening])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import hmac
 import os
 import signal
@@ -73,6 +74,7 @@ async def serve(spec: ReplicaSpec, storage: Storage, *, key: str = "") -> None:
         engine.serve(backend)
         replica = Replica(spec, storage, engine, backend, renderer)
         await replica.warm_up()
+        gc.freeze()  # what stays for good is not gone through again, while every answer waits
         server = await _listening(replica, address, key)
         log.info("ready", replica=spec.replica, base_model=spec.base_model)
         try:
