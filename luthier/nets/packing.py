@@ -1,82 +1,101 @@
-"""Sequences laid end to end, each attending to itself alone: no padding, no mask matrix.
+"""Sequences laid end to end, each attending to itself alone: no padding, no mask matrix. What they begin with may be shared.
 
-Shapes: T tokens of all sequences, S sequences, N learned positions, H heads, K key heads, D width of a head.
+Shapes: T tokens of all sequences, N learned positions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 
 from luthier.core.errors import InvalidRequest
+from luthier.nets.attention import ATTENTION, Segment, attention
 from luthier.nets.prefix import prefix_of
+from luthier.nets.trees import Node, trees
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-ATTENTION = "luthier_packed"
-"""The name under which transformers knows our attention."""
 
 _SAME = 1e-3  # of what is compared with what it should be, relative: bf16 models are proved in fp32 sums too
 
 
 @dataclass(frozen=True)
 class Packed:
-    """S sequences of T tokens in all. What stands at `chosen_N` says the token after it, which is learned.
-
-    `bounds` are the S + 1 places where sequences begin and the last ends; `sequence_N` tells whose each learned token is.
+    """Sequences of T tokens in all, as a tree of segments. What stands at `chosen_N` says the token `targets_N` after it, which
+    is learned; `sequence_N` tells whose it is. `owner_T` is the sequence of each token, of shared ones the first.
     """
 
     input_ids_T: Tensor
     positions_T: Tensor
-    bounds: tuple[int, ...]
+    owner_T: Tensor
+    segments: tuple[Segment, ...]
+    sequences: int
     chosen_N: Tensor
     targets_N: Tensor
     weights_N: Tensor
     sequence_N: Tensor
 
-    @property
-    def sequences(self) -> int:
-        return len(self.bounds) - 1
 
+def pack(
+    sequences: Sequence[tuple[Sequence[int], Sequence[float]]], device: torch.device, *, shared: int | None = None
+) -> Packed:
+    """Lay sequences of tokens and their weights end to end; a sequence's first token is never learned.
 
-def pack(sequences: Sequence[tuple[Sequence[int], Sequence[float]]], device: torch.device) -> Packed:
-    """Lay sequences of tokens and their weights end to end; a sequence's first token is never learned."""
+    `shared` is how many tokens several must have in common, at least, to have them once; absent, each has its own.
+    """
     tokens: list[int] = []
     positions: list[int] = []
-    bounds = [0]
-    chosen: list[int] = []
-    weights: list[float] = []
     owners: list[int] = []
-    for owner, (ids, shares) in enumerate(sequences):
-        begin = bounds[-1]
-        tokens += ids
-        positions += range(len(ids))
+    segments: list[Segment] = []
+    places: list[np.ndarray] = [np.empty(0, np.int64) for _ in sequences]  # of each sequence's tokens in T
+
+    def lay(node: Node, before: np.ndarray) -> None:
+        first, place = node.sequences[0], len(tokens)
+        new = sequences[first][0][node.begin : node.end]
+        tokens.extend(new)
+        positions.extend(range(node.begin, node.end))
+        owners.extend([first] * len(new))
+        path = np.concatenate((before, np.arange(place, len(tokens))))
+        number = len(segments)
+        segments.append(Segment(place, len(tokens), 0))
+        for child in node.children:
+            lay(child, path)
+        segments[number] = segments[number]._replace(last=len(tokens))
+        for one in node.ending:
+            places[one] = path
+
+    for node in trees([ids for ids, _ in sequences], shared):
+        lay(node, np.empty(0, np.int64))
+    chosen: list[int] = []
+    targets: list[int] = []
+    weights: list[float] = []
+    whose: list[int] = []
+    for number, (ids, shares) in enumerate(sequences):
         for place, share in enumerate(shares):
             if place and share:
-                chosen.append(begin + place - 1)
+                chosen.append(int(places[number][place - 1]))
+                targets.append(ids[place])
                 weights.append(share)
-                owners.append(owner)
-        bounds.append(begin + len(ids))
+                whose.append(number)
 
     def tensor(values: list[int] | list[float], dtype: torch.dtype = torch.long) -> Tensor:
         return torch.tensor(values, dtype=dtype, device=device)
 
-    input_ids_T, chosen_N = tensor(tokens), tensor(chosen)
     return Packed(
-        input_ids_T,
+        tensor(tokens),
         tensor(positions),
-        tuple(bounds),
-        chosen_N,
-        input_ids_T[chosen_N + 1],
-        tensor(weights, torch.float32),
         tensor(owners),
+        tuple(segments),
+        len(sequences),
+        tensor(chosen),
+        tensor(targets),
+        tensor(weights, torch.float32),
+        tensor(whose),
     )
 
 
@@ -112,23 +131,24 @@ def prepare(model: PreTrainedModel, *, longest: int = 0) -> None:
 
     def watched(*given: Any, **named: Any) -> tuple[Tensor, None]:
         windows.append(named.get("sliding_window"))
-        return _attention(*given, **named)
+        return attention(*given, **named)
 
-    probe = [[3, 1, 4, 1, 5, 9, 2, 6], [5, 3, 5], [8, 9, 7, 9, 3]]
+    probe = [[3, 1, 4, 1, 5, 9, 2, 6], [5, 3, 5], [8, 9, 7, 9, 3], [3, 1, 4, 2, 7], [3, 1, 4, 1, 5, 8, 3]]
+    packed = pack([(ids, [1.0] * len(ids)) for ids in probe], model.device, shared=2)
     with torch.no_grad():
-        alone = [_decoded(model, ids) for ids in probe]
+        alone = [_decoded(model, ids)[:-1] for ids in probe]
     AttentionInterface.register(ATTENTION, watched)
     AttentionMaskInterface.register(ATTENTION, _no_mask)
     before: Any = model.config._attn_implementation
     try:
         model.set_attn_implementation(ATTENTION)
         with torch.no_grad():
-            together = hidden_states(model, pack([(ids, [0.0] * len(ids)) for ids in probe], model.device))
+            together = hidden_states(model, packed)[packed.chosen_N]
     except (TypeError, ValueError, AttributeError) as unfit:
         model.set_attn_implementation(before)
         raise _unfit(model, str(unfit)) from unfit
     finally:
-        AttentionInterface.register(ATTENTION, _attention)
+        AttentionInterface.register(ATTENTION, attention)
     if (why := longer_ones_differ(model.config, longest, has_window=any(windows))) is not None:
         model.set_attn_implementation(before)
         raise _unfit(model, why)
@@ -180,55 +200,3 @@ def _unfit(model: PreTrainedModel, why: str) -> InvalidRequest:
 
 def _no_mask(*_: Any, **__: Any) -> None:
     """What transformers asks for a mask: our attention needs none."""
-
-
-def _attention(
-    module: nn.Module,
-    query_1HTD: Tensor,
-    key_1KTD: Tensor,
-    value_1KTD: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    s_aux: Tensor | None = None,
-    packed: Packed | None = None,
-    prefix_L2KPD: Tensor | None = None,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """Attention of each sequence to itself; without `packed` of one sequence that goes on from a cache. Gives (1, T, H, D)."""
-    if attention_mask is not None or softcap is not None or s_aux is not None or dropout:
-        raise ValueError("its attention has a mask, a cap, sinks or dropout")
-    if packed is None:
-        return attended(query_1HTD, key_1KTD, value_1KTD, scaling, sliding_window).transpose(1, 2), None
-    before: Any = None
-    if prefix_L2KPD is not None:
-        layer: Any = module
-        before = prefix_L2KPD[layer.layer_idx].to(key_1KTD.dtype)
-    parts: list[Tensor] = []
-    for begin, end in pairwise(packed.bounds):
-        key, value = key_1KTD[:, :, begin:end], value_1KTD[:, :, begin:end]
-        query = query_1HTD[:, :, begin:end]
-        if before is None:
-            parts.append(attended(query, key, value, scaling, sliding_window))
-            continue
-        # Empty queries stand where the prefix has keys: so what is causal lets all others see it, and needs no mask.
-        key, value = torch.cat((before[None, 0], key), 2), torch.cat((before[None, 1], value), 2)
-        positions = before.shape[2]
-        query = torch.cat((query.new_zeros(*query.shape[:2], positions, query.shape[3]), query), 2)
-        parts.append(attended(query, key, value, scaling, sliding_window)[:, :, positions:])
-    return torch.cat(parts, 2).transpose(1, 2), None
-
-
-def attended(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None) -> Tensor:
-    """Each of t queries attends to the keys up to its own, the last t of them being those of the queries."""
-    new, held = query.shape[2], key.shape[2]
-    mask = None
-    if (new != held and new > 1) or (window is not None and held > window):
-        at, of = torch.arange(held - new, held, device=query.device)[:, None], torch.arange(held, device=query.device)
-        mask = of <= at if window is None else (of <= at) & (of > at - window)
-    return scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, is_causal=mask is None and new > 1, scale=scaling, enable_gqa=True
-    )

@@ -12,15 +12,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from luthier.chat.examples import Drop, Overlength, fitted, weighed
 from luthier.chat.renderers.base import Rendered, Renderer
 from luthier.core.errors import DatasetInvalid, InvalidRequest, RunFailed
 from luthier.formats.base import formats
+from luthier.nets.trees import in_common, sorting, trees
 from luthier.records.problems import Problem
 from luthier.records.source import LocalFile
 from luthier.storage import Storage
+from luthier.training.methods.base import methods
 from luthier.training.objectives.base import Encoded, Objective
-from luthier.training.spec import DataFile
+from luthier.training.spec import DataFile, TrainingSpec
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
     from luthier.nets.packing import Packed
 
 _PROBLEMS = 1000  # listed at most
+_SHARED = 8  # tokens that are worth to be computed once: each part that is shared costs a call in every layer
 _OPEN = 64  # micro-batches that are filled at the same time
 
 
@@ -146,27 +151,66 @@ def _dense(one: Rendered) -> Rendered:
     return Rendered(array("i", one.tokens), array("f", one.weights))
 
 
-def micro_batches(rows: Sequence[Encoded], limit_tokens: int) -> list[list[Encoded]]:
-    """Rows in groups of at most `limit_tokens`, the longest first, each where it fits first; a longer row goes alone."""
+def shared_from(spec: TrainingSpec) -> int | None:
+    """How many tokens rows of a micro-batch must begin with alike to have them once; None where each has its own."""
+    chosen = spec.share_prefixes
+    if chosen is None:
+        method = methods.load(spec.method.name)
+        chosen = not method(method.Options.read(spec.method.options, param="method.options")).drops
+    return _SHARED if chosen else None
+
+
+def micro_batches(rows: Sequence[Encoded], limit_tokens: int, *, shared: int | None = None) -> list[list[Encoded]]:
+    """Rows in groups of at most `limit_tokens`, the longest first, each where it fits first; a longer row goes alone.
+
+    With `shared`, rows that begin with as many tokens alike stay together, and what `packed` lays once counts once.
+    """
     groups: list[list[Encoded]] = []
     open_groups: list[tuple[list[Encoded], int]] = []  # and the tokens that each still takes
-    for row in sorted(rows, key=lambda row: -row.length):
-        place = next((place for place, (_, left) in enumerate(open_groups) if row.length <= left), None)
+    for block, tokens in sorted(_blocks(rows, limit_tokens, shared), key=lambda block: -block[1]):
+        place = next((place for place, (_, left) in enumerate(open_groups) if tokens <= left), None)
         if place is None:
-            groups.append(group := [row])
-            open_groups = [*open_groups[-_OPEN + 1 :], (group, limit_tokens - row.length)]
+            groups.append(group := [*block])
+            open_groups = [*open_groups[-_OPEN + 1 :], (group, limit_tokens - tokens)]
         else:
             group, left = open_groups[place]
-            group.append(row)
-            open_groups[place] = group, left - row.length
+            group += block
+            open_groups[place] = group, left - tokens
     return groups
 
 
-def packed(rows: Sequence[Encoded], device: torch.device) -> Packed:
-    """The sequences of rows, in their order, laid end to end."""
+def _blocks(rows: Sequence[Encoded], limit_tokens: int, shared: int | None) -> list[tuple[list[Encoded], int]]:
+    """Rows that go together, and the tokens that they take: each by itself, or those that begin alike up to the limit."""
+    if shared is None:
+        return [([row], row.length) for row in rows]
+    blocks: list[tuple[list[Encoded], int]] = []
+    for row in sorted(rows, key=lambda row: sorting(_begins(row))):
+        if blocks and (common := in_common(_begins(blocks[-1][0][-1]), _begins(row))) >= shared:
+            block, taken = blocks[-1]
+            if (together := taken + tokens_of([row], shared) - common) <= limit_tokens:
+                block.append(row)
+                blocks[-1] = block, together
+                continue
+        blocks.append(([row], tokens_of([row], shared)))
+    return blocks
+
+
+def _begins(row: Encoded) -> np.ndarray:
+    return np.asarray(row.sequences[0].tokens)
+
+
+def tokens_of(group: Sequence[Encoded], shared: int | None) -> int:
+    """Tokens that go through the model for a group of rows: those of `packed`."""
+    if shared is None:
+        return sum(row.length for row in group)
+    return sum(node.tokens for node in trees([one.tokens for row in group for one in row.sequences], shared))
+
+
+def packed(rows: Sequence[Encoded], device: torch.device, shared: int | None = None) -> Packed:
+    """The sequences of rows laid end to end; what at least `shared` tokens of them begin with alike is there once."""
     from luthier.nets.packing import pack
 
-    return pack([(one.tokens, one.weights) for row in rows for one in row.sequences], device)
+    return pack([(one.tokens, one.weights) for row in rows for one in row.sequences], device, shared=shared)
 
 
 @lru_cache(maxsize=2)

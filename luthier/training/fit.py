@@ -21,7 +21,7 @@ from luthier.chat.tokenizer import TOKENIZER_FILES, Tokenizer
 from luthier.records.reader import Reader, Record
 from luthier.records.source import LocalFile
 from luthier.storage import Storage
-from luthier.training.data import BatchPlan, Rows, micro_batches, read_rows
+from luthier.training.data import BatchPlan, Rows, micro_batches, read_rows, shared_from, tokens_of
 from luthier.training.objectives.base import Encoded, Objective, objectives
 from luthier.training.precision import has_gpu
 from luthier.training.spec import DataFile, TrainingSpec, Value
@@ -166,6 +166,7 @@ class _Forecaster:
         self._objective: Objective = objective(
             objective.Options.read(spec.objective.options, param="objective.options")
         )
+        self._shared = shared_from(spec)
         renderer = renderer_for(Tokenizer(storage.folder(spec.weights, only=TOKENIZER_FILES)))
 
         def rows_of(file: DataFile) -> Rows:
@@ -256,10 +257,11 @@ class _Forecaster:
         )
         steps = range(1, plan.total_steps + 1)
         some = [plan.rows_of(step) for step in steps[:: -(-len(steps) // _BATCHES_LOOKED_AT)]]
-        loads = [_load([self._training.rows[at] for at in rows], micro_batch_tokens) for rows in some]
+        taken = [[self._training.rows[at] for at in rows] for rows in some]
+        loads = [_load(rows, micro_batch_tokens, shared=self._shared) for rows in taken]
         per_step = sum(len(load.sizes) for load in loads) / len(loads)
         of_one = [load.dealt(spec.processes) for load in loads]  # the process that a step waits for
-        share = sum(load.tokens for load in of_one) / sum(load.tokens for load in loads)
+        share = sum(load.tokens for load in of_one) / sum(row.length for rows in taken for row in rows)
         per_process = sum(len(load.sizes) for load in of_one) / len(loads)
         sizes = min(len({size for load in loads for size in load.sizes}), _SIZES)
         peaks = {phase: self._peak(phase, trained, evaluated, sizes) for phase in self._phases()}
@@ -325,15 +327,19 @@ class _Forecaster:
             if trial.took.evaluation_seconds is not None and trial.evaluated.tokens
         ]
         of_token = min(measured) if measured else self._trials[0].seconds_per_token / 3  # no backward pass
-        validation = self._validation.tokens if self._validation else 0
+        validation = self._laid(self._validation) if self._validation else 0
         evaluations = 1 + _times(plan.total_steps, spec.evaluate_every_steps)
-        compared = self._training.tokens + validation if self._objective.has_reference else 0
+        compared = self._laid(self._training) + validation if self._objective.has_reference else 0
         checkpoints = _times(plan.total_steps, spec.save_every_steps)
         return (
             took.loading_seconds
             + of_token * (evaluations * validation + compared) / spec.processes
             + checkpoints * max(trial.took.saving_seconds for trial in self._trials)
         )
+
+    def _laid(self, rows: Rows) -> int:
+        """Tokens of all rows together, what they share once."""
+        return _load(rows.rows, self._spec.micro_batch_tokens, shared=self._shared).tokens
 
     def _sampling_seconds(self, seconds: float) -> float:
         """Of the answers to sample prompts: all before the first step and at the end, between them a share of the time."""
@@ -381,6 +387,7 @@ class _Forecaster:
             "save_every_steps": _NEVER,
             "patience": None,
             "samples": 0,  # one below, in the trials that are quick
+            "share_prefixes": False,  # a row may be drawn twice; what a token takes is the same
             "processes": 1,
             "sharding": "none",
         }
@@ -425,8 +432,9 @@ def _not_counted(spec: TrainingSpec, *, is_cpu: bool) -> tuple[str, ...]:
     return tuple(told)
 
 
-def _load(rows: list[Encoded], micro_batch_tokens: int) -> Load:
-    return Load([sum(row.length for row in group) for group in micro_batches(rows, micro_batch_tokens)])
+def _load(rows: list[Encoded], micro_batch_tokens: int, *, shared: int | None = None) -> Load:
+    groups = micro_batches(rows, micro_batch_tokens, shared=shared)
+    return Load([tokens_of(group, shared) for group in groups])
 
 
 def _longest(rows: Sequence[Encoded], tokens: int) -> list[Encoded]:

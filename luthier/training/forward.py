@@ -45,19 +45,22 @@ class Forward:
         processes: Processes,
         *,
         seed: int,
+        shared: int | None = None,
         mixed: torch.dtype | None = None,
     ) -> None:
+        """`shared` is how many tokens sequences must have in common to go through the model once; absent, all go for each."""
         self.model = model
         self.objective = objective
         self.processes = processes
         self.device = next(model.parameters()).device
+        self.shared = shared
         self._seed = seed
         self._mixed = mixed
         self._draw = draw_of(model)
 
     def losses(self, batch: Sequence[Encoded], step: int) -> Losses:
         """The losses of a micro-batch of a step, with what is dropped in that step where the model trains."""
-        laid_out = packed(batch, self.device)
+        laid_out = packed(batch, self.device, self.shared)
         self._begin(batch, laid_out, step)
         with self.precision():
             return self.processes.through(self.model, self.objective.losses, laid_out, batch)
@@ -65,7 +68,8 @@ class Forward:
     def references(self, batch: Sequence[Encoded]) -> list[tuple[float, ...]]:
         """What is to be remembered of each row of the model as it is."""
         with torch.no_grad(), self.precision():
-            return self.processes.through(self.model, self.objective.references, packed(batch, self.device), batch)
+            laid_out = packed(batch, self.device, self.shared)
+            return self.processes.through(self.model, self.objective.references, laid_out, batch)
 
     def precision(self) -> torch.autocast:
         """A context in which operations compute as they do here."""
@@ -75,5 +79,4 @@ class Forward:
         if self._draw is None:
             return
         rows = torch.tensor([2 * row.row + place for row in batch for place in range(len(row.sequences))])
-        lengths = torch.tensor([len(one.tokens) for row in batch for one in row.sequences])
-        self._draw.begin(self._seed, step, rows.repeat_interleave(lengths).to(self.device), laid_out.positions_T)
+        self._draw.begin(self._seed, step, rows.to(self.device)[laid_out.owner_T], laid_out.positions_T)

@@ -219,7 +219,7 @@ class Loop:
 
         Raises Stopped between two of them when that was asked for, where several processes train before the first.
         """
-        groups = micro_batches(rows, self._spec.micro_batch_tokens)
+        groups = micro_batches(rows, self._spec.micro_batch_tokens, shared=self._forward.shared)
         if self._processes.any(self._stop.is_set()):
             raise Stopped
         for group, counts in self._processes.dealt(groups):

@@ -50,7 +50,8 @@ def _computed(rows: Rows, spec: TrainingSpec, forward: Forward, check: Callable[
     forward.model.eval()
     places = {id(row): place for place, row in enumerate(rows.rows)}
     found: dict[int, tuple[float, ...]] = {}
-    for batch, _ in forward.processes.dealt(micro_batches(rows.rows, spec.micro_batch_tokens)):
+    groups = micro_batches(rows.rows, spec.micro_batch_tokens, shared=forward.shared)
+    for batch, _ in forward.processes.dealt(groups):
         check()
         found |= {places[id(row)]: one for row, one in zip(batch, forward.references(batch), strict=True)}
     everywhere = {place: one for part in forward.processes.gathered(found) for place, one in part.items()}

@@ -29,7 +29,7 @@ from luthier.nets.packing import prepare
 from luthier.storage import Storage, digest
 from luthier.training.canary import CanaryRecorder
 from luthier.training.checkpoint import Checkpoint, Checkpoints
-from luthier.training.data import BatchPlan, Rows, RowsLost, read_rows
+from luthier.training.data import BatchPlan, Rows, RowsLost, read_rows, shared_from
 from luthier.training.emitter import Emitter, Silent, Superseded
 from luthier.training.events import (
     Cancelled,
@@ -156,7 +156,7 @@ def _play(
     if resumed is not None:
         optimizer.restore(moments, resumed.state.loss_scale)
     mixed = DTYPES[precision] if method.mixes_precision and precision != "fp32" else None
-    forward = Forward(model, objective, processes, seed=spec.seed, mixed=mixed)
+    forward = Forward(model, objective, processes, seed=spec.seed, shared=shared_from(spec), mixed=mixed)
     if objective.has_reference:
         check = partial(check_on, emitter, stop, processes)
         known = {"is_resumed": resumed is not None}

@@ -96,6 +96,11 @@ class TrainingSpec(Value):
         default=False,
         description="Compute a layer's inner values again in the backward pass: less memory, a third slower.",
     )
+    share_prefixes: bool | None = Field(
+        default=None,
+        description="Compute once what rows of a micro-batch begin with alike, such as a long system prompt or the prompt of a "
+        "pair. Absent: unless there is dropout, which would then be drawn once for all of them.",
+    )
     threads: int = Field(ge=1, description="CPU threads of a process: part of the spec because sums depend on it.")
     processes: int = Field(
         default=1,

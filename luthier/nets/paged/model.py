@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from luthier.core.errors import InvalidRequest
-from luthier.nets.packing import attended, longer_ones_differ
+from luthier.nets.attention import attended
+from luthier.nets.packing import longer_ones_differ
 from luthier.nets.paged.bank import Bank, Places
 from luthier.nets.paged.batch import BLOCK, PagedBatch, Part
 from luthier.nets.paged.pool import Pool

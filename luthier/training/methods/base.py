@@ -44,6 +44,11 @@ class Method(ABC):
         """Positions of the model's context that the method takes for itself."""
         return 0
 
+    @property
+    def drops(self) -> bool:
+        """Whether training drops some of what it sees, drawn for each token."""
+        return False
+
     @abstractmethod
     def attach(self, model: PreTrainedModel, *, seed: int, blank: Sequence[int] = ()) -> PreTrainedModel:
         """Make the model ready to train and return it; new numbers are drawn from `seed`.

@@ -51,6 +51,10 @@ class Lora(Method):
     is_shared = True
     options: LoraOptions
 
+    @property
+    def drops(self) -> bool:
+        return self.options.dropout > 0
+
     def attach(self, model: PreTrainedModel, *, seed: int, blank: Sequence[int] = ()) -> PreTrainedModel:
         import torch
         from peft import LoraConfig

@@ -50,8 +50,10 @@ def plainly(model: nn.Module, sequences: list[Sequence]) -> torch.Tensor:
     return total
 
 
-def ours(model: PreTrainedModel, sequences: list[Sequence], *, chunk: int | None = None) -> torch.Tensor:
-    packed = pack(sequences, torch.device("cpu"))
+def ours(
+    model: PreTrainedModel, sequences: list[Sequence], *, chunk: int | None = None, shared: int | None = None
+) -> torch.Tensor:
+    packed = pack(sequences, torch.device("cpu"), shared=shared)
     return -(learned_tokens(model, packed, chunk=chunk).logprobs_N * packed.weights_N).sum()
 
 
@@ -71,7 +73,8 @@ def test_sequences_end_to_end_give_what_each_gives_alone(kind: str) -> None:
     ]
 
 
-TOKENS = st.lists(st.integers(3, 49), min_size=2, max_size=12)
+BEGINNINGS = st.sampled_from([[], [7, 8, 9], [7, 8, 9, 10, 11], [7, 8, 9, 10, 11, 12, 13], [20] * 6])
+TOKENS = st.tuples(BEGINNINGS, st.lists(st.integers(3, 49), min_size=2, max_size=12)).map(lambda both: both[0] + both[1])
 ROWS = st.lists(
     TOKENS.flatmap(
         lambda ids: st.tuples(st.just(ids), st.lists(st.sampled_from([0.0, 1.0]), min_size=len(ids), max_size=len(ids)))
@@ -81,15 +84,20 @@ ROWS = st.lists(
 ).filter(lambda rows: any(any(weights[1:]) for _, weights in rows))
 
 
-@settings(max_examples=15, deadline=None)
-@given(rows=ROWS, kind=st.sampled_from(["smollm2", "qwen2.5", "qwen3", "glm4"]), chunk=st.sampled_from([None, 1, 3, 7]))
+@settings(max_examples=20, deadline=None)
+@given(
+    rows=ROWS,
+    kind=st.sampled_from(["smollm2", "qwen2.5", "qwen3", "glm4"]),
+    chunk=st.sampled_from([None, 1, 3, 7]),
+    shared=st.sampled_from([None, 1, 3]),
+)
 def test_gradients_equal_those_of_a_plain_model_in_double_precision(
-    rows: list[Sequence], kind: str, chunk: int | None
+    rows: list[Sequence], kind: str, chunk: int | None, shared: int | None
 ) -> None:
     exact, model = model_of(kind).double(), model_of(kind)
     plainly(exact, rows).backward()
     prepare(model)
-    ours(model, rows, chunk=chunk).backward()
+    ours(model, rows, chunk=chunk, shared=shared).backward()
     differences, sizes = [], []
     for one, other in zip(model.parameters(), exact.parameters(), strict=True):
         assert one.grad is not None and other.grad is not None

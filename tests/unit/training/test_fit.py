@@ -16,7 +16,7 @@ from luthier.core.errors import DatasetInvalid, OutOfMemory, RunFailed
 from luthier.storage import Storage
 from luthier.testing import toy_rows, toy_spec
 from luthier.training import fit
-from luthier.training.data import BatchPlan, Rows, micro_batches, read_rows
+from luthier.training.data import BatchPlan, Rows, micro_batches, read_rows, tokens_of
 from luthier.training.objectives.base import objectives
 from luthier.training.spec import TrainingSpec
 
@@ -105,7 +105,8 @@ def law(monkeypatch: pytest.MonkeyPatch) -> Law:
 
 @pytest.fixture
 def job(storage: Storage) -> Callable[..., TrainingSpec]:
-    return lambda **changes: toy_spec(storage, rows=toy_rows(200), **{"batch_size": 32, "epochs": 2} | changes)
+    usual = {"batch_size": 32, "epochs": 2, "share_prefixes": False}
+    return lambda **changes: toy_spec(storage, rows=toy_rows(200), **usual | changes)
 
 
 def test_time_and_memory_follow_the_law_that_trials_were_measured_by(storage: Storage, law: Law, job: Any) -> None:
@@ -121,6 +122,15 @@ def test_time_and_memory_follow_the_law_that_trials_were_measured_by(storage: St
     evaluations, checkpoints = 1 + len(steps) // 3 + 1, len(steps) // 3 + 1
     beside = 10.0 + evaluations * 0.0005 * _tokens(validation) + checkpoints * 2.0
     assert found.seconds == pytest.approx(sum(real) + beside, rel=1e-6)
+
+
+def test_what_rows_share_is_counted_once(storage: Storage, law: Law, job: Any) -> None:
+    apart, together = (fit.forecast(job(share_prefixes=shares), storage).as_written for shares in (False, True))
+    assert apart is not None and together is not None
+    rows = _rows(storage, job(), job().training).rows
+    assert tokens_of(rows, 8) < sum(row.length for row in rows)
+    assert together.seconds_per_step < apart.seconds_per_step
+    assert together.micro_batches_per_step < apart.micro_batches_per_step
 
 
 def test_what_new_sizes_of_micro_batches_leave_behind_is_counted_on(storage: Storage, law: Law, job: Any) -> None:

@@ -1,0 +1,221 @@
+"""Attention over a tree of segments: what several sequences begin with is there once, and each goes on from it.
+
+Shapes: T tokens of all segments, H heads, K key heads, P positions of a learned prefix, D width of a head, L layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+if TYPE_CHECKING:
+    from luthier.nets.packing import Packed
+
+ATTENTION = "luthier_packed"
+"""The name under which transformers knows our attention."""
+
+
+class Segment(NamedTuple):
+    """Tokens from `begin` to before `end`; what goes on from them follows, up to before `last`."""
+
+    begin: int
+    end: int
+    last: int
+
+
+def attention(
+    module: nn.Module,
+    query_1HTD: Tensor,
+    key_1KTD: Tensor,
+    value_1KTD: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    packed: Packed | None = None,
+    prefix_L2KPD: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention of each token to those before it on its way to the root; the prefix, where there is one, is the root.
+
+    Without `packed` of one sequence that goes on from a cache. Gives (1, T, H, D).
+    """
+    if attention_mask is not None or softcap is not None or s_aux is not None or dropout:
+        raise ValueError("its attention has a mask, a cap, sinks or dropout")
+    if packed is None:
+        return attended(query_1HTD, key_1KTD, value_1KTD, scaling, sliding_window).transpose(1, 2), None
+    root_21KPD: Tensor | None = None
+    if prefix_L2KPD is not None:
+        layer: Any = module
+        root_21KPD = prefix_L2KPD[layer.layer_idx, :, None].to(key_1KTD.dtype)
+    said = over_tree(query_1HTD, key_1KTD, value_1KTD, packed.segments, root_21KPD, scaling, sliding_window)
+    return said.transpose(1, 2), None
+
+
+def over_tree(
+    query_1HTD: Tensor,
+    key_1KTD: Tensor,
+    value_1KTD: Tensor,
+    segments: Sequence[Segment],
+    root_21KPD: Tensor | None = None,
+    scaling: float | None = None,
+    window: int | None = None,
+) -> Tensor:
+    """Attention over segments that stand in the order of a walk through their trees; (1, H, T, D).
+
+    `root_21KPD` are keys and values that all see first.
+    """
+    if query_1HTD.device.type != "cpu" or window is not None:
+        return _by_paths(query_1HTD, key_1KTD, value_1KTD, segments, root_21KPD, scaling, window)
+    root = () if root_21KPD is None else (root_21KPD[0], root_21KPD[1])
+    scale = query_1HTD.shape[-1] ** -0.5 if scaling is None else scaling
+    return _OverTree.apply(segments, scale, query_1HTD, key_1KTD, value_1KTD, *root)
+
+
+def _by_paths(
+    query_1HTD: Tensor,
+    key_1KTD: Tensor,
+    value_1KTD: Tensor,
+    segments: Sequence[Segment],
+    root_21KPD: Tensor | None,
+    scaling: float | None,
+    window: int | None,
+) -> Tensor:
+    """The same for each segment by itself, with all keys on its path."""
+    parts: list[Tensor] = []
+    path: list[Segment] = []
+    for segment in segments:
+        path = [*(one for one in path if segment.begin < one.last), segment]
+        keys = [key_1KTD[:, :, one.begin : one.end] for one in path]
+        values = [value_1KTD[:, :, one.begin : one.end] for one in path]
+        if root_21KPD is not None:
+            keys, values = [root_21KPD[0], *keys], [root_21KPD[1], *values]
+        query = query_1HTD[:, :, segment.begin : segment.end]
+        ahead = sum(key.shape[2] for key in keys[:-1])
+        if ahead and window is None:
+            # Empty queries stand where there are keys before: so what is causal needs no mask.
+            query = torch.cat((query.new_zeros(*query.shape[:2], ahead, query.shape[3]), query), 2)
+        said = attended(query, torch.cat(keys, 2), torch.cat(values, 2), scaling, window)
+        parts.append(said if window is not None else said[:, :, ahead:])
+    return torch.cat(parts, 2)
+
+
+def attended(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None) -> Tensor:
+    """Each of t queries attends to the keys up to its own, the last t of them being those of the queries."""
+    new, held = query.shape[2], key.shape[2]
+    mask = None
+    if (new != held and new > 1) or (window is not None and held > window):
+        at, of = torch.arange(held - new, held, device=query.device)[:, None], torch.arange(held, device=query.device)
+        mask = of <= at if window is None else (of <= at) & (of > at - window)
+    return scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=mask is None and new > 1, scale=scaling, enable_gqa=True
+    )
+
+
+class _OverTree(torch.autograd.Function):
+    """A call of torch's flash attention for the keys of each segment: its own queries see them causally, all that follow see
+    all of them. Parts are joined by their log-sum-exp, as in Liu et al., Ring Attention (arXiv 2310.01889), section 3.
+
+    What is kept for the backward pass grows with T: each part's probabilities follow from the joined log-sum-exp.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, segments: Sequence[Segment], scale: float, query: Tensor, key: Tensor, value: Tensor, *root: Tensor
+    ) -> Tensor:
+        ctx.segments, ctx.scale = segments, scale
+        keys, values = _for_all_heads(query, key), _for_all_heads(query, value)
+        said = torch.empty_like(query.transpose(1, 2)).transpose(1, 2)
+        sums = query.new_empty(query.shape[:3], dtype=torch.float64 if query.dtype == torch.float64 else torch.float32)
+        for one in segments:
+            own = slice(one.begin, one.end)
+            said[:, :, own], sums[:, :, own] = _flash(query, keys, values, own, own, scale, is_causal=True)
+        for one in segments:
+            if one.last > one.end:
+                later = slice(one.end, one.last)
+                part, total = _flash(query, keys, values, later, slice(one.begin, one.end), scale, is_causal=False)
+                _join(said[:, :, later], sums[:, :, later], part, total)
+        if root:
+            everything = slice(0, query.shape[2])
+            first, second = (_for_all_heads(query, one) for one in root)
+            part, total = _flash(query, first, second, everything, slice(0, first.shape[2]), scale, is_causal=False)
+            _join(said, sums, part, total)
+        ctx.save_for_backward(query, key, value, said, sums, *root)
+        return said
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        query, key, value, said, sums, *root = ctx.saved_tensors
+        keys, values = _for_all_heads(query, key), _for_all_heads(query, value)
+        of_query, of_keys, of_values = (torch.empty_like(one) for one in (query, keys, values))
+
+        def of(later: slice, seen: slice, keys: Tensor, values: Tensor, *, is_causal: bool) -> tuple[Tensor, ...]:
+            return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                gradient[:, :, later],
+                query[:, :, later],
+                keys[:, :, seen],
+                values[:, :, seen],
+                said[:, :, later],
+                sums[:, :, later],
+                0.0,
+                is_causal,
+                scale=ctx.scale,
+            )
+
+        for one in ctx.segments:
+            own = slice(one.begin, one.end)
+            of_query[:, :, own], of_keys[:, :, own], of_values[:, :, own] = of(own, own, keys, values, is_causal=True)
+        for one in ctx.segments:
+            if one.last > one.end:
+                later, own = slice(one.end, one.last), slice(one.begin, one.end)
+                for whole, at, part in zip(
+                    (of_query, of_keys, of_values),
+                    (later, own, own),
+                    of(later, own, keys, values, is_causal=False),
+                    strict=True,
+                ):
+                    whole[:, :, at] += part
+        of_root: list[Tensor] = []
+        if root:
+            everything, positions = slice(0, query.shape[2]), slice(0, root[0].shape[2])
+            first, second = (_for_all_heads(query, one) for one in root)
+            part, *both = of(everything, positions, first, second, is_causal=False)
+            of_query += part
+            of_root = [_of_key_heads(one, root[0].shape[1]) for one in both]
+        of_both = (_of_key_heads(one, key.shape[1]) for one in (of_keys, of_values))
+        return None, None, of_query, *of_both, *of_root
+
+
+def _flash(
+    query: Tensor, keys: Tensor, values: Tensor, later: slice, seen: slice, scale: float, *, is_causal: bool
+) -> tuple[Tensor, Tensor]:
+    """What queries say of keys, and the logarithms of the sums of their exponentials, (1, H, T)."""
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query[:, :, later], keys[:, :, seen], values[:, :, seen], 0.0, is_causal, scale=scale
+    )
+
+
+def _join(said: Tensor, sums: Tensor, part: Tensor, total: Tensor) -> None:
+    """Add what other keys say, in place."""
+    joined = torch.logaddexp(sums, total)
+    kept, added = (torch.exp(one - joined)[..., None].to(said.dtype) for one in (sums, total))
+    said.mul_(kept).addcmul_(part, added)
+    sums.copy_(joined)
+
+
+def _for_all_heads(query: Tensor, one: Tensor) -> Tensor:
+    times = query.shape[1] // one.shape[1]
+    return one if times == 1 else one.repeat_interleave(times, 1)
+
+
+def _of_key_heads(gradient: Tensor, heads: int) -> Tensor:
+    """Of what was repeated for several heads, the sum."""
+    return gradient if gradient.shape[1] == heads else gradient.unflatten(1, (heads, -1)).sum(2)
