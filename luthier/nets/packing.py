@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.core.errors import InvalidRequest
+from luthier.nets.adapters import Span
 from luthier.nets.attention import ATTENTION, Segment, attention
 from luthier.nets.prefix import prefix_of
 from luthier.nets.trees import Node, trees
@@ -39,14 +40,21 @@ class Packed:
     targets_N: Tensor
     weights_N: Tensor
     sequence_N: Tensor
+    spans: tuple[Span, ...] | None = None
+    """Which adapter which tokens go through; absent: the one that is active."""
 
 
 def pack(
-    sequences: Sequence[tuple[Sequence[int], Sequence[float]]], device: torch.device, *, shared: int | None = None
+    sequences: Sequence[tuple[Sequence[int], Sequence[float]]],
+    device: torch.device,
+    *,
+    shared: int | None = None,
+    adapters: Sequence[str] | None = None,
 ) -> Packed:
     """Lay sequences of tokens and their weights end to end; a sequence's first token is never learned.
 
     `shared` is how many tokens several must have in common, at least, to have them once; absent, each has its own.
+    `adapters` names one for each sequence; those of different ones share nothing.
     """
     tokens: list[int] = []
     positions: list[int] = []
@@ -69,8 +77,13 @@ def pack(
         for one in node.ending:
             places[one] = path
 
-    for node in trees([ids for ids, _ in sequences], shared):
-        lay(node, np.empty(0, np.int64))
+    spans: list[Span] = []
+    for adapter in sorted(set(adapters or [""])):
+        begin = len(tokens)
+        chosen_ones = [one for one in range(len(sequences)) if adapters is None or adapters[one] == adapter]
+        for node in trees([ids for ids, _ in sequences], shared, among=chosen_ones):
+            lay(node, np.empty(0, np.int64))
+        spans.append(Span(adapter, begin, len(tokens)))
     chosen: list[int] = []
     targets: list[int] = []
     weights: list[float] = []
@@ -96,6 +109,7 @@ def pack(
         tensor(targets),
         tensor(weights, torch.float32),
         tensor(whose),
+        tuple(spans) if adapters else None,
     )
 
 

@@ -26,16 +26,17 @@ class Node:
         return self.end - self.begin + sum(child.tokens for child in self.children)
 
 
-def trees(sequences: Sequence[Sequence[int]], shared: int | None) -> list[Node]:
-    """The trees of sequences, of which each has at least a token, in the order of their first ones.
+def trees(sequences: Sequence[Sequence[int]], shared: int | None, *, among: Sequence[int] | None = None) -> list[Node]:
+    """The trees of sequences, or of those `among` them, of which each has at least a token, in the order of their first ones.
 
     What at least `shared` tokens of several have in common, counted from where they are told apart from the others, is one
     node; absent, each sequence is a tree of one node.
     """
+    numbers = range(len(sequences)) if among is None else among
     if shared is None:
-        return [Node([one], 0, len(ids), [], [one]) for one, ids in enumerate(sequences)]
-    arrays = [np.asarray(ids) for ids in sequences]
-    order = sorted(range(len(arrays)), key=lambda one: sorting(arrays[one]))
+        return [Node([one], 0, len(sequences[one]), [], [one]) for one in numbers]
+    arrays = {one: np.asarray(sequences[one]) for one in numbers}
+    order = sorted(numbers, key=lambda one: sorting(arrays[one]))
     common = {two: in_common(arrays[one], arrays[two]) for one, two in pairwise(order)}  # with the one before
 
     def grown(group: list[int], begin: int) -> list[Node]:

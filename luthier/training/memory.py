@@ -8,7 +8,7 @@ from luthier.core.errors import LuthierError, OutOfMemory
 
 _SIGNS = (
     *("memoryerror", "bad_alloc", "out of memory", "allocate memory", "memory allocation"),
-    *("alloc_failed", "start new thread", "map segment"),
+    *("alloc_failed", "start new thread", "map segment", "unable to instantiate"),
 )
 """What is said where there is no more memory: by Python, C++, torch and its GPU libraries, Rust, threads, the loader."""
 

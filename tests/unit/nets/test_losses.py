@@ -74,7 +74,9 @@ def test_sequences_end_to_end_give_what_each_gives_alone(kind: str) -> None:
 
 
 BEGINNINGS = st.sampled_from([[], [7, 8, 9], [7, 8, 9, 10, 11], [7, 8, 9, 10, 11, 12, 13], [20] * 6])
-TOKENS = st.tuples(BEGINNINGS, st.lists(st.integers(3, 49), min_size=2, max_size=12)).map(lambda both: both[0] + both[1])
+TOKENS = st.tuples(BEGINNINGS, st.lists(st.integers(3, 49), min_size=2, max_size=12)).map(
+    lambda both: both[0] + both[1]
+)
 ROWS = st.lists(
     TOKENS.flatmap(
         lambda ids: st.tuples(st.just(ids), st.lists(st.sampled_from([0.0, 1.0]), min_size=len(ids), max_size=len(ids)))

@@ -1,0 +1,126 @@
+"""Decoder layers of Llama's kind, computed by our own operations over the library's modules, which stay what they are.
+
+Shapes: T tokens of all segments, E hidden size, O outputs of layers together, H heads, K key heads, W width of a head.
+"""
+
+from __future__ import annotations
+
+from types import MethodType
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from luthier.nets.adapters import Gated, Layers, Normed, Plain, why_not
+from luthier.nets.attention import over_tree
+from luthier.nets.fusion import rotated
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from luthier.nets.packing import Packed
+
+_KINDS = {"LlamaDecoderLayer": False, "Qwen2DecoderLayer": False, "Qwen3DecoderLayer": False, "Glm4DecoderLayer": True}
+"""Layers that are known, and whether the features that their positions turn together lie side by side."""
+
+
+def fuse(model: PreTrainedModel, *, joins: bool = True) -> str | None:
+    """Let passes over packed sequences go through our own layers; the reason where they cannot, and nothing is changed.
+
+    Adapters and prefixes are attached before. `joins` lays weights that read the same into one tensor.
+    """
+    decoder: Any = model.get_decoder()
+    for layer in decoder.layers:
+        if (why := _why_not(layer)) is not None:
+            return why
+    for layer in decoder.layers:
+        layer.forward = MethodType(_Fused(layer, joins=joins), layer)
+    return None
+
+
+def _why_not(layer: Any) -> str | None:
+    if type(layer).__name__ not in _KINDS:
+        return f"layers of type {type(layer).__name__} are not known"
+    if any(parameter.requires_grad for norm in _norms(layer) for parameter in norm.parameters()):
+        return "its norms learn"
+    names = {"silu", "swish"}
+    if layer.self_attn.config.hidden_act not in names:
+        return f"its activation is {layer.self_attn.config.hidden_act}"
+    return next((why for one in _linear(layer) if (why := why_not(one)) is not None), None)
+
+
+def _norms(layer: Any) -> list[nn.Module]:
+    return [module for name, module in layer.named_modules() if name.endswith("norm")]
+
+
+def _linear(layer: Any) -> list[nn.Module]:
+    attention, mlp = layer.self_attn, layer.mlp
+    return [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj, *_gates(mlp), mlp.down_proj]
+
+
+def _gates(mlp: Any) -> list[nn.Module]:
+    return [mlp.gate_up_proj] if hasattr(mlp, "gate_up_proj") else [mlp.gate_proj, mlp.up_proj]
+
+
+class _Fused:
+    """The forward pass of one layer."""
+
+    def __init__(self, layer: Any, *, joins: bool) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        self._plain = layer.forward
+        self._is_interleaved = _KINDS[type(layer).__name__]
+        qkv = [attention.q_proj, attention.k_proj, attention.v_proj]
+        self._qkv = Layers(qkv, Normed(layer.input_layernorm), joins=joins)
+        self._out = Layers([attention.o_proj], Plain(), joins=joins)
+        self._gates = Layers(_gates(mlp), Normed(layer.post_attention_layernorm), joins=joins)
+        self._down = Layers([mlp.down_proj], Gated(), joins=joins)
+
+    def __call__(
+        self,
+        layer: Any,
+        hidden_states: Tensor,
+        *given: Any,
+        packed: Packed | None = None,
+        prefix_L2KPD: Tensor | None = None,
+        position_embeddings: tuple[Tensor, Tensor] | None = None,
+        **named: Any,
+    ) -> Tensor:
+        if packed is None or position_embeddings is None:
+            return self._plain(hidden_states, *given, position_embeddings=position_embeddings, **named)
+        x_TE, spans = hidden_states[0], packed.spans
+        said_TO = self._qkv(x_TE, spans)
+        seen_TE = self._attention(layer.self_attn, said_TO, position_embeddings, packed, prefix_L2KPD)
+        if (after := getattr(layer, "post_self_attn_layernorm", None)) is None:
+            x_TE = self._out(seen_TE, spans, residual=x_TE)
+        else:
+            x_TE = x_TE + after(self._out(seen_TE, spans))
+        gates_TO = self._gates(x_TE, spans)
+        if (after := getattr(layer, "post_mlp_layernorm", None)) is None:
+            return self._down(gates_TO, spans, residual=x_TE)[None]
+        return (x_TE + after(self._down(gates_TO, spans)))[None]
+
+    def _attention(
+        self,
+        attention: Any,
+        said_TO: Tensor,
+        angles: tuple[Tensor, Tensor],
+        packed: Packed,
+        prefix_L2KPD: Tensor | None,
+    ) -> Tensor:
+        config, width = attention.config, attention.head_dim
+        heads, keys = config.num_attention_heads, config.num_key_value_heads
+        query_THW, key_TKW, value_TKW = said_TO.unflatten(1, (-1, width)).split((heads, keys, keys), 1)
+        if hasattr(attention, "q_norm"):
+            query_THW, key_TKW = attention.q_norm(query_THW), attention.k_norm(key_TKW)
+        cos_TR, sin_TR = (one[0] for one in angles)
+        query_THW, key_TKW = (
+            rotated(one, cos_TR, sin_TR, interleaved=self._is_interleaved) for one in (query_THW, key_TKW)
+        )
+        root = None if prefix_L2KPD is None else prefix_L2KPD[attention.layer_idx, :, None].to(key_TKW.dtype)
+        seen_1HTW = over_tree(
+            *(one.transpose(0, 1)[None] for one in (query_THW, key_TKW, value_TKW)),
+            packed.segments,
+            root,
+            attention.scaling,
+            getattr(attention, "sliding_window", None),
+        )
+        return seen_1HTW[0].transpose(0, 1).flatten(1)
