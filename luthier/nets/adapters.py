@@ -128,20 +128,14 @@ class Layers:
 
         Without spans all tokens go through the adapter that is active.
         """
-        parts = [
-            _Part(slice(begin, end), columns, name, float(layer.scaling[name]))
-            for adapter, begin, end in spans or [Span("", 0, len(x))]
-            for layer, columns in zip(self._layers, self._columns, strict=True)
-            if hasattr(layer, "lora_A")
-            for name in ([adapter] if adapter else layer.active_adapters)
-            if name in layer.lora_A
-        ]
-        of = {id(columns): layer for layer, columns in zip(self._layers, self._columns, strict=True)}
-        learned = [
-            matrices[part.adapter].weight
-            for part in parts
-            for matrices in (of[id(part.columns)].lora_A, of[id(part.columns)].lora_B)
-        ]
+        parts: list[_Part] = []
+        learned: list[Tensor] = []
+        for adapter, begin, end in spans or [Span("", 0, len(x))]:
+            for layer, columns in zip(self._layers, self._columns, strict=True):
+                for name in ([adapter] if adapter else layer.active_adapters) if hasattr(layer, "lora_A") else ():
+                    if name in layer.lora_A:
+                        parts.append(_Part(slice(begin, end), columns, float(layer.scaling[name])))
+                        learned += [layer.lora_A[name].weight, layer.lora_B[name].weight]
         return _Adapted.apply(self, parts, x, residual, *learned)
 
     def product(self, read: Tensor, residual: Tensor | None) -> Tensor:
@@ -182,7 +176,6 @@ class _Part(NamedTuple):
 
     tokens: slice
     columns: slice
-    adapter: str
     scale: float
 
 
@@ -196,9 +189,14 @@ class _Adapted(torch.autograd.Function):
         read, kept = layers.source.read(x)
         said = layers.product(read, residual)
         inner: list[Tensor] = []
-        for (tokens, columns, _, scale), first, second in zip(parts, learned[::2], learned[1::2], strict=True):
-            inner.append(read[tokens] @ first.T.to(read.dtype))
-            said[tokens, columns].addmm_(inner[-1], second.T.to(read.dtype), alpha=scale)
+        for tokens, members in _by_tokens(parts):
+            first = torch.cat([learned[2 * one] for one in members]).to(read.dtype)
+            inner.append(read[tokens] @ first.T)
+            for one, between in zip(
+                members, inner[-1].split([len(learned[2 * one]) for one in members], 1), strict=True
+            ):
+                second = learned[2 * one + 1].to(read.dtype)
+                said[tokens, parts[one].columns].addmm_(between, second.T, alpha=parts[one].scale)
         ctx.layers, ctx.parts, ctx.counts = layers, parts, (len(kept), len(inner))
         ctx.save_for_backward(x, *kept, *inner, *learned)
         return said
@@ -207,20 +205,34 @@ class _Adapted(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
         layers: Layers = ctx.layers
+        parts: Sequence[_Part] = ctx.parts
         x, *saved = ctx.saved_tensors
         keeps, inners = ctx.counts
         kept, inner, learned = saved[:keeps], saved[keeps : keeps + inners], saved[keeps + inners :]
-        needs_x = ctx.needs_input_grad[2]
         read = layers.source.again(x, *kept) if inner else x
-        of_read = layers.back(gradient) if needs_x else None
-        found: list[Tensor] = []
-        for (tokens, columns, _, scale), said, first, second in zip(
-            ctx.parts, inner, learned[::2], learned[1::2], strict=True
-        ):
-            part = gradient[tokens, columns]
-            of_inner = (part @ second.to(part.dtype)).mul_(scale)
-            found += [(of_inner.T @ read[tokens]).to(first.dtype), (part.T @ said).mul_(scale).to(second.dtype)]
+        of_read = layers.back(gradient) if ctx.needs_input_grad[2] else None
+        found: list[Tensor] = [*learned]
+        for (tokens, members), between in zip(_by_tokens(parts), inner, strict=True):
+            ranks = [len(learned[2 * one]) for one in members]
+            of_between = torch.empty_like(between)
+            for one, said, of_said in zip(members, between.split(ranks, 1), of_between.split(ranks, 1), strict=True):
+                second = learned[2 * one + 1]
+                part = gradient[tokens, parts[one].columns]
+                torch.mm(part, second.to(part.dtype), out=of_said)
+                of_said.mul_(parts[one].scale)
+                found[2 * one + 1] = (part.T @ said).mul_(parts[one].scale).to(second.dtype)
+            for one, of_first in zip(members, (of_between.T @ read[tokens]).split(ranks), strict=True):
+                found[2 * one] = of_first.to(learned[2 * one].dtype)
             if of_read is not None:
-                of_read[tokens].addmm_(of_inner, first.to(part.dtype))
+                first = torch.cat([learned[2 * one] for one in members]).to(between.dtype)
+                of_read[tokens].addmm_(of_between, first)
         of_x = None if of_read is None else layers.source.backward(of_read, x, *kept)
         return None, None, of_x, gradient if ctx.needs_input_grad[3] else None, *found
+
+
+def _by_tokens(parts: Sequence[_Part]) -> list[tuple[slice, list[int]]]:
+    """The parts, by number, of each span."""
+    found: dict[tuple[int, int], list[int]] = {}
+    for number, part in enumerate(parts):
+        found.setdefault((part.tokens.start, part.tokens.stop), []).append(number)
+    return [(slice(begin, end), members) for (begin, end), members in found.items()]

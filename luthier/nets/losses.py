@@ -32,10 +32,12 @@ def learned_tokens(model: PreTrainedModel, packed: Packed, *, chunk: int | None 
     """Log-probabilities of the learned tokens, each predicted from the tokens before it.
 
     `model` went through `prepare` and `prove_head`. At most `chunk` positions have logits at a time, in the backward pass
-    too, where they are computed again; absent, as many as fit into some memory.
+    too; absent, as many as fit into some memory.
     """
     hidden_ND = hidden_states(model, packed)[packed.chosen_N]
     size = chunk or _that_fits(model, hidden_ND.device)
+    if torch.is_grad_enabled() and hidden_ND.requires_grad and _is_frozen(model):
+        return Learned(*_FrozenHead.apply(model, size, hidden_ND, packed.targets_N))
     if len(hidden_ND) <= size:
         return Learned(*_of_chunk(model, hidden_ND, packed.targets_N))
     parts = [
@@ -56,15 +58,61 @@ def _of_chunk(model: PreTrainedModel, hidden_CD: Tensor, targets_C: Tensor) -> t
     return logprobs_C, logits_CV.detach().argmax(-1) == targets_C
 
 
+def _is_frozen(model: PreTrainedModel) -> bool:
+    """Whether the output layer is one product with a weight that does not learn, times a number at most."""
+    output: Any = model.get_output_embeddings()
+    is_plain = type(output) is nn.Linear and not any(one.requires_grad for one in output.parameters())
+    return is_plain and getattr(model.config, "final_logit_softcapping", None) is None
+
+
+class _FrozenHead(torch.autograd.Function):
+    """Log-probabilities under an output layer that does not learn: what they are by the hidden states is found while the logits
+    are there, as in Liger Kernel (Hsu et al., arXiv 2410.10989), so that these are made once.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, model: PreTrainedModel, size: int, hidden_ND: Tensor, targets_N: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        output: Any = model.get_output_embeddings()
+        factor = head_factor(model)
+        slopes_ND = torch.empty_like(hidden_ND)
+        logprobs, correct = [], []
+        for hidden_CD, targets_C, slopes_CD in zip(
+            hidden_ND.split(size), targets_N.split(size), slopes_ND.split(size), strict=True
+        ):
+            logits_CV = head(model, hidden_CD).float()
+            correct.append(logits_CV.argmax(-1) == targets_C)
+            shares_CV = torch.log_softmax(logits_CV, -1)
+            logprobs.append(shares_CV.gather(-1, targets_C[:, None])[:, 0])
+            torch.exp(shares_CV, out=shares_CV)
+            shares_CV[torch.arange(len(targets_C), device=targets_C.device), targets_C] -= 1
+            torch.mm(shares_CV.to(hidden_CD.dtype), output.weight, out=slopes_CD).mul_(-factor)
+        ctx.save_for_backward(slopes_ND)
+        found = torch.cat(correct)
+        ctx.mark_non_differentiable(found)
+        return torch.cat(logprobs), found
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, Tensor, None]:
+        (slopes_ND,) = ctx.saved_tensors
+        return None, None, (slopes_ND * gradients[0][:, None]).to(slopes_ND.dtype), None
+
+
+def head_factor(model: PreTrainedModel) -> float:
+    """What an architecture multiplies its logits by."""
+    config: Any = model.config
+    times, over = getattr(config, "logit_scale", None), getattr(config, "logits_scaling", None)
+    return (1.0 if times is None else times) / (1.0 if over is None else over)  # Cohere, Granite
+
+
 def head(model: PreTrainedModel, hidden_ND: Tensor) -> Tensor:
     """The logits of hidden states, (N, V), with what some architectures do to them afterwards."""
     config: Any = model.config
     output: Any = model.get_output_embeddings()
     logits_NV = output(hidden_ND)
-    if (scale := getattr(config, "logit_scale", None)) is not None:  # Cohere
-        logits_NV = logits_NV * scale
-    if (scale := getattr(config, "logits_scaling", None)) is not None:  # Granite
-        logits_NV = logits_NV / scale
+    if (factor := head_factor(model)) != 1.0:
+        logits_NV = logits_NV * factor
     if (cap := getattr(config, "final_logit_softcapping", None)) is not None:  # Gemma
         logits_NV = torch.tanh(logits_NV / cap) * cap
     return logits_NV
