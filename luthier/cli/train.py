@@ -309,6 +309,8 @@ def _print_forecast(found: Forecast, job: Job, path: Path, asked: int | None) ->
             ("steps", f"{found.steps:,}, {found.tokens_per_step:,.0f} tokens each"),
             ("in all", f"{duration(written.seconds)}, with start, evaluations, checkpoints and samples"),
             ("trainable", f"{found.trainable_parameters:,} parameters"),
+            *([("active", ", ".join(found.active))] if found.active else []),
+            *(("not active", f"{name}: {why}") for name, why in found.inactive.items()),
             *(("not counted", one) for one in found.not_counted),
         ),
     )

@@ -74,9 +74,11 @@ def over_tree(
     """
     if query_1HTD.device.type != "cpu" or window is not None:
         return _by_paths(query_1HTD, key_1KTD, value_1KTD, segments, root_21KPD, scaling, window)
-    root = () if root_21KPD is None else (root_21KPD[0], root_21KPD[1])
+    given = [query_1HTD, key_1KTD, value_1KTD, *(() if root_21KPD is None else root_21KPD)]
+    if torch.is_autocast_enabled("cpu"):  # as it does for torch's own attention
+        given = [one.to(torch.get_autocast_dtype("cpu")) for one in given]
     scale = query_1HTD.shape[-1] ** -0.5 if scaling is None else scaling
-    return _OverTree.apply(segments, scale, query_1HTD, key_1KTD, value_1KTD, *root)
+    return _OverTree.apply(segments, scale, *given)
 
 
 def _by_paths(

@@ -8,16 +8,16 @@ from __future__ import annotations
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from luthier.nets.adapters import Gated, Layers, Normed, Plain, why_not
 from luthier.nets.attention import over_tree
 from luthier.nets.fusion import rotated
+from luthier.nets.packing import Packed, hidden_states, probe, unlike
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-    from luthier.nets.packing import Packed
 
 _KINDS = {"LlamaDecoderLayer": False, "Qwen2DecoderLayer": False, "Qwen3DecoderLayer": False, "Glm4DecoderLayer": True}
 """Layers that are known, and whether the features that their positions turn together lie side by side."""
@@ -26,15 +26,26 @@ _KINDS = {"LlamaDecoderLayer": False, "Qwen2DecoderLayer": False, "Qwen3DecoderL
 def fuse(model: PreTrainedModel, *, joins: bool = True) -> str | None:
     """Let passes over packed sequences go through our own layers; the reason where they cannot, and nothing is changed.
 
-    Adapters and prefixes are attached before. `joins` lays weights that read the same into one tensor.
+    `model` went through `prepare`; adapters and prefixes are attached before. `joins` lays weights that read the same into
+    one tensor. What the layers say then is compared with what they said before.
     """
     decoder: Any = model.get_decoder()
     for layer in decoder.layers:
         if (why := _why_not(layer)) is not None:
             return why
-    for layer in decoder.layers:
-        layer.forward = MethodType(_Fused(layer, joins=joins), layer)
-    return None
+    packed = probe(model.device)
+    with torch.no_grad():
+        expected = hidden_states(model, packed)
+        try:
+            for layer in decoder.layers:
+                layer.forward = MethodType(_Fused(layer, joins=joins), layer)
+            why = unlike(hidden_states(model, packed), expected)
+        except (AttributeError, TypeError, ValueError, RuntimeError) as changed:
+            why = f"layers of type {type(decoder.layers[0]).__name__} are not what they were: {changed}"
+    if why is not None:
+        for layer in decoder.layers:
+            vars(layer).pop("forward", None)
+    return why
 
 
 def _why_not(layer: Any) -> str | None:
@@ -117,7 +128,9 @@ class _Fused:
         )
         root = None if prefix_L2KPD is None else prefix_L2KPD[attention.layer_idx, :, None].to(key_TKW.dtype)
         seen_1HTW = over_tree(
-            *(one.transpose(0, 1)[None] for one in (query_THW, key_TKW, value_TKW)),
+            query_THW.transpose(0, 1)[None],
+            key_TKW.transpose(0, 1)[None],
+            value_TKW.transpose(0, 1)[None],
             packed.segments,
             root,
             attention.scaling,

@@ -22,6 +22,7 @@ from luthier.nets.trees import Node, trees
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+_PROBE = [[3, 1, 4, 1, 5, 9, 2, 6], [5, 3, 5], [8, 9, 7, 9, 3], [3, 1, 4, 2, 7], [3, 1, 4, 1, 5, 8, 3]]
 _SAME = 1e-3  # of what is compared with what it should be, relative: bf16 models are proved in fp32 sums too
 
 
@@ -147,10 +148,9 @@ def prepare(model: PreTrainedModel, *, longest: int = 0) -> None:
         windows.append(named.get("sliding_window"))
         return attention(*given, **named)
 
-    probe = [[3, 1, 4, 1, 5, 9, 2, 6], [5, 3, 5], [8, 9, 7, 9, 3], [3, 1, 4, 2, 7], [3, 1, 4, 1, 5, 8, 3]]
-    packed = pack([(ids, [1.0] * len(ids)) for ids in probe], model.device, shared=2)
+    packed = probe(model.device)
     with torch.no_grad():
-        alone = [_decoded(model, ids)[:-1] for ids in probe]
+        alone = [_decoded(model, ids)[:-1] for ids in _PROBE]
     AttentionInterface.register(ATTENTION, watched)
     AttentionMaskInterface.register(ATTENTION, _no_mask)
     before: Any = model.config._attn_implementation
@@ -166,11 +166,23 @@ def prepare(model: PreTrainedModel, *, longest: int = 0) -> None:
     if (why := longer_ones_differ(model.config, longest, has_window=any(windows))) is not None:
         model.set_attn_implementation(before)
         raise _unfit(model, why)
-    expected = torch.cat(alone).float()
-    difference = (together.float() - expected).abs().max() / expected.abs().max()
-    if expected.isfinite().all() and not difference < (_SAME if together.dtype == torch.float32 else 30 * _SAME):
+    if (why := unlike(together, torch.cat(alone))) is not None:
         model.set_attn_implementation(before)
-        raise _unfit(model, f"the difference is {difference:.1e}")
+        raise _unfit(model, why)
+
+
+def probe(device: torch.device) -> Packed:
+    """Short sequences that share beginnings of two lengths, every token learned."""
+    return pack([(ids, [1.0] * len(ids)) for ids in _PROBE], device, shared=2)
+
+
+def unlike(found: Tensor, expected: Tensor) -> str | None:
+    """How far hidden states of a probe are from what they should be, where that is more than rounding."""
+    found, exact = found.float(), expected.float()
+    difference = (found - exact).abs().max() / exact.abs().max()
+    if not exact.isfinite().all() or difference < (_SAME if expected.dtype == torch.float32 else 30 * _SAME):
+        return None
+    return f"the difference is {difference:.1e}"
 
 
 def _switch_off_dropout(model: PreTrainedModel) -> None:

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
     from luthier.nets.packing import Packed
 
+SHARED_PREFIXES = "shared prefixes"
+"""As a run and a forecast call them."""
+
 _PROBLEMS = 1000  # listed at most
 _SHARED = 8  # tokens that are worth to be computed once: each part that is shared costs a call in every layer
 _OPEN = 64  # micro-batches that are filled at the same time
@@ -153,11 +156,16 @@ def _dense(one: Rendered) -> Rendered:
 
 def shared_from(spec: TrainingSpec) -> int | None:
     """How many tokens rows of a micro-batch must begin with alike to have them once; None where each has its own."""
-    chosen = spec.share_prefixes
-    if chosen is None:
-        method = methods.load(spec.method.name)
-        chosen = not method(method.Options.read(spec.method.options, param="method.options")).drops
-    return _SHARED if chosen else None
+    return _SHARED if why_apart(spec) is None else None
+
+
+def why_apart(spec: TrainingSpec) -> str | None:
+    """Why rows that begin alike are each computed by themselves, where they are."""
+    if spec.share_prefixes is not None:
+        return None if spec.share_prefixes else "it was not asked for"
+    method = methods.load(spec.method.name)
+    drops = method(method.Options.read(spec.method.options, param="method.options")).drops
+    return "dropout would be drawn once for all rows" if drops else None
 
 
 def micro_batches(rows: Sequence[Encoded], limit_tokens: int, *, shared: int | None = None) -> list[list[Encoded]]:

@@ -38,6 +38,8 @@ class Started(Told):
     tokens_per_epoch: int
     trainable_parameters: int
     libraries: dict[str, str]
+    active: list[str] = Field(default=[], description="What is faster here than with the libraries alone.")
+    inactive: dict[str, str] = Field(default={}, description="What could be, and why it is not.")
 
 
 class Progress(Told):

@@ -16,12 +16,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from luthier.chat.renderers.base import renderer_for
 from luthier.chat.tokenizer import TOKENIZER_FILES, Tokenizer
 from luthier.records.reader import Reader, Record
 from luthier.records.source import LocalFile
 from luthier.storage import Storage
-from luthier.training.data import BatchPlan, Rows, micro_batches, read_rows, shared_from, tokens_of
+from luthier.training.data import (
+    SHARED_PREFIXES,
+    BatchPlan,
+    Rows,
+    micro_batches,
+    read_rows,
+    shared_from,
+    tokens_of,
+    why_apart,
+)
 from luthier.training.objectives.base import Encoded, Objective, objectives
 from luthier.training.precision import has_gpu
 from luthier.training.spec import DataFile, TrainingSpec, Value
@@ -72,6 +83,9 @@ class Forecast(Value):
     trainable_parameters: int
     processes: int = 1
     """That run on this machine."""
+    active: tuple[str, ...] = ()
+    inactive: dict[str, str] = Field(default={})
+    """What is faster than with the libraries alone, and what could be but is not, with why."""
     not_counted: tuple[str, ...] = ()
     """What is not in the figures, in words."""
     as_written: Estimate | None
@@ -213,6 +227,8 @@ class _Forecaster:
         )
         tried = self._available if own_bytes is None else own_bytes
         room = tried if self._asked is None else self._asked if written else min(self._asked, tried)
+        apart = why_apart(self._spec)  # trials share nothing
+        inactive = {name: why for name, why in took.inactive.items() if name != SHARED_PREFIXES} if took else {}
         return Forecast(
             device=device,
             memory_bytes=room,
@@ -223,6 +239,8 @@ class _Forecaster:
             tokens_per_step=self._training.tokens * plan.epochs / plan.total_steps,
             trainable_parameters=took.trainable_parameters if took else 0,
             processes=self._spec.processes,
+            active=(*([SHARED_PREFIXES] if apart is None else []), *(took.active if took else ())),
+            inactive=({} if apart is None else {SHARED_PREFIXES: apart}) | inactive,
             not_counted=_not_counted(self._spec, is_cpu=own_bytes is None),
             as_written=written,
             chosen=chosen,

@@ -23,13 +23,14 @@ from luthier.core.errors import (
     OutOfMemory,
     StorageUnavailable,
 )
+from luthier.nets.layers import fuse
 from luthier.nets.loading import DTYPES, load_model, this_device
 from luthier.nets.losses import prove_head
 from luthier.nets.packing import prepare
 from luthier.storage import Storage, digest
 from luthier.training.canary import CanaryRecorder
 from luthier.training.checkpoint import Checkpoint, Checkpoints
-from luthier.training.data import BatchPlan, Rows, RowsLost, read_rows, shared_from
+from luthier.training.data import SHARED_PREFIXES, BatchPlan, Rows, RowsLost, read_rows, shared_from, why_apart
 from luthier.training.emitter import Emitter, Silent, Superseded
 from luthier.training.events import (
     Cancelled,
@@ -145,6 +146,7 @@ def _play(
     if resumed is None and spec.start is not None:
         _begin(storage, spec.start, method, model)
     count = sum(parameter.numel() for parameter in method.trainable(model).values())
+    why_plain = fuse(model, joins=not processes.is_sharded) if spec.fused else "it was not asked for"
     if processes.is_sharded:
         sharded(model, processes)
     optimizer = Optimizer(
@@ -164,7 +166,8 @@ def _play(
         if validation is not None:
             validation = with_reference(storage, spec, "validation", validation, forward, check, **known)
     plan = BatchPlan(len(training.rows), spec.seed, spec.batch_size, spec.epochs)
-    _tell_started(emitter, plan, training, validation, count, resumed)
+    faster = {SHARED_PREFIXES: why_apart(spec), "fused layers": why_plain}
+    _tell_started(emitter, plan, training, validation, count, resumed, faster)
     damaged = [f"The checkpoint {key} is damaged; the one before it is taken." for key in checkpoints.damaged]
     for note in (*([why_another] if why_another else []), *damaged):
         emitter.emit(Noted, step=emitter.step, message=note)
@@ -250,6 +253,7 @@ def _tell_started(
     validation: Rows | None,
     trainable: int,
     resumed: Checkpoint | None,
+    faster: dict[str, str | None],
 ) -> None:
     emitter.emit(
         Started,
@@ -263,6 +267,8 @@ def _tell_started(
         trained_tokens_per_epoch=training.trained,
         tokens_per_epoch=training.tokens,
         trainable_parameters=trainable,
+        active=[name for name, why_not in faster.items() if why_not is None],
+        inactive={name: why_not for name, why_not in faster.items() if why_not is not None},
         libraries={name: version(name) for name in _LIBRARIES},
     )
 

@@ -101,6 +101,11 @@ class TrainingSpec(Value):
         description="Compute once what rows of a micro-batch begin with alike, such as a long system prompt or the prompt of a "
         "pair. Absent: unless there is dropout, which would then be drawn once for all of them.",
     )
+    fused: bool = Field(
+        default=True,
+        description="Compute layers of known kinds (Llama, Qwen2, Qwen3, GLM-4) by operations of our own; false: by the "
+        "library's.",
+    )
     threads: int = Field(ge=1, description="CPU threads of a process: part of the spec because sums depend on it.")
     processes: int = Field(
         default=1,

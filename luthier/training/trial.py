@@ -16,6 +16,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pydantic import Field
+
 from luthier.core import logs
 from luthier.core.errors import InternalError, OutOfMemory, RunFailed
 from luthier.storage import Storage
@@ -32,6 +34,8 @@ class Took(Value):
     room_bytes: int | None
     """Memory of the device that it could have used; None for that of the machine."""
     trainable_parameters: int
+    active: list[str] = Field(default=[], description="As a run says when it begins.")
+    inactive: dict[str, str] = Field(default={}, description="The same.")
     loading_seconds: float
     step_seconds: list[float]
     step_peak_bytes: list[int]
@@ -74,7 +78,7 @@ class _Gauge:
     evaluation: float | None = None
     sampling: float | None = None
     saving: float = 0.0
-    parameters: int = 0
+    started: Started | None = None
     failed: Failed | None = None
 
     def __call__(self, event: RunEvent) -> None:
@@ -85,7 +89,7 @@ class _Gauge:
             self.peaks[phase] = max(self.peaks.get(phase, 0), peak)
         match event:
             case Started():
-                self.loading, self.parameters = passed, event.trainable_parameters
+                self.loading, self.started = passed, event
             case Progress():
                 self.steps.append(passed)
                 self.step_peaks.append(peak)
@@ -175,7 +179,9 @@ def main(argv: list[str]) -> int:
     took = Took(
         device=device,
         room_bytes=room,
-        trainable_parameters=gauge.parameters,
+        trainable_parameters=gauge.started.trainable_parameters if gauge.started else 0,
+        active=gauge.started.active if gauge.started else [],
+        inactive=gauge.started.inactive if gauge.started else {},
         loading_seconds=gauge.loading,
         step_seconds=gauge.steps,
         step_peak_bytes=gauge.step_peaks,
