@@ -18,10 +18,10 @@ a peer packs several rows into one sequence: it takes them in an order of its ow
 
 A run is a process of its own. Told are medians over the rounds, with the least and the most:
 
-- steady: tokens a second from the end of the first optimizer step to the end of the last. Tokens are those of the rows as Luthier
-  counts them, both sequences of a pair in full and shared prompts each time, without padding, whatever a trainer does with them.
-- whole job: the same tokens over the time from the start of the process to its end, with loading, tokenising, compiling, the first
-  step and saving. What is beside the steady part, and then 300 rows at the steady rate, is the job of 300 rows, reckoned.
+- steady: tokens a second from the end of the first optimizer step to the end of the last. Tokens are those of the rows as
+  Luthier counts them, both sequences of a pair in full, shared prompts each time, without padding, whatever a trainer does.
+- whole job: the same tokens over the time from the start of the process to its end, with loading, tokenising, compiling, the
+  first step and saving. All that is beside the steady rate, and 300 rows at that rate, is the job of 300 rows, reckoned.
 - memory: the most that the process held, and those that it started with it.
 - share of the peak: of what torch's own product of large matrices does in the same round, at as many threads. The operations
   of a token are 4 × the weights of the linear layers (forward, and backward to the inputs: frozen weights need no more)
@@ -29,8 +29,9 @@ A run is a process of its own. Told are medians over the rounds, with the least 
   learned token 4 × the weights of the head. What a trainer computes beside these, or is spared, changes none of them.
 
 The exit code is 1 where a floor is missed, against the fastest setting of the fastest peer: steady 1.4 times in fp32 and 1.6 in
-bf16, with a shared prompt 2, dpo 1.8; memory no higher than that setting's; a job of 300 rows no slower. bf16 is measured only where
-the processor multiplies it.
+bf16, with a shared prompt 2, dpo 1.8; memory no higher than that setting's; a job of 300 rows no slower than by the quickest.
+bf16 is measured only where the processor multiplies it. Measure on a quiet machine: beside other work, threads that wait for
+each other lose far more than their share, and the trainers do not lose alike.
 """
 
 from __future__ import annotations
@@ -46,10 +47,10 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cache
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ import psutil
 
 from benchmarks.data_sets import Row
 from benchmarks.jobs import machine
-from benchmarks.trainers import ALPHA, BETA, RANK, Job
+from benchmarks.trainers import ALPHA, BETA, RANK, Job, Trained
 from benchmarks.training_rows import rows_of
 from luthier.chat.examples import sequences
 from luthier.chat.renderers.base import Renderer, renderer_for
@@ -65,7 +66,7 @@ from luthier.chat.tokenizer import TOKENIZER_FILES, Tokenizer
 from luthier.formats.base import formats
 from luthier.storage import Storage
 from luthier.training.data import BatchPlan
-from luthier.training.events import Failed, Progress, read_events
+from luthier.training.events import Failed, Progress, Started, read_events
 from luthier.training.precision import computes_in_bf16, has_gpu
 
 HERE = Path(__file__).parent
@@ -78,7 +79,7 @@ TORCH = "2.13.0"
 PEERS = {"llamafactory": "llamafactory==0.9.5", "swift": "ms-swift==4.6.0", "trl": "trl==1.16.0"}
 ALSO = {"trl": ("peft==0.21.2", "transformers==5.23.0")}
 OVERRIDES = f"torch=={TORCH}\ntorchvision; sys_platform == 'never'\ntorchaudio; sys_platform == 'never'\n"
-"""For every peer: the torch that Luthier has, and none of the packages beside it that are built for a GPU's and not used for text."""
+"""For every peer: the torch that Luthier has, without the packages that are built for that of a GPU and not used for text."""
 STAND_INS = {"llamafactory": "torchaudio"}
 """A module that a peer imports and, for text, never uses."""
 
@@ -90,12 +91,19 @@ SETTINGS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "dpo": {"llamafactory": ("one row",), "swift": ("one row",), "trl": ("one row", "padding free", "default padding")},
 }
+EMBEDDED = "embedded"
+TINY = "tiny"
+SHAPES = (EMBEDDED, "0.5b", TINY)
 OURS = "luthier"
 AUTOMATIC = "automatic"
 DATA = {"mixed": "sft", "shared": "sft", "dpo": "dpo"}
 BATCHES = {"mixed": 8, "shared": 8, "dpo": 2}
 RATES = {"sft": 2e-4, "dpo": 2e-5}
 FLOORS = {"mixed": {"fp32": 1.4, "bf16": 1.6}, "shared": {"fp32": 2.0, "bf16": 2.0}, "dpo": {"fp32": 1.8, "bf16": 1.8}}
+
+SCALING_LENGTHS = (64, 128, 256, 512, 900)
+SCALING_RANKS = (4, 16, 64)
+SCALING_BATCH_TOKENS = (768, 1024, 2048, 4096)
 
 NOT_RUN: dict[str, str] = {}
 """Settings and trainers that were tried and do not run on a processor, and why."""
@@ -121,14 +129,12 @@ class Case:
         return f"{self.data}, {model}, {self.precision}, {self.batch} rows a step, {self.threads} threads"
 
 
-EMBEDDED = "embedded"
-
-
 @dataclass(frozen=True)
 class Record:
-    """One run, as it is kept. `steps` are the seconds, tokens and loss until and of each step; `fault` says what ended it early.
+    """One run, as it is kept. `steps` are the seconds until the end of each step, the tokens until then and its loss.
 
-    `peak` are the operations a second of a large product in the same round.
+    `learned` are the tokens that the trainer learned, 0 where that cannot be seen, `peak` the operations a second of a large
+    product in the same round; `fault` says what ended a run early.
     """
 
     case: Case
@@ -138,6 +144,7 @@ class Record:
     at: str
     rows: int
     row_tokens: int
+    learned: int
     operations: float
     steps: list[tuple[float, int, float]]
     seconds: float
@@ -202,11 +209,11 @@ class Records:
 
 @dataclass(frozen=True)
 class Material:
-    """The rows of a case, their tokens, and the operations that training them takes at least."""
+    """The rows of a case, their tokens, and the operations of training them."""
 
     rows: list[Row]
     tokens: int
-    longest: int
+    learned: int
     operations: float
 
 
@@ -228,7 +235,7 @@ class Model:
             found += [one for row in sequences(values, self._renderer) for one in row]
         lengths = [len(one.tokens) for one in found]
         learned = sum(weight > 0 for one in found for weight in one.weights)
-        return Material(rows, sum(lengths), max(lengths), self._operations(lengths, learned))
+        return Material(rows, sum(lengths), learned, self._operations(lengths, learned))
 
     def _operations(self, lengths: list[int], learned: int) -> float:
         """As the head of this file says."""
@@ -241,6 +248,16 @@ class Model:
         adapter = layers * sum(RANK * (a + b) for a, b in shapes)
         attention = sum(6 * length**2 * queries * layers for length in lengths)
         return sum(lengths) * (4 * linear + 6 * adapter) + attention + 4 * learned * width * config["vocab_size"]
+
+
+_TINY = """
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+config = AutoConfig.from_pretrained(sys.argv[1])
+config.num_hidden_layers = 2
+torch.manual_seed(0)
+AutoModelForCausalLM.from_config(config).to(torch.bfloat16).save_pretrained(sys.argv[2])
+"""
 
 
 class Bench:
@@ -264,20 +281,22 @@ class Bench:
             return Model(embedded, card.name)
         folder = self._data / f"training-{shape}"
         if not (folder / "model.safetensors").is_file():
-            code = "import sys; from pathlib import Path; from benchmarks.engines import write_shape; write_shape(Path(sys.argv[1]), sys.argv[2])"
-            subprocess.run([sys.executable, "-c", code, str(folder), shape], check=True, cwd=HERE.parent)
+            code = _TINY if shape == TINY else "write_shape(Path(sys.argv[2]), sys.argv[3])"
+            code = f"import sys\nfrom pathlib import Path\nfrom benchmarks.engines import write_shape\n{code}"
+            subprocess.run([sys.executable, "-c", code, embedded, folder, shape], check=True, cwd=HERE.parent)
         for path in (path for path in embedded.iterdir() if path.name in TOKENIZER_FILES):
             shutil.copy(path, folder)  # any tokenizer will do for random numbers
         return Model(folder, str(folder))
 
-    def run(self, case: Case, trainer: str, setting: str, number: int, options: dict[str, Any] | None = None) -> Record:
+    def run(self, case: Case, trainer: str, setting: str, number: int) -> Record:
+        """One run. Luthier's setting is what is written beside the rest in its job file, as a line of it."""
         material, model = self.material(case), self.model(case.shape)
         python = self._environment(trainer) if trainer != OURS else Path(sys.executable)
         with tempfile.TemporaryDirectory() as scratch:
             if trainer == OURS:
-                steps, spent, libraries = self._ours(case, model, material, Path(scratch), options or {})
+                trained, spent = self._ours(case, setting, model, material, Path(scratch))
             else:
-                steps, spent, libraries = _peers(case, trainer, setting, python, model, material, Path(scratch))
+                trained, spent = _peers(case, trainer, setting, python, model, material, Path(scratch))
         return Record(
             case=case,
             trainer=trainer,
@@ -286,23 +305,23 @@ class Bench:
             at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             rows=len(material.rows),
             row_tokens=material.tokens,
+            learned=trained.steps[-1][2] if trained.steps else 0,
             operations=material.operations,
-            steps=steps,
+            steps=[(seconds, tokens, loss) for seconds, tokens, _, loss in trained.steps],
             seconds=round(spent.seconds, 2),
             memory=spent.memory,
             peak=matmul_peak(case.precision, case.threads, number),
-            libraries=libraries,
+            libraries=trained.libraries,
             fault=spent.fault,
         )
 
-    def _ours(
-        self, case: Case, model: Model, material: Material, scratch: Path, options: dict[str, Any]
-    ) -> tuple[list[tuple[float, int, float]], Spent, dict[str, str]]:
+    def _ours(self, case: Case, setting: str, model: Model, material: Material, scratch: Path) -> tuple[Trained, Spent]:
         """`luthier train` with a job file in which is written what all trainers have in common; the rest is automatic."""
         data = scratch / "rows.jsonl"
         data.write_text("".join(json.dumps(row) + "\n" for row in material.rows))
         steps = len(material.rows) // case.batch
-        rank = options.get("rank", RANK)
+        options = {} if setting == AUTOMATIC else tomllib.loads(setting)
+        rank = options.pop("rank", RANK)
         job = {
             "base_model": model.name,
             "training": data.name,
@@ -320,7 +339,7 @@ class Bench:
             "save_every_steps": steps,
             "evaluate_every_steps": steps,
             "samples": 0,
-            **{name: value for name, value in options.items() if name != "rank"},
+            **options,
         }
         tables = {"method_options": {"rank": rank, "alpha": rank * ALPHA / RANK, "dropout": 0.0}}
         if case.objective == "dpo":
@@ -335,17 +354,19 @@ class Bench:
             _environ(scratch, case.threads),
             HERE.parent,
         )
-        found: list[tuple[float, int, float]] = []
-        libraries: dict[str, str] = {}
+        found = Trained()
         for name in set(self._jobs()) - before:
             events = read_events(self._storage, f"runs/{name}", 1, -1)
             told = [event for event in events if isinstance(event, Progress)]
-            found = [(event.at.timestamp() - spent.began, event.trained_tokens, event.loss) for event in told]
-            libraries = next((event.libraries for event in events if event.type == "started"), {})
+            found.steps = [
+                (event.at.timestamp() - spent.began, event.trained_tokens, material.learned, event.loss)
+                for event in told
+            ]
+            found.libraries = next((event.libraries for event in events if isinstance(event, Started)), {})
             if events and isinstance(events[-1], Failed):
                 spent = replace(spent, fault=events[-1].message)
             self._storage.delete(f"runs/{name}")
-        return found, spent, libraries
+        return found, spent
 
     def _jobs(self) -> Iterator[str]:
         folder = self._data / "objects/runs"
@@ -381,7 +402,7 @@ class Bench:
 
 def _peers(
     case: Case, peer: str, setting: str, python: Path, model: Model, material: Material, scratch: Path
-) -> tuple[list[tuple[float, int, float]], Spent, dict[str, str]]:
+) -> tuple[Trained, Spent]:
     """A peer on the same rows, in the order in which Luthier takes them."""
     rows = len(material.rows)
     plan = BatchPlan(rows, SEED, case.batch, 1)
@@ -409,9 +430,8 @@ def _peers(
     spent = spend(command, _environ(scratch, case.threads), scratch)
     told = scratch / "trained.json"
     if not told.is_file():
-        return [], replace(spent, fault=spent.fault or "it wrote nothing"), {}
-    trained = json.loads(told.read_text())
-    return [(seconds, tokens, loss) for seconds, tokens, _, loss in trained["steps"]], spent, trained["libraries"]
+        return Trained(), replace(spent, fault=spent.fault or "it wrote nothing")
+    return Trained(**json.loads(told.read_text())), spent
 
 
 def _written_for(peer: str, row: Row) -> Row:
@@ -503,6 +523,31 @@ def matmul_peak(precision: str, threads: int, number: int) -> float:
     return float(done.stdout)
 
 
+def scaling(asked: argparse.Namespace) -> dict[str, dict[str, tuple[Case, str]]]:
+    """Runs of Luthier alone, by what changes and then by its values: the case and the setting."""
+    precision = next((one for one in asked.precision if _is_multiplied(one)), "fp32")
+    plain = Case("mixed", asked.shape, precision, asked.tokens, asked.batch or BATCHES["mixed"], asked.threads)
+    lengths = {f"even-{length}": length for length in SCALING_LENGTHS}
+    return {
+        "tokens of a row": {str(length): (replace(plain, data=data), AUTOMATIC) for data, length in lengths.items()},
+        "rank": {str(rank): (plain, AUTOMATIC if rank == RANK else f"rank = {rank}") for rank in SCALING_RANKS},
+        "micro_batch_tokens": {str(each): (plain, f"micro_batch_tokens = {each}") for each in SCALING_BATCH_TOKENS},
+        "rows of a step": {str(rows): (replace(plain, batch=rows), AUTOMATIC) for rows in (1, 2, 4, 8, 16)},
+        "threads": {str(each): (replace(plain, threads=each), AUTOMATIC) for each in range(1, asked.threads + 1)},
+        "model": {shape: (replace(plain, shape=shape), AUTOMATIC) for shape in SHAPES if shape != TINY},
+    }
+
+
+def report_scaling(tables: dict[str, dict[str, tuple[Case, str]]], records: list[Record]) -> None:
+    for what, values in tables.items():
+        print(f"\n| {what} | steady tokens/s | GB | of the peak | runs |\n|---|---|---|---|---|")
+        for value, (case, setting) in values.items():
+            if some := runs_of(records, case).get((OURS, setting)):
+                gigabytes = _spread([run.memory / 1e9 for run in some], 2)
+                steady, share = _spread([run.steady for run in some]), middle(some, "share")
+                print(f"| {value} | {steady} | {gigabytes} | {share:.0%} | {len(some)} |")
+
+
 # The tables
 
 
@@ -592,6 +637,7 @@ def _print_case(case: Case, runs: Runs) -> None:
             f"{middle(some, 'seconds_of_many'):.0f}",
             _spread([run.memory / 1e9 for run in some], 2),
             f"{middle(some, 'share'):.0%}",
+            f"{some[0].learned:,}" if some[0].learned else "",
         ]
         print(f"| {', '.join(key)} | {len(some)} | {' | '.join(cells)} |")
     _print_losses(runs)
@@ -631,29 +677,54 @@ def main() -> int:
         for data in asked.data
     ]
     print(f"    python -m benchmarks.training {' '.join(sys.argv[1:])}\n\n{machine(asked.threads)}.")
-    for case in [case for case in cases if case.precision == "bf16" and not (computes_in_bf16() or has_gpu())]:
+    if asked.scaling:
+        return _scale(asked, records)
+    for case in [case for case in cases if not _is_multiplied(case.precision)]:
         print(f"\n{case}: not measured, this processor does not multiply bf16.")
         cases.remove(case)
     if not asked.report:
         bench = Bench(asked.models, asked.environments)
-        for case, number, (trainer, setting) in _turns(cases, asked):
-            if not records.has(case, trainer, setting, number):
-                records.add(record := bench.run(case, trainer, setting, number))
-                told = _shortly(record.fault) if record.fault else f"{record.steady:.0f} tokens/s"
-                print(f"{time.strftime('%H:%M:%S')} {case}, round {number + 1}: {record.name}: {told}", file=sys.stderr)
+        for turn in _turns(cases, asked):
+            _take(bench, records, *turn)
     return 1 if report(cases, records.all) else 0
 
 
-def _turns(cases: list[Case], asked: argparse.Namespace) -> Iterator[tuple[Case, int, tuple[str, str]]]:
-    """Every run, a round after the other, in a round each trainer once and ours between any two peers."""
+def _scale(asked: argparse.Namespace, records: Records) -> int:
+    tables = scaling(asked)
+    if not asked.report:
+        bench = Bench(asked.models, asked.environments)
+        turns = dict.fromkeys(turn for values in tables.values() for turn in values.values())
+        for number in range(asked.rounds):
+            for case, setting in turns:
+                _take(bench, records, case, number, OURS, setting)
+    report_scaling(tables, records.all)
+    return 0
+
+
+def _take(bench: Bench, records: Records, case: Case, number: int, trainer: str, setting: str) -> None:
+    """A run, and its record; nothing where there is one."""
+    if records.has(case, trainer, setting, number):
+        return
+    records.add(record := bench.run(case, trainer, setting, number))
+    told = _shortly(record.fault) if record.fault else f"{record.steady:.0f} tokens/s"
+    print(f"{time.strftime('%H:%M:%S')} {case}, round {number + 1}: {record.name}: {told}", file=sys.stderr)
+
+
+def _is_multiplied(precision: str) -> bool:
+    """Whether this machine computes in it itself."""
+    return precision == "fp32" or computes_in_bf16() or has_gpu()
+
+
+def _turns(cases: list[Case], asked: argparse.Namespace) -> Iterator[tuple[Case, int, str, str]]:
+    """Every run, a round after the other: in a round each trainer's settings once."""
     for case in cases:
         for number in range(asked.rounds):
             if OURS in asked.peer:
-                yield case, number, (OURS, AUTOMATIC)
+                yield case, number, OURS, AUTOMATIC
             for peer, settings in SETTINGS[case.objective].items():
                 for setting in settings:
                     if peer in asked.peer and (not asked.setting or setting in asked.setting):
-                        yield case, number, (peer, setting)
+                        yield case, number, peer, setting
 
 
 def _asked() -> argparse.Namespace:
@@ -661,7 +732,7 @@ def _asked() -> argparse.Namespace:
     parser.add_argument("--peer", nargs="+", choices=[OURS, *PEERS], default=[OURS, *PEERS], help="trainers to run")
     parser.add_argument("--setting", nargs="+", help="of the peers' settings only these")
     parser.add_argument("--data", nargs="+", choices=[*DATA], default=[*DATA])
-    parser.add_argument("--shape", choices=[EMBEDDED, "0.5b"], default=EMBEDDED)
+    parser.add_argument("--shape", choices=SHAPES, default=EMBEDDED, help="tiny: to try the program out")
     parser.add_argument("--precision", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"])
     parser.add_argument("--tokens", type=int, help="of a run, about; absent: 12,000, of a larger shape 4,000")
     parser.add_argument("--batch", type=int, help="rows of an optimizer step; absent: 8, of dpo 2")
@@ -671,6 +742,9 @@ def _asked() -> argparse.Namespace:
     parser.add_argument("--models", type=Path, default=HERE.parent / ".luthier", help="folder with the embedded model")
     parser.add_argument(
         "--environments", type=Path, default=Path("~/.cache/luthier/peers"), help="folder of the peers' environments"
+    )
+    parser.add_argument(
+        "--scaling", action="store_true", help="Luthier alone, by length, rank, batch, threads and model"
     )
     parser.add_argument("--report", action="store_true", help="run nothing")
     asked = parser.parse_args()
