@@ -1,10 +1,10 @@
-"""One trainer in a process of its own, by the interpreter of its own environment: LLaMA-Factory, ms-swift or TRL.
+"""One trainer in a process of its own, by the interpreter of its own environment: LLaMA-Factory, ms-swift, TRL or axolotl.
 
     ENVIRONMENT/bin/python -P benchmarks/trainers.py '{"peer": "trl", "setting": "padding free", ...}'
 
 `benchmarks.training` starts it with a `Job` as JSON and reads the file that it writes, a `Trained`. Each peer is asked through
 its own configuration and started through the function behind its command. Beside it runs a watch on the Trainer of
-transformers, on which all three are built: it counts the tokens of every micro-batch that are no padding, and notes when an
+transformers, on which all of them are built: it counts the tokens of every micro-batch that are no padding, and notes when an
 optimizer step ended and which loss was logged for it. Nothing of Luthier is imported here.
 """
 
@@ -19,7 +19,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-LIBRARIES = ("llamafactory", "ms-swift", "trl", "torch", "transformers", "peft", "accelerate", "datasets")
+LIBRARIES = ("llamafactory", "ms-swift", "axolotl", "trl", "torch", "transformers", "peft", "accelerate", "datasets")
 RANK, ALPHA = 16, 32
 BETA = 0.1
 PACK_TOKENS = 1024
@@ -272,7 +272,57 @@ def trl(job: Job) -> None:
     trainer.save_model()
 
 
-PEERS = {"llamafactory": llamafactory, "swift": swift, "trl": trl}
+def axolotl(job: Job) -> None:
+    from axolotl.cli.train import do_cli  # pyright: ignore[reportMissingImports]
+
+    sizes = batches(job)
+    rows = {
+        "path": job.data,
+        "ds_type": "json",
+        "type": "chat_template",
+        "field_messages": "messages",
+        "roles_to_train": ["assistant"],
+        "train_on_eos": "turn",
+    }
+    settings = {
+        "base_model": job.model,
+        "tokenizer_type": "AutoTokenizer",
+        "chat_template": "tokenizer_default",
+        "datasets": [rows],
+        "dataset_prepared_path": f"{job.out}/prepared",
+        "output_dir": f"{job.out}/trained",
+        "adapter": "lora",
+        "lora_r": RANK,
+        "lora_alpha": ALPHA,
+        "lora_dropout": 0.0,
+        "lora_target_linear": True,
+        **dict.fromkeys(("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel"), False),  # of a GPU
+        "sequence_len": PACK_TOKENS if job.setting == "packing" else job.max_length,
+        "sample_packing": job.setting == "packing",
+        "attn_implementation": "sdpa",
+        "micro_batch_size": sizes["per_device_train_batch_size"],
+        "gradient_accumulation_steps": sizes["gradient_accumulation_steps"],
+        "num_epochs": 1,
+        "optimizer": "adamw_torch_fused",
+        "learning_rate": job.learning_rate,
+        "lr_scheduler": "constant",
+        "max_grad_norm": 1.0,
+        "shuffle_merged_datasets": False,
+        "curriculum_sampling": True,
+        "bf16": job.precision == "bf16",
+        "fp16": False,
+        "tf32": False,
+        "gradient_checkpointing": False,
+        "logging_steps": 1,
+        "seed": job.seed,
+        "use_cpu": True,
+    }
+    path = Path(job.out, "axolotl.json")  # which is YAML as well
+    path.write_text(json.dumps(settings))
+    do_cli(str(path))
+
+
+PEERS = {"axolotl": axolotl, "llamafactory": llamafactory, "swift": swift, "trl": trl}
 
 
 def libraries() -> dict[str, str]:

@@ -62,7 +62,7 @@ from benchmarks.trainers import ALPHA, BETA, RANK, Job, Trained
 from benchmarks.training_rows import rows_of
 from luthier.chat.examples import sequences
 from luthier.chat.renderers.base import Renderer, renderer_for
-from luthier.chat.tokenizer import TOKENIZER_FILES, Tokenizer
+from luthier.chat.tokenizer import Tokenizer
 from luthier.formats.base import formats
 from luthier.storage import Storage
 from luthier.training.data import BatchPlan
@@ -76,10 +76,17 @@ MAX_LENGTH = 1024
 SEED = 0
 TORCH = "2.13.0"
 
-PEERS = {"llamafactory": "llamafactory==0.9.5", "swift": "ms-swift==4.6.0", "trl": "trl==1.16.0"}
+PEERS = {
+    "llamafactory": "llamafactory==0.9.5",
+    "swift": "ms-swift==4.6.0",
+    "trl": "trl==1.16.0",
+    "axolotl": "axolotl==0.19.0",
+}
 ALSO = {"trl": ("peft==0.21.2", "transformers==5.23.0")}
 OVERRIDES = f"torch=={TORCH}\ntorchvision; sys_platform == 'never'\ntorchaudio; sys_platform == 'never'\n"
 """For every peer: the torch that Luthier has, without the packages that are built for that of a GPU and not used for text."""
+AS_STORED = {"llamafactory"}
+"""Peers that compute in the precision in which the weights are stored unless asked for bf16 or fp16."""
 STAND_INS = {"llamafactory": "torchaudio"}
 """A module that a peer imports and, for text, never uses."""
 
@@ -88,6 +95,7 @@ SETTINGS: dict[str, dict[str, tuple[str, ...]]] = {
         "llamafactory": ("one row", "neat packing"),
         "swift": ("one row",),
         "trl": ("one row", "padding free", "packing", "default padding"),
+        "axolotl": ("one row", "packing"),
     },
     "dpo": {"llamafactory": ("one row",), "swift": ("one row",), "trl": ("one row", "padding free", "default padding")},
 }
@@ -260,6 +268,13 @@ AutoModelForCausalLM.from_config(config).to(torch.bfloat16).save_pretrained(sys.
 """
 
 
+_COPY = """
+import sys, torch
+from transformers import AutoModelForCausalLM
+AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32).save_pretrained(sys.argv[2])
+"""
+
+
 class Bench:
     """Where runs are made: a data folder of Luthier's, and a folder with an environment for each peer."""
 
@@ -284,9 +299,19 @@ class Bench:
             code = _TINY if shape == TINY else "write_shape(Path(sys.argv[2]), sys.argv[3])"
             code = f"import sys\nfrom pathlib import Path\nfrom benchmarks.engines import write_shape\n{code}"
             subprocess.run([sys.executable, "-c", code, embedded, folder, shape], check=True, cwd=HERE.parent)
-        for path in (path for path in embedded.iterdir() if path.name in TOKENIZER_FILES):
-            shutil.copy(path, folder)  # any tokenizer will do for random numbers
+        _copy_tokenizer(embedded, folder)  # any will do for random numbers
         return Model(folder, str(folder))
+
+    def _weights(self, case: Case, peer: str) -> Path:
+        """What a peer gets: the model's, or a copy in the case's precision where it computes in that of the file."""
+        folder = self.model(case.shape).folder
+        if peer not in AS_STORED or case.precision == "bf16":
+            return folder
+        copy = self._data / f"training-{case.shape}-{case.precision}"
+        if not (copy / "tokenizer.json").is_file():
+            subprocess.run([sys.executable, "-c", _COPY, folder, copy], check=True)
+            _copy_tokenizer(folder, copy)
+        return copy
 
     def run(self, case: Case, trainer: str, setting: str, number: int) -> Record:
         """One run. Luthier's setting is what is written beside the rest in its job file, as a line of it."""
@@ -296,7 +321,9 @@ class Bench:
             if trainer == OURS:
                 trained, spent = self._ours(case, setting, model, material, Path(scratch))
             else:
-                trained, spent = _peers(case, trainer, setting, python, model, material, Path(scratch))
+                trained, spent = _peers(
+                    case, trainer, setting, python, self._weights(case, trainer), material, Path(scratch)
+                )
         return Record(
             case=case,
             trainer=trainer,
@@ -400,8 +427,13 @@ class Bench:
         return python
 
 
+def _copy_tokenizer(source: Path, target: Path) -> None:
+    for path in (*source.glob("tokenizer*.json"), *source.glob("chat_template.jinja")):
+        shutil.copy(path, target)
+
+
 def _peers(
-    case: Case, peer: str, setting: str, python: Path, model: Model, material: Material, scratch: Path
+    case: Case, peer: str, setting: str, python: Path, weights: Path, material: Material, scratch: Path
 ) -> tuple[Trained, Spent]:
     """A peer on the same rows, in the order in which Luthier takes them."""
     rows = len(material.rows)
@@ -413,7 +445,7 @@ def _peers(
         peer=peer,
         setting=setting,
         objective=case.objective,
-        model=str(model.folder),
+        model=str(weights),
         data=str(data),
         out=str(scratch),
         precision=case.precision,
