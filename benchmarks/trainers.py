@@ -212,7 +212,7 @@ def swift(job: Job) -> None:
     settings = {
         **common(job),
         "model": job.model,
-        "model_type": "llama3" if "llama" in Path(job.model, "config.json").read_text() else "qwen2_5",
+        "model_type": json.loads(Path(job.model, "config.json").read_text())["model_type"],
         "template": "chatml",
         "dataset": job.data,
         "tuner_type": "lora",

@@ -11,9 +11,9 @@ Trained is LoRA of rank 16 on all linear layers (alpha 32, no dropout) by AdamW 
 are made from a seed: `mixed` lengths, a long `shared` system prompt, and `dpo` with prompts much longer than the answers.
 The embedded model is trained, or with `--shape` random numbers in the shape of a larger one. Luthier is run as a user runs
 it, `luthier train` with a job file; each peer through its own configuration (see trainers.py). Gradient checkpointing is off
-for all, since it makes all slower; only what the assistant said is learned, but LLaMA-Factory and ms-swift learn one token more
-of each answer, the newline behind it. TRL and Luthier compute what the reference says once, before the first step of dpo;
-LLaMA-Factory and ms-swift have no such setting and compute it in each step. All take the rows in the same order, but where
+for all, since it makes all slower. Only what the assistant said is learned, but LLaMA-Factory and ms-swift learn one token
+more of each answer, the newline behind it, and in dpo TRL does so too. TRL and Luthier compute what the reference says once,
+before the first step of dpo; LLaMA-Factory and ms-swift have no such setting and compute it in each step. All take the rows in the same order, but where
 a peer packs several rows into one sequence: it takes them in an order of its own.
 
 A run is a process of its own. Told are medians over the rounds, with the least and the most:
@@ -113,8 +113,18 @@ SCALING_LENGTHS = (64, 128, 256, 512, 900)
 SCALING_RANKS = (4, 16, 64)
 SCALING_BATCH_TOKENS = (768, 1024, 2048, 4096)
 
-NOT_RUN: dict[str, str] = {}
-"""Settings and trainers that were tried and do not run on a processor, and why."""
+NOT_RUN = {
+    "ms-swift 4.6.0, packing and padding_free": 'refused: "requires a flash attention implementation"',
+    "LLaMA-Factory 0.9.5, neat packing of dpo": 'refused: "cannot be set as True except SFT"',
+    "ms-swift 4.6.0, dpo with the reference precomputed": "refused: precompute_ref_log_probs is not supported",
+    "unsloth 2026.10.7": 'import: "Unsloth cannot find any torch accelerator? You need a GPU."',
+    "torchtune 0.6.1": f"import beside torch {TORCH}: No module named 'torchao.dtypes.nf4tensor'",
+    "xtuner 0.2.0": "its engine imports torchvision, whose package for this torch is built for a GPU: "
+    "operator torchvision::nms does not exist",
+    "litgpt 0.5.13": "not tried beyond its start: its rows have one question and one answer, in forms of its own",
+    "axolotl 0.19.0, dpo": "not tried",
+}
+"""Trainers and settings that are not measured, and why: on a processor, by the packages of a registry."""
 
 
 @dataclass(frozen=True)
