@@ -13,8 +13,8 @@ The embedded model is trained, or with `--shape` random numbers in the shape of 
 it, `luthier train` with a job file; each peer through its own configuration (see trainers.py). Gradient checkpointing is off
 for all, since it makes all slower. Only what the assistant said is learned, but LLaMA-Factory and ms-swift learn one token
 more of each answer, the newline behind it, and in dpo TRL does so too. TRL and Luthier compute what the reference says once,
-before the first step of dpo; LLaMA-Factory and ms-swift have no such setting and compute it in each step. All take the rows in the same order, but where
-a peer packs several rows into one sequence: it takes them in an order of its own.
+before the first step of dpo; LLaMA-Factory and ms-swift have no such setting and compute it in each step. All take the rows
+in the same order, but where a peer packs several rows into one sequence: it takes them in an order of its own.
 
 A run is a process of its own. Told are medians over the rounds, with the least and the most:
 
@@ -42,6 +42,7 @@ import math
 import os
 import platform
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -207,7 +208,9 @@ class Record:
 
 
 class Records:
-    """A file with a line for each run, to which is only appended."""
+    """A file with a line for each run, to which is only appended. A run that failed is there as well: it is made again once
+    its line is taken out.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -526,7 +529,7 @@ def spend(command: list[str], env: dict[str, str], folder: Path) -> Spent:
                     process.kill()
                 most = max(most, held_together(process.pid))
                 time.sleep(0.2)
-        except KeyboardInterrupt:
+        except BaseException:
             process.terminate()
             process.wait()
             raise
@@ -712,6 +715,7 @@ def _shortly(fault: str) -> str:
 
 def main() -> int:
     asked = _asked()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what is being run ends as well
     records = Records(asked.records)
     cases = [
         Case(data, asked.shape, precision, asked.tokens, asked.batch or BATCHES[data], asked.threads)
