@@ -389,23 +389,28 @@ class Bench:
             lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
         (scratch / "job.toml").write_text("\n".join(lines) + "\n")
         before = set(self._jobs())
-        spent = spend(
-            [sys.executable, "-m", "luthier", "train", str(scratch / "job.toml"), "--data", str(self._data)],
-            _environ(scratch, case.threads),
-            HERE.parent,
-        )
         found = Trained()
-        for name in set(self._jobs()) - before:
-            events = read_events(self._storage, f"runs/{name}", 1, -1)
-            told = [event for event in events if isinstance(event, Progress)]
-            found.steps = [
-                (event.at.timestamp() - spent.began, event.trained_tokens, material.learned, event.loss)
-                for event in told
-            ]
-            found.libraries = next((event.libraries for event in events if isinstance(event, Started)), {})
-            if events and isinstance(events[-1], Failed):
-                spent = replace(spent, fault=events[-1].message)
-            self._storage.delete(f"runs/{name}")
+        try:
+            spent = spend(
+                [sys.executable, "-m", "luthier", "train", str(scratch / "job.toml"), "--data", str(self._data)],
+                _environ(scratch, case.threads),
+                HERE.parent,
+            )
+            for name in set(self._jobs()) - before:
+                events = read_events(self._storage, f"runs/{name}", 1, -1)
+                told = [event for event in events if isinstance(event, Progress)]
+                found.steps = [
+                    (event.at.timestamp() - spent.began, event.trained_tokens, material.learned, event.loss)
+                    for event in told
+                ]
+                found.libraries = next((event.libraries for event in events if isinstance(event, Started)), {})
+                if events and isinstance(events[-1], Failed):
+                    spent = replace(spent, fault=events[-1].message)
+        finally:
+            for name in set(self._jobs()) - before:
+                self._storage.delete(f"runs/{name}")
+        if not found.steps and not spent.fault:
+            spent = replace(spent, fault="the same job had run before: delete its folder in objects/runs")
         return found, spent
 
     def _jobs(self) -> Iterator[str]:
