@@ -101,7 +101,13 @@ def why_not(layer: nn.Module) -> str | None:
         return "its adapter is decomposed"
     if any(one.bias is not None for matrices in (adapted.lora_A, adapted.lora_B) for one in matrices.values()):
         return "its adapter has a bias"
-    return "its adapter is merged into the weights" if adapted.merged else None
+    if getattr(adapted, "lora_variant", None):
+        return "its adapter is of a kind of its own"
+    return (
+        "its adapter is merged into the weights, or switched off"
+        if adapted.merged or adapted.disable_adapters
+        else None
+    )
 
 
 class Layers:
@@ -154,13 +160,11 @@ class Layers:
         """The gradient of what was read, through the weights alone."""
         if self._joined is not None:
             return gradient @ self._joined
-        first, *others = (
-            (gradient[:, columns], base.weight.to(gradient.dtype))
-            for base, columns in zip(self._bases, self._columns, strict=True)
-        )
-        found = first[0] @ first[1]
-        for part, weight in others:
-            found.addmm_(part, weight)
+        found: Tensor | None = None
+        for base, columns in zip(self._bases, self._columns, strict=True):  # one weight of 4 bits is whole at a time
+            part, weight = gradient[:, columns], base.weight.to(gradient.dtype)
+            found = part @ weight if found is None else found.addmm_(part, weight)
+        assert found is not None
         return found
 
     def _bias(self) -> Tensor | None:

@@ -72,7 +72,7 @@ def over_tree(
 
     `root_21KPD` are keys and values that all see first.
     """
-    if query_1HTD.device.type != "cpu" or window is not None:
+    if query_1HTD.device.type != "cpu" or window is not None or value_1KTD.shape[-1] != query_1HTD.shape[-1]:
         return _by_paths(query_1HTD, key_1KTD, value_1KTD, segments, root_21KPD, scaling, window)
     given = [query_1HTD, key_1KTD, value_1KTD, *(() if root_21KPD is None else root_21KPD)]
     if torch.is_autocast_enabled("cpu"):  # as it does for torch's own attention
@@ -208,8 +208,11 @@ def _flash(
 def _join(said: Tensor, sums: Tensor, part: Tensor, total: Tensor) -> None:
     """Add what other keys say, in place."""
     joined = torch.logaddexp(sums, total)
-    kept, added = (torch.exp(one - joined)[..., None].to(said.dtype) for one in (sums, total))
-    said.mul_(kept).addcmul_(part, added)
+    kept, added = (torch.exp(one - joined)[..., None] for one in (sums, total))
+    if said.dtype == sums.dtype:
+        said.mul_(kept).addcmul_(part, added)
+    else:  # rounded once
+        said.copy_(said.to(sums.dtype).mul_(kept).addcmul_(part.to(sums.dtype), added))
     sums.copy_(joined)
 
 

@@ -5,6 +5,7 @@ Shapes: T tokens of all segments, E hidden size, O outputs of layers together, H
 
 from __future__ import annotations
 
+from functools import partial
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +25,11 @@ _KINDS = {"LlamaDecoderLayer": False, "Qwen2DecoderLayer": False, "Qwen3DecoderL
 
 
 def fuse(model: PreTrainedModel, *, joins: bool = True) -> str | None:
-    """Let passes over packed sequences go through our own layers; the reason where they cannot, and nothing is changed.
+    """Let passes over packed sequences go through our own layers; the reason where they cannot, and the library's compute.
 
     `model` went through `prepare`; adapters and prefixes are attached before. `joins` lays weights that read the same into
-    one tensor. What the layers say then is compared with what they said before.
+    one tensor. What the layers say then is compared with what they said before. From here on the model stays on its device and
+    in its type, and is not copied: the layers hold its weights.
     """
     decoder: Any = model.get_decoder()
     for layer in decoder.layers:
@@ -41,6 +43,8 @@ def fuse(model: PreTrainedModel, *, joins: bool = True) -> str | None:
                 layer.forward = MethodType(_Fused(layer, joins=joins), layer)
             why = unlike(hidden_states(model, packed), expected)
         except (AttributeError, TypeError, ValueError, RuntimeError) as changed:
+            if isinstance(changed, torch.OutOfMemoryError) or "alloc" in str(changed):
+                raise
             why = f"layers of type {type(decoder.layers[0]).__name__} are not what they were: {changed}"
     if why is not None:
         for layer in decoder.layers:
@@ -97,9 +101,24 @@ class _Fused:
     ) -> Tensor:
         if packed is None or position_embeddings is None:
             return self._plain(hidden_states, *given, position_embeddings=position_embeddings, **named)
+        compute = partial(self._computed, layer, position_embeddings, packed, prefix_L2KPD)
+        if (
+            layer.gradient_checkpointing and layer.training
+        ):  # the library does so around the forward pass that this replaces
+            return layer._gradient_checkpointing_func(compute, hidden_states)
+        return compute(hidden_states)
+
+    def _computed(
+        self,
+        layer: Any,
+        angles: tuple[Tensor, Tensor],
+        packed: Packed,
+        prefix_L2KPD: Tensor | None,
+        hidden_states: Tensor,
+    ) -> Tensor:
         x_TE, spans = hidden_states[0], packed.spans
         said_TO = self._qkv(x_TE, spans)
-        seen_TE = self._attention(layer.self_attn, said_TO, position_embeddings, packed, prefix_L2KPD)
+        seen_TE = self._attention(layer.self_attn, said_TO, angles, packed, prefix_L2KPD)
         if (after := getattr(layer, "post_self_attn_layernorm", None)) is None:
             x_TE = self._out(seen_TE, spans, residual=x_TE)
         else:
@@ -130,7 +149,7 @@ class _Fused:
         seen_1HTW = over_tree(
             query_THW.transpose(0, 1)[None],
             key_TKW.transpose(0, 1)[None],
-            value_TKW.transpose(0, 1)[None],
+            value_TKW.contiguous().transpose(0, 1)[None],  # else all that the layers said would be kept with it
             packed.segments,
             root,
             attention.scaling,

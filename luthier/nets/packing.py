@@ -158,7 +158,9 @@ def prepare(model: PreTrainedModel, *, longest: int = 0) -> None:
         model.set_attn_implementation(ATTENTION)
         with torch.no_grad():
             together = hidden_states(model, packed)[packed.chosen_N]
-    except (TypeError, ValueError, AttributeError) as unfit:
+    except (TypeError, ValueError, AttributeError, RuntimeError) as unfit:
+        if isinstance(unfit, torch.OutOfMemoryError) or "alloc" in str(unfit):
+            raise
         model.set_attn_implementation(before)
         raise _unfit(model, str(unfit)) from unfit
     finally:

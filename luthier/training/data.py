@@ -8,6 +8,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -188,18 +189,23 @@ def micro_batches(rows: Sequence[Encoded], limit_tokens: int, *, shared: int | N
 
 
 def _blocks(rows: Sequence[Encoded], limit_tokens: int, shared: int | None) -> list[tuple[list[Encoded], int]]:
-    """Rows that go together, and the tokens that they take: each by itself, or those that begin alike up to the limit."""
+    """Rows that go together, and the tokens that they take at most: each by itself, or those that begin alike up to the limit."""
     if shared is None:
         return [([row], row.length) for row in rows]
+    unsure = shared - 1  # tokens more than others share are laid apart where they are fewer than `shared`
     blocks: list[tuple[list[Encoded], int]] = []
     for row in sorted(rows, key=lambda row: sorting(_begins(row))):
+        most = row.length - sum(
+            max(in_common(np.asarray(one.tokens), np.asarray(two.tokens)) - unsure, 0)
+            for one, two in pairwise(row.sequences)
+        )
         if blocks and (common := in_common(_begins(blocks[-1][0][-1]), _begins(row))) >= shared:
             block, taken = blocks[-1]
-            if (together := taken + tokens_of([row], shared) - common) <= limit_tokens:
+            if (together := taken + most - (common - unsure)) <= limit_tokens:
                 block.append(row)
                 blocks[-1] = block, together
                 continue
-        blocks.append(([row], tokens_of([row], shared)))
+        blocks.append(([row], most))
     return blocks
 
 

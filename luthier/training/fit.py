@@ -405,7 +405,7 @@ class _Forecaster:
             "save_every_steps": _NEVER,
             "patience": None,
             "samples": 0,  # one below, in the trials that are quick
-            "share_prefixes": False,  # a row may be drawn twice; what a token takes is the same
+            "share_prefixes": False,  # a row may be drawn twice, which would be shared whole
             "processes": 1,
             "sharding": "none",
         }

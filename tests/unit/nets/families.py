@@ -28,6 +28,7 @@ SMALL = {
 }  # fmt: skip
 KINDS = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SMALL)),
+    "biases": lambda: LlamaForCausalLM(LlamaConfig(**SMALL, attention_bias=True, mlp_bias=True)),
     "smollm2": lambda: LlamaForCausalLM(LlamaConfig(**SMALL, tie_word_embeddings=True)),
     "qwen2.5": lambda: Qwen2ForCausalLM(Qwen2Config(**SMALL)),
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SMALL)),
@@ -39,5 +40,11 @@ KINDS = {
 
 
 def model_of(kind: str) -> PreTrainedModel:
+    """Its norms and biases say something too: the library begins them at 1 and 0."""
     torch.manual_seed(0)
-    return KINDS[kind]().eval()
+    model = KINDS[kind]().eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 1:
+                parameter.add_(torch.randn_like(parameter) * (0.3 if name.endswith("bias") else 0.1))
+    return model

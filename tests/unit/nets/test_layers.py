@@ -10,13 +10,14 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
+from luthier.nets import layers
 from luthier.nets.layers import fuse
 from luthier.nets.losses import learned_tokens
 from luthier.nets.packing import pack, prepare
 from luthier.nets.prefix import Prefix, put_prefix, seen
 from tests.unit.nets.families import model_of
 
-KNOWN = ["smollm2", "qwen2.5", "qwen3", "glm4"]
+KNOWN = ["smollm2", "biases", "qwen2.5", "qwen3", "glm4"]
 CPU = torch.device("cpu")
 ROWS = [
     ([1, 5, 6, 7, 8, 9], [0.0, 0, 0, 1, 1, 1]),
@@ -124,6 +125,31 @@ def test_a_learned_prefix(kind: str) -> None:
     found.backward()
     assert found.item() == pytest.approx(expected.item(), rel=1e-6)
     assert_same_gradients(model, exact)
+
+
+def test_layers_are_computed_again_where_that_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    model: Any = adapted("smollm2", "default").train()
+    prepare(model)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    assert fuse(model) is None
+    calls: list[int] = []
+    plainly_attended = layers.over_tree
+    monkeypatch.setattr(layers, "over_tree", lambda *given: (calls.append(1), plainly_attended(*given))[1])
+    exact = adapted("smollm2", "default").double()
+    plainly(exact, ROWS).backward()
+    loss = ours(model, ROWS, shared=2)
+    assert len(calls) == 2
+    loss.backward()
+    assert len(calls) == 4
+    assert_same_gradients(model, exact)
+
+
+def test_adapters_that_are_switched_off_are_not_fused() -> None:
+    model = adapted("smollm2", "default")
+    for module in model.modules():
+        if hasattr(module, "lora_A"):
+            module.enable_adapters(False)
+    assert fuse(model) == "its adapter is merged into the weights, or switched off"
 
 
 def test_what_is_not_packed_goes_through_the_library() -> None:

@@ -12,7 +12,7 @@ from luthier.formats.messages import Messages
 from luthier.nets.loading import load_model
 from luthier.nets.packing import prepare
 from luthier.testing import jsonl, toy_model, toy_rows, toy_tokenizer
-from luthier.training.data import BatchPlan, RowsLost, micro_batches, packed, read_rows
+from luthier.training.data import BatchPlan, RowsLost, micro_batches, packed, read_rows, tokens_of
 from luthier.training.objectives.base import Encoded
 from luthier.training.objectives.sft import Sft, SftOptions
 from luthier.training.spec import DataFile
@@ -88,6 +88,42 @@ def test_micro_batches_hold_every_row_within_the_limit(lengths, limit):
     assert sorted(row.length for group in groups for row in group) == sorted(lengths)
     assert all(len(group) == 1 or sum(row.length for row in group) <= limit for group in groups)
     assert len(groups) <= 1 + 2 * sum(lengths) // limit + sum(length > limit for length in lengths)
+
+
+BEGINNINGS = [[1] * 20, [1] * 20 + [2] * 5, [1] * 15, [3] * 40, []]
+
+
+@given(
+    drawn=st.lists(
+        st.lists(
+            st.tuples(st.sampled_from(BEGINNINGS), st.lists(st.integers(4, 9), min_size=1, max_size=12)),
+            min_size=1,
+            max_size=2,
+        ),
+        min_size=1,
+        max_size=25,
+    ),
+    limit=st.integers(8, 150),
+)
+def test_micro_batches_that_share_are_laid_within_the_limit(drawn, limit):
+    rows = [
+        Encoded(tuple(Rendered([*begin, *ids], [1.0] * len([*begin, *ids])) for begin, ids in row), number)
+        for number, row in enumerate(drawn)
+    ]
+    groups = micro_batches(rows, limit, shared=8)
+    assert sorted(row.row for group in groups for row in group) == list(range(len(rows)))
+    assert all(len(group) == 1 or tokens_of(group, 8) <= limit for group in groups)
+    laid = [packed(group, torch.device("cpu"), 8) for group in groups]
+    assert [len(one.input_ids_T) for one in laid] == [tokens_of(group, 8) for group in groups]
+
+
+def test_rows_that_begin_alike_go_together():
+    begin = [5] * 50
+    rows = [Encoded((Rendered([*begin, n] if n % 2 else [n] * 51, [1.0] * 51),), n) for n in range(6, 14)]
+    first, second, *others = micro_batches(rows, 110, shared=8)
+    together = next(group for group in (first, second, *others) if len(group) == 4)
+    assert [row.row for row in together] == [7, 9, 11, 13]
+    assert tokens_of(together, 8) == 54
 
 
 def read(storage, renderer, rows: list[dict], **asked):

@@ -39,6 +39,27 @@ def test_the_loss_falls_and_every_event_comes_in_its_order(storage, told):
     assert [event.step for event in events if event.type == "checkpoint_saved"] == [3, 6, 9, 12, 15, 18, 21, 24]
 
 
+@pytest.mark.parametrize(
+    ("method", "options", "inactive"),
+    [
+        ("lora", {}, {}),
+        ("ptuning_v2", {}, {}),
+        (
+            "lora",
+            {"dropout": 0.1},
+            {"shared prefixes": "dropout would be drawn once for all rows", "fused layers": "its adapter has dropout"},
+        ),
+        ("full", {}, {"fused layers": "its norms learn"}),
+    ],
+)
+def test_a_run_tells_what_is_faster_and_why_something_is_not(storage, told, method, options, inactive):
+    spec = toy_spec(storage, method=PluginChoice(name=method, options=options), epochs=1)
+    run(spec, storage)
+    started = told(spec)[0]
+    assert started.inactive == inactive
+    assert started.active == [name for name in ("shared prefixes", "fused layers") if name not in inactive]
+
+
 def test_what_is_told_adds_up(storage, told):
     rows = toy_rows(13)
     rows[12]["messages"][0]["content"] = "x" * 99
