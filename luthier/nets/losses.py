@@ -1,6 +1,6 @@
 """Log-probabilities, cross entropy and token accuracy, computed only where something is learned and a chunk at a time.
 
-Shapes: T tokens laid end to end, N learned positions, C of them in a chunk, D hidden size, V vocabulary.
+Shapes: T tokens laid end to end, N learned positions, U different ones of them, C in a chunk, D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -34,15 +34,26 @@ def learned_tokens(model: PreTrainedModel, packed: Packed, *, chunk: int | None 
     `model` went through `prepare` and `prove_head`. At most `chunk` positions have logits at a time, in the backward pass
     too; absent, as many as fit into some memory.
     """
-    hidden_ND = hidden_states(model, packed)[packed.chosen_N]
+    hidden_TD = hidden_states(model, packed)
+    asked_2N = torch.stack((packed.chosen_N, packed.targets_N))
+    once_2U, which_N = torch.unique(asked_2N, dim=1, return_inverse=True)
+    if once_2U.shape[1] == asked_2N.shape[1]:
+        return _learned(model, hidden_TD[packed.chosen_N], packed.targets_N, chunk)
+    said = _learned(
+        model, hidden_TD[once_2U[0]], once_2U[1], chunk
+    )  # rows that share a learned token ask the same of it
+    return Learned(said.logprobs_N[which_N], said.correct_N[which_N])
+
+
+def _learned(model: PreTrainedModel, hidden_ND: Tensor, targets_N: Tensor, chunk: int | None) -> Learned:
     size = chunk or _that_fits(model, hidden_ND.device)
     if torch.is_grad_enabled() and hidden_ND.requires_grad and _is_frozen(model):
-        return Learned(*_FrozenHead.apply(model, size, hidden_ND, packed.targets_N))
+        return Learned(*_FrozenHead.apply(model, size, hidden_ND, targets_N))
     if len(hidden_ND) <= size:
-        return Learned(*_of_chunk(model, hidden_ND, packed.targets_N))
+        return Learned(*_of_chunk(model, hidden_ND, targets_N))
     parts = [
         checkpoint(_of_chunk, model, hidden_CD, targets_C, use_reentrant=False)
-        for hidden_CD, targets_C in zip(hidden_ND.split(size), packed.targets_N.split(size), strict=True)
+        for hidden_CD, targets_C in zip(hidden_ND.split(size), targets_N.split(size), strict=True)
     ]
     return Learned(torch.cat([logprobs for logprobs, _ in parts]), torch.cat([correct for _, correct in parts]))
 

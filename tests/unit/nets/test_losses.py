@@ -120,6 +120,33 @@ def test_the_output_layer_sees_only_learned_positions_and_a_chunk_at_a_time() ->
     assert seen == [(12, 32), (5, 32), (5, 32), (2, 32), (2, 32), (5, 32), (5, 32)]
 
 
+def test_what_rows_share_and_learn_is_asked_of_the_output_layer_once() -> None:
+    model = model_of("llama")
+    prepare(model)
+    seen: list[int] = []
+    model.get_output_embeddings().register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    rows = [([1, 5, 6, 7, 8, 9], [1.0] * 6), ([1, 5, 6, 7, 4], [0.5] * 5), ([1, 5, 6, 7, 8, 9], [2.0] * 6)]
+    together = ours(model, rows, shared=2)
+    assert seen == [6]
+    torch.testing.assert_close(together, ours(model, rows))
+    assert seen == [6, 14]
+
+
+@pytest.mark.parametrize("kind", ["llama", "scaled", "divided"])
+def test_an_output_layer_that_does_not_learn_gives_the_same_gradients(kind: str) -> None:
+    exact, model = model_of(kind).double(), model_of(kind)
+    for one in (exact, model):
+        for parameter in one.get_output_embeddings().parameters():
+            parameter.requires_grad_(False)
+    plainly(exact, SEQUENCES).backward()
+    prepare(model)
+    ours(model, SEQUENCES, chunk=5).backward()
+    for (name, one), (_, other) in zip(model.named_parameters(), exact.named_parameters(), strict=True):
+        if other.grad is not None:
+            assert one.grad is not None
+            torch.testing.assert_close(one.grad.double(), other.grad, rtol=1e-4, atol=1e-5, msg=name)
+
+
 def test_attention_needs_no_matrix_of_all_tokens() -> None:
     model = model_of("llama")
     prepare(model)
