@@ -325,7 +325,10 @@ async def test_an_executor_that_cannot_start_at_all_fails_the_job_after_every_at
 
 
 async def starts(parts: Parts, executor: InlineExecutor, count: int) -> list[str]:
-    """Go round until so many processes were started, and on for a while; the names of all that were."""
+    """Go round until so many processes were started, and on for a while; the names of all that were, by their age.
+
+    Jobs get their cores one by one, the oldest first; processes of two that have theirs are started beside each other.
+    """
     async with asyncio.timeout(60):
         while len(executor.started) < count:
             await parts.training.once()
@@ -333,7 +336,7 @@ async def starts(parts: Parts, executor: InlineExecutor, count: int) -> list[str
     for _ in range(5):
         await parts.training.once()
         await asyncio.sleep(0.01)
-    return [launch.name for launch in executor.started]
+    return sorted(launch.name for launch in executor.started)
 
 
 @pytest.mark.parametrize(("threads", "together"), [(1, 2), (2, 1), (5, 1)])
