@@ -155,7 +155,7 @@ def _library_logits(model: PreTrainedModel, ids_N: Tensor, layers: int) -> Tenso
         config._attn_implementation = before
 
 
-def _panel(width: int, threads: int) -> int:
+def _piece(width: int, threads: int) -> int:
     """How many outputs of a layer are one piece: of a layer as wide as the model three for each thread, as long as they are worth
     a piece and their weights stay in the second cache.
     """
@@ -254,7 +254,7 @@ class Decoder:
         half = pool.keys_LPKD.dtype != torch.float32
         plan[[k.LAYERS, k.WIDTH, k.HEADS, k.KEY_HEADS]] = count, width, heads, key_heads
         plan[[k.HEAD, k.INNER, k.VOCABULARY, k.IS_HALF]] = head, inner, self._model.lm_head.out_features, half
-        plan[k.PANEL] = _panel(width, self._threads)
+        plan[k.PIECE] = _piece(width, self._threads)
         plan[k.EMBEDDING] = self._keep("embedding", base.embed_tokens.weight.detach())
         plan[k.FINAL_NORM] = self._numbers("norm", base.norm.weight)
         output = np.zeros(k.LINEAR, np.int64)
@@ -281,10 +281,22 @@ class Decoder:
         plan[k.FIRST_LAYER] = self._keep("layers", layers)
 
         most = self.most
-        plan[k.STREAM], plan[k.NORMED] = (self._zeros(name, most, width) for name in ("stream", "normed"))
-        plan[k.QUERIES], plan[k.MIXED] = (self._zeros(name, most, heads * head) for name in ("queries", "mixed"))
-        plan[k.KEYS], plan[k.VALUES] = (self._zeros(name, most, key_heads * head) for name in ("keys", "values"))
-        plan[k.GATED], plan[k.RAISED] = (self._zeros(name, most, inner) for name in ("gated", "raised"))
+        for field, name, columns in (
+            (k.STREAM, "stream", width),
+            (k.NORMED, "normed", width),
+            (k.ASKING, "asking", heads * head),
+            (k.KEYED, "keyed", key_heads * head),
+            (k.VALUED, "valued", key_heads * head),
+            (k.MIXED, "mixed", heads * head),
+            (k.GATED, "gated", inner),
+            (k.RAISED, "raised", inner),
+            (k.QUERIES, "queries", heads * head),
+            (k.KEYS, "keys", key_heads * head),
+            (k.VALUES, "values", key_heads * head),
+        ):
+            plan[field] = self._zeros(name, most, columns)
+        plan[k.OWN_STRIDE] = own = max(k.TOGETHER * max(width, heads * head, inner), k.WIDE * k.OUTPUT_PIECE)
+        plan[k.OWN] = self._zeros("own", self._threads, own)
         phases = count * k.PHASES_PER_LAYER + 3
         plan[k.COUNTERS] = self._keep("counters", np.zeros((phases, k.COUNTER // 8), np.int64))
         return layers

@@ -4,6 +4,10 @@ All threads of a crew run `work`. The pass is a row of phases, a phase a number 
 go on when the last one is done. A piece is some outputs of a layer, or some tokens, or key heads of these: never a part of a
 sum. So a number does not depend on how many threads there are, nor on which other tokens are in the pass.
 
+What linear layers read and write lies in panels of WIDE tokens, feature by feature: those of one feature side by side, as one
+or two vectors. Every sum goes through its inputs in turn, for all tokens of a panel at once. What attention reads and writes
+lies token by token.
+
 What a pass reads stands in its plan, an array of integers: sizes, and addresses of memory that its maker keeps alive.
 Shapes: N tokens, E width of the model, H heads, K key heads, D width of a head, F width of the feed-forward layer, V
 vocabulary, I inputs and O outputs of a linear layer, R an adapter's rank, L positions. Activations are floats in rows.
@@ -19,9 +23,12 @@ from numba import njit
 
 from luthier.nets.cpu import machine
 from luthier.nets.cpu.machine import (
+    LANES,
     MIX,
-    OWN,
+    OUTS_NARROW,
+    OUTS_WIDE,
     TILE,
+    WIDE,
     atomic_add,
     atomic_at,
     fetch,
@@ -30,10 +37,11 @@ from luthier.nets.cpu.machine import (
     int_at,
     mix,
     number_at,
-    own_floats,
+    outer,
     put_atomic,
     put_half,
     put_number,
+    squares,
     stands_alone,
     tile,
     two_to,
@@ -52,14 +60,15 @@ _exact = njit(**_inner, fastmath=False)  # said, or it would be as its first cal
 (LAYERS, WIDTH, HEADS, KEY_HEADS, HEAD, INNER, VOCABULARY, IS_HALF, PLACES, OUTSIDE) = range(10)
 (EMBEDDING, FIRST_LAYER, FINAL_NORM, OUTPUT, FLOATS, COSINES, SINES) = range(10, 17)
 # and buffers of one pass: activations, and what the threads share
-(STREAM, NORMED, QUERIES, KEYS, VALUES, MIXED, GATED, RAISED, THIN, THIN_STRIDE, SCORES, SCORES_STRIDE) = range(17, 29)
-(COUNTERS, OPEN, INSIDE) = range(29, 32)
+(STREAM, NORMED, ASKING, KEYED, VALUED, MIXED, GATED, RAISED) = range(17, 25)  # in panels
+(QUERIES, KEYS, VALUES, THIN, THIN_STRIDE, SCORES, SCORES_STRIDE, OWN, OWN_STRIDE) = range(25, 34)  # token by token
+(COUNTERS, OPEN, INSIDE) = range(34, 37)
 # and the tokens, those of one adapter next to each other
-(TOKENS, ROWS, RUNS, HAS_ADAPTERS, TABLE_STRIDE) = range(32, 37)
-(IDS, POSITIONS, SLOTS, SEQUENCES, SEEN, TABLES, WANTED, STARTS, RUN_PLACES, LOGITS) = range(37, 47)
+(TOKENS, ROWS, RUNS, HAS_ADAPTERS, TABLE_STRIDE) = range(37, 42)
+(IDS, POSITIONS, SLOTS, SEQUENCES, SEEN, TABLES, WANTED, STARTS, RUN_PLACES, LOGITS) = range(42, 52)
 # and what is one piece: outputs of a layer, key heads of some tokens, tokens
-(PANEL, HEADS_AT_ONCE, TOKENS_AT_ONCE) = range(47, 50)
-PLAN = 50
+(PIECE, HEADS_AT_ONCE, TOKENS_AT_ONCE) = range(52, 55)
+PLAN = 55
 
 # Floats of a plan
 EPSILON, SCALE = range(2)
@@ -80,10 +89,12 @@ COUNTER = 128
 TOGETHER = 8
 """Tokens in one piece, at most: each has scores of its own."""
 
-_OUTPUT_PANEL = 128  # outputs of the output layer in one piece
-_STRIP = 640  # inputs that are summed before the next, at most: some rows of both factors stay in the first cache
+OUTPUT_PIECE = 96
+"""Outputs of the output layer in one piece."""
+
+_STRIP = 320  # inputs that are summed before the next, at most: a panel's and the weights' stay in the first cache
 _PATIENCE = 4000  # looks at a counter before a thread gives way
-_ROWS = 48  # tokens that go through a panel before the next: their strip stays in the second cache
+_WIDEST, _WIDEST_NARROW = OUTS_WIDE[0], OUTS_NARROW[0]
 
 
 @_compiled
@@ -130,7 +141,91 @@ def _exponential(x):
     return (p * r * r + r + _ONE) * two_to(n)
 
 
-# Single rows
+# Panels
+
+
+@_compiled
+def _width(tokens, n):
+    """How many tokens the panel of token n has room for."""
+    return LANES if tokens - n // WIDE * WIDE <= LANES else WIDE
+
+
+@_compiled
+def _panels(tokens):
+    return (tokens + WIDE - 1) // WIDE
+
+
+@_compiled
+def _first(tokens, columns, n):
+    """Where token n's first feature is, of so many; the next is `_width` further."""
+    return n // WIDE * WIDE * columns + n % WIDE
+
+
+@_compiled
+def _begin(plan, panel):
+    """The embeddings of a panel's tokens into the stream; zeros where there is no token."""
+    stands_alone()
+    width, tokens = int_at(plan, WIDTH), int_at(plan, TOKENS)
+    step = _width(tokens, panel * WIDE)
+    for lane in range(step):
+        n = panel * WIDE + lane
+        row = int_at(plan, STREAM) + _first(tokens, width, n) * 4
+        if n >= tokens:
+            for i in range(width):
+                put_number(row, i * step, _ZERO)
+            continue
+        token = int_at(int_at(plan, IDS), n)
+        if int_at(plan, IS_HALF):
+            source = int_at(plan, EMBEDDING) + token * width * 2
+            for i in range(width):
+                put_number(row, i * step, half_at(source, i))
+        else:
+            source = int_at(plan, EMBEDDING) + token * width * 4
+            for i in range(width):
+                put_number(row, i * step, number_at(source, i))
+
+
+@_compiled
+def _norm_panel(plan, x, weight, y, step, worker):
+    """y = x / root of its mean square * weight, for the tokens of one panel of so many features as the model is wide."""
+    stands_alone()
+    width, epsilon = int_at(plan, WIDTH), number_at(int_at(plan, FLOATS), EPSILON)
+    factors = _own(plan, worker)
+    squares(step // LANES - 1, x, width, factors)
+    for lane in range(step):
+        mean = number_at(factors, lane) / np.float32(width)
+        put_number(factors, lane, _ONE / np.float32(math.sqrt(mean + epsilon)))
+    for i in range(width):
+        of_feature = number_at(weight, i)
+        for lane in range(step):
+            put_number(y, i * step + lane, number_at(x, i * step + lane) * number_at(factors, lane) * of_feature)
+
+
+@_compiled
+def _own(plan, worker):
+    """The address of floats that are this thread's."""
+    return int_at(plan, OWN) + worker * int_at(plan, OWN_STRIDE) * 4
+
+
+@_compiled
+def _pick(x, tokens, columns, n, y, first, last):
+    """y = the features of token n from `first` up to `last`, next to each other."""
+    stands_alone()
+    source, step = x + _first(tokens, columns, n) * 4, _width(tokens, n)
+    for i in range(first, last):
+        put_number(y, i - first, number_at(source, i * step))
+
+
+@_compiled
+def _lay(x, tokens, columns, n, y, first, last):
+    """The way back: the features from `first` on of token n in panels of y become those at x, next to each other."""
+    stands_alone()
+    target, step = y + _first(tokens, columns, n) * 4, _width(tokens, n)
+    for i in range(first, last):
+        put_number(target, i * step, number_at(x, i - first))
+
+
+# Single tokens
 
 
 @_compiled
@@ -143,22 +238,6 @@ def _norm(x, weight, y, width, epsilon):
     factor = _ONE / np.float32(math.sqrt(total / np.float32(width) + epsilon))
     for i in range(width):
         put_number(y, i, number_at(x, i) * factor * number_at(weight, i))
-
-
-@_compiled
-def _begin(plan, n):
-    """The embedding of token n into its row of the stream."""
-    stands_alone()
-    width, token = int_at(plan, WIDTH), int_at(int_at(plan, IDS), n)
-    row = int_at(plan, STREAM) + n * width * 4
-    if int_at(plan, IS_HALF):
-        source = int_at(plan, EMBEDDING) + token * width * 2
-        for i in range(width):
-            put_number(row, i, half_at(source, i))
-    else:
-        source = int_at(plan, EMBEDDING) + token * width * 4
-        for i in range(width):
-            put_number(row, i, number_at(source, i))
 
 
 @_compiled
@@ -182,19 +261,23 @@ def _place(plan, layer, n):
     sines = int_at(plan, SINES) + position * width * 2
     epsilon, scale = number_at(int_at(plan, FLOATS), EPSILON), number_at(int_at(plan, FLOATS), SCALE)
     query_norm, key_norm = int_at(layer, QUERY_NORM), int_at(layer, KEY_NORM)
+    tokens, size = int_at(plan, TOKENS), key_heads * width
+    queries = int_at(plan, QUERIES) + n * heads * width * 4
+    keys = int_at(plan, KEYS) + n * size * 4
+    values = int_at(plan, VALUES) + n * size * 4
+    _pick(int_at(plan, ASKING), tokens, heads * width, n, queries, _NO, heads * width)
+    _pick(int_at(plan, KEYED), tokens, size, n, keys, _NO, size)
+    _pick(int_at(plan, VALUED), tokens, size, n, values, _NO, size)
     for h in range(heads):
-        row = int_at(plan, QUERIES) + (n * heads + h) * width * 4
+        row = queries + h * width * 4
         if query_norm:
             _norm(row, query_norm, row, width, epsilon)
         _turn(row, cosines, sines, width, scale)
-    keys = int_at(plan, KEYS) + n * key_heads * width * 4
-    values = int_at(plan, VALUES) + n * key_heads * width * 4
     for h in range(key_heads):
         row = keys + h * width * 4
         if key_norm:
             _norm(row, key_norm, row, width, epsilon)
         _turn(row, cosines, sines, width, _ONE)
-    size = key_heads * width
     if int_at(plan, IS_HALF):
         key_slot, value_slot = int_at(layer, KEY_POOL) + slot * size * 2, int_at(layer, VALUE_POOL) + slot * size * 2
         for i in range(size):
@@ -213,7 +296,7 @@ def _attend(plan, layer, begin, end, first, last, worker):
     to `end`, all of one sequence.
 
     Keys and values of a block are near for all of these tokens. Those of one position lie next to each other for all heads:
-    who takes all of them reads memory in a row.
+    who takes all of them for one token reads memory in a row, and asks for a block while the one before is computed.
     """
     stands_alone()
     heads, key_heads, width = int_at(plan, HEADS), int_at(plan, KEY_HEADS), int_at(plan, HEAD)
@@ -225,9 +308,15 @@ def _attend(plan, layer, begin, end, first, last, worker):
     stride = int_at(plan, SCORES_STRIDE)
     scores = int_at(plan, SCORES) + worker * TOGETHER * heads * stride * 4
     apart = key_heads * width
+    is_alone, share = end - begin == 1 and last - first == key_heads, _BLOCK * width * size
     for block in range(blocks):
         keys = int_at(layer, KEY_POOL) + int_at(table, block) * _BLOCK * apart * size
+        following = int_at(layer, VALUE_POOL) + int_at(table, 0) * _BLOCK * apart * size
+        if block + 1 < blocks:
+            following = int_at(layer, KEY_POOL) + int_at(table, block + 1) * _BLOCK * apart * size
         for key_head in range(first, last):
+            if is_alone:
+                _fetch_all(following + key_head * share, share)
             near, after = keys + key_head * width * size, (key_head + 1) * group
             for n in range(begin, end):
                 count = min(_BLOCK, int_at(seen, n) - block * _BLOCK)
@@ -237,29 +326,36 @@ def _attend(plan, layer, begin, end, first, last, worker):
                     rows, query = min(TILE, after - head), int_at(plan, QUERIES) + (n * heads + head) * width * 4
                     target = scores + (((n - begin) * heads + head) * stride + block * _BLOCK) * 4
                     fours = (count + 3) // 4
-                    _products(rows, half, fours, near, apart, query, width, width, target, stride, _NO, _NO)
+                    _products(rows, half, fours, near, apart, query, width, width, target, stride)
+    mixed, columns = _own(plan, worker), heads * width
     for n in range(begin, end):
         for head in range(first * group, last * group):
             _soften(scores + ((n - begin) * heads + head) * stride * 4, int_at(seen, n))
-        mixed = int_at(plan, MIXED) + n * heads * width * 4
         for i in range(first * group * width, last * group * width):
-            put_number(mixed, i, _ZERO)
+            put_number(mixed, (n - begin) * columns + i, _ZERO)
     wide = width // MIX * MIX
     for block in range(blocks):
         values = int_at(layer, VALUE_POOL) + int_at(table, block) * _BLOCK * apart * size
+        following = int_at(layer, VALUE_POOL) + int_at(table, min(block + 1, blocks - 1)) * _BLOCK * apart * size
         for key_head in range(first, last):
+            if is_alone:
+                _fetch_all(following + key_head * share, share)
             near, after = values + key_head * width * size, (key_head + 1) * group
             for n in range(begin, end):
                 count = min(_BLOCK, int_at(seen, n) - block * _BLOCK)
                 if count <= 0:
                     continue
                 for head in range(key_head * group, after, TILE):
-                    rows, out = min(TILE, after - head), int_at(plan, MIXED) + (n * heads + head) * width * 4
+                    rows, out = min(TILE, after - head), mixed + ((n - begin) * columns + head * width) * 4
                     weights = scores + (((n - begin) * heads + head) * stride + block * _BLOCK) * 4
                     for d in range(0, wide, MIX):
                         _mixed(rows, half, _YES, weights, stride, near + d * size, apart, count, out + d * 4, width)
                     for d in range(wide, width, 4):
                         _mixed(rows, half, _NO, weights, stride, near + d * size, apart, count, out + d * 4, width)
+    left, right = first * group * width, last * group * width
+    for n in range(begin, end):
+        row = mixed + ((n - begin) * columns + left) * 4
+        _lay(row, int_at(plan, TOKENS), columns, n, int_at(plan, MIXED), left, right)
 
 
 @_compiled
@@ -280,9 +376,15 @@ def _soften(scores, count):
 
 
 @_exact
-def _products(rows, half, fours, w, w_stride, x, x_stride, count, y, y_stride, adds, ahead):
+def _products(rows, half, fours, w, w_stride, x, x_stride, count, y, y_stride):
     stands_alone()
-    tile(rows, half, fours, w, w_stride, x, x_stride, count, y, y_stride, adds, ahead)
+    tile(rows, half, fours, w, w_stride, x, x_stride, count, y, y_stride)
+
+
+@_exact
+def _summed(outs, half, wide, w, w_stride, x, count, y, adds, ahead):
+    stands_alone()
+    outer(outs, half, wide, w, w_stride, x, count, y, adds, ahead)
 
 
 @_exact
@@ -295,74 +397,63 @@ def _mixed(rows, half, wide, p, p_stride, v, v_stride, count, out, out_stride):
 
 
 @_compiled
-def _thin(plan, linear, x, t, run):
+def _thin(plan, linear, x, t, run, worker):
     """t_NR = A x of one adapter, for the tokens that use it."""
     stands_alone()
     place, rank, inputs = int_at(int_at(plan, RUN_PLACES), run), int_at(linear, RANK), int_at(linear, INPUTS)
     if place < 0 or rank == 0:
         return
     half, stride = int_at(plan, IS_HALF), int_at(plan, THIN_STRIDE)
+    tokens, row = int_at(plan, TOKENS), _own(plan, worker)
     a = int_at(linear, A) + place * rank * inputs * _bytes(half)
     end = int_at(int_at(plan, STARTS), run + 1)
     for n in range(int_at(int_at(plan, STARTS), run), end, TILE):
-        rows, row, target = min(TILE, end - n), x + n * inputs * 4, t + n * stride * 4
-        _products(rows, half, rank // 4, a, inputs, row, inputs, inputs, target, stride, _NO, _NO)
+        rows, target = min(TILE, end - n), t + n * stride * 4
+        for each in range(rows):
+            _pick(x, tokens, inputs, n + each, row + each * inputs * 4, _NO, inputs)
+        _products(rows, half, rank // 4, a, inputs, row, inputs, inputs, target, stride)
 
 
 @_compiled
-def _linear(plan, linear, x, tokens, t, y, start, end):
-    """y_NO = W x, B t of its adapter and the bias, for the outputs from `start` up to `end`; t is 0 where none is used."""
+def _linear(plan, linear, x, tokens, t, y, columns, start, end, worker):
+    """y_NO = W x, B t of its adapter and the bias, for the outputs from `start` up to `end`; t is 0 where none is used.
+
+    x and y are panels, those of y `columns` wide.
+    """
     stands_alone()
-    outputs, inputs, half = int_at(linear, OUTPUTS), int_at(linear, INPUTS), int_at(plan, IS_HALF)
-    weight, row = int_at(linear, WEIGHT), inputs * _bytes(half)
-    strip = inputs
-    if outputs % 4 == 0:  # four outputs that overlap others must not be added to
-        strips = (inputs + _STRIP - 1) // _STRIP
-        strip = ((inputs + strips - 1) // strips + 15) // 16 * 16
+    inputs, half = int_at(linear, INPUTS), int_at(plan, IS_HALF)
+    size = _bytes(half)
+    weight, row = int_at(linear, WEIGHT), inputs * size
+    strips = (inputs + _STRIP - 1) // _STRIP
+    strip = ((inputs + strips - 1) // strips + 7) // 8 * 8
     if t:
         _fetch_adapters(plan, linear, start, end)
-    widened = own_floats()
-    for first in range(0, tokens, _ROWS):
-        last = min(tokens, first + _ROWS)
-        tiles = (last - first + TILE - 1) // TILE
-        widens = half and tiles > 1 and 4 * strip <= OWN
-        comes_from_afar = first == 0  # from there on a panel's weights are in the second cache
-        for i in range(0, inputs, strip):
-            count = min(strip, inputs - i)
-            for at in range(start, end, 4):
-                o = min(at, outputs - 4)
-                w = weight + o * row + i * _bytes(half)
-                near, apart, is_half = w, inputs, half
-                if widens:
-                    if comes_from_afar and tiles < 4:
-                        for ahead in range(4, 8):
-                            _fetch_all(w + ahead * row, count * 2)
-                    _widen(w, inputs, widened, count)
-                    near, apart, is_half = widened, count, _NO
-                for n in range(first, last, TILE):
-                    rows, source, target = min(TILE, last - n), x + (n * inputs + i) * 4, y + (n * outputs + o) * 4
-                    ahead = near  # nothing more: it is in the first cache already
-                    if comes_from_afar and tiles >= 4 and n < 4 * TILE:  # one of the next four rows beside each tile
-                        ahead = w + (4 + n // TILE) * row
-                    elif comes_from_afar and not widens and tiles < 4:  # all four beside each
-                        ahead = _NO
-                    _products(rows, is_half, _YES, near, apart, source, inputs, count, target, outputs, i, ahead)
+    for i in range(0, inputs, strip):
+        count = min(strip, inputs - i)
+        for n in range(0, tokens, WIDE):
+            width = _width(tokens, n)
+            wide = width // LANES - 1
+            most = _WIDEST if wide else _WIDEST_NARROW
+            source = x + (n * inputs + i * width) * 4
+            o = start
+            while o < end:
+                outs = min(most, end - o)
+                if outs < most:  # 4, 2 and 1 at the end
+                    outs = 4 if outs >= 4 else 2 if outs >= 2 else 1
+                w = weight + o * row + i * size
+                ahead = w + outs * row if n == 0 else w  # later panels find them in the second cache
+                _summed(outs, half, wide, w, inputs, source, count, y + (n * columns + o * width) * 4, i, ahead)
+                o += outs
     if t and int_at(linear, RANK):
-        _add_adapters(plan, linear, t, y, start, end)
+        _add_adapters(plan, linear, t, y, columns, start, end, worker)
     bias = int_at(linear, BIAS)
     if bias:
-        for n in range(tokens):
+        for n in range(0, tokens, WIDE):
+            width = _width(tokens, n)
             for o in range(start, end):
-                put_number(y, n * outputs + o, number_at(y, n * outputs + o) + number_at(bias, o))
-
-
-@_compiled
-def _widen(w, stride, y, count):
-    """Four rows of `count` halves as floats, one after the other."""
-    stands_alone()
-    for row in range(4):
-        for i in range(count):
-            put_number(y + row * count * 4, i, half_at(w + row * stride * 2, i))
+                target, added = y + (n * columns + o * width) * 4, number_at(bias, o)
+                for lane in range(width):
+                    put_number(target, lane, number_at(target, lane) + added)
 
 
 @_compiled
@@ -384,36 +475,39 @@ def _fetch_adapters(plan, linear, start, end):
 
 
 @_compiled
-def _add_adapters(plan, linear, t, y, start, end):
+def _add_adapters(plan, linear, t, y, columns, start, end, worker):
     """y += B t for some outputs, each token by its own adapter; then the factor of a DoRA."""
     stands_alone()
     outputs, rank, half = int_at(linear, OUTPUTS), int_at(linear, RANK), int_at(plan, IS_HALF)
     stride, starts, factors = int_at(plan, THIN_STRIDE), int_at(plan, STARTS), int_at(linear, FACTOR)
+    tokens, added, count = int_at(plan, TOKENS), _own(plan, worker), end - start
     for run in range(int_at(plan, RUNS)):
         place, last = int_at(int_at(plan, RUN_PLACES), run), int_at(starts, run + 1)
         if place < 0:
             continue
         b = int_at(linear, B) + (place * outputs + start) * rank * _bytes(half)
-        fours = (end - start) // 4
         for n in range(int_at(starts, run), last, TILE):
-            rows, target = min(TILE, last - n), y + (n * outputs + start) * 4
-            _products(rows, half, fours, b, rank, t + n * stride * 4, stride, rank, target, outputs, _YES, _NO)
-        if factors:
-            for n in range(int_at(starts, run), last):
-                for o in range(start, end):
-                    factor = number_at(factors, place * outputs + o)
-                    put_number(y, n * outputs + o, number_at(y, n * outputs + o) * factor)
+            rows = min(TILE, last - n)
+            _products(rows, half, count // 4, b, rank, t + n * stride * 4, stride, rank, added, count)
+            for each in range(rows):
+                target, step = y + _first(tokens, columns, n + each) * 4, _width(tokens, n + each)
+                for o in range(count):
+                    place_of = (start + o) * step
+                    both = number_at(target, place_of) + number_at(added, each * count + o)
+                    if factors:
+                        both *= number_at(factors, place * outputs + start + o)
+                    put_number(target, place_of, both)
 
 
 @_compiled
-def _adapt(plan, phase, linear, count, x):
+def _adapt(plan, phase, linear, count, x, worker):
     """The thin activations of up to three linear layers that read the same x, for every adapter of the pass."""
     stands_alone()
     runs = int_at(plan, RUNS)
     piece = _taken(plan, phase)
     while piece < count * runs:
         which = piece // runs
-        _thin(plan, linear + which * LINEAR * 8, x, _thin_of(plan, which), piece % runs)
+        _thin(plan, linear + which * LINEAR * 8, x, _thin_of(plan, which), piece % runs, worker)
         _did(plan, phase)
         piece = _taken(plan, phase)
     _await(plan, phase, count * runs)
@@ -428,8 +522,23 @@ def _thin_of(plan, which):
 
 
 @_compiled
-def _panels(linear, panel):
-    return (int_at(linear, OUTPUTS) + panel - 1) // panel
+def _pieces(linear, piece):
+    return (int_at(linear, OUTPUTS) + piece - 1) // piece
+
+
+@_compiled
+def _norms(plan, phase, weight, worker):
+    """The stream's norm, panel by panel."""
+    stands_alone()
+    tokens, width = int_at(plan, TOKENS), int_at(plan, WIDTH)
+    panel = _taken(plan, phase)
+    while panel < _panels(tokens):
+        begin = panel * WIDE * width * 4
+        step = _width(tokens, panel * WIDE)
+        _norm_panel(plan, int_at(plan, STREAM) + begin, weight, int_at(plan, NORMED) + begin, step, worker)
+        _did(plan, phase)
+        panel = _taken(plan, phase)
+    _await(plan, phase, _panels(tokens))
 
 
 # The pass
@@ -439,42 +548,35 @@ def _panels(linear, panel):
 def _layer(plan, layer, phase, worker):
     """One layer: the stream goes in and out; returns the number of the next phase."""
     stands_alone()
-    tokens, width, has_adapters = int_at(plan, TOKENS), int_at(plan, WIDTH), int_at(plan, HAS_ADAPTERS)
-    panel = int_at(plan, PANEL)
-    stream, normed, mixed = int_at(plan, STREAM), int_at(plan, NORMED), int_at(plan, MIXED)
-    epsilon = number_at(int_at(plan, FLOATS), EPSILON)
+    tokens, has_adapters = int_at(plan, TOKENS), int_at(plan, HAS_ADAPTERS)
+    size = int_at(plan, PIECE)
+    normed, mixed = int_at(plan, NORMED), int_at(plan, MIXED)
     at_once = int_at(plan, TOKENS_AT_ONCE)
     pieces = (tokens + at_once - 1) // at_once
 
-    piece = _taken(plan, phase)
-    while piece < pieces:
-        for n in range(piece * at_once, min(tokens, (piece + 1) * at_once)):
-            row = n * width * 4
-            _norm(stream + row, int_at(layer, BEFORE_ATTENTION), normed + row, width, epsilon)
-        _did(plan, phase)
-        piece = _taken(plan, phase)
-    _await(plan, phase, pieces)
+    _norms(plan, phase, int_at(layer, BEFORE_ATTENTION), worker)
     phase += 1
 
     if has_adapters:
-        _adapt(plan, phase, layer + Q * 8, np.int64(3), normed)
+        _adapt(plan, phase, layer + Q * 8, np.int64(3), normed, worker)
         phase += 1
     q, k, v = layer + Q * 8, layer + K * 8, layer + V * 8
-    of_q, of_k = _panels(q, panel), _panels(k, panel)
-    panels = of_q + 2 * of_k
+    of_q, of_k = _pieces(q, size), _pieces(k, size)
+    parts = of_q + 2 * of_k
     piece = _taken(plan, phase)
-    while piece < panels:
+    while piece < parts:
         if piece < of_q:
-            which, linear, y, start = _NO, q, int_at(plan, QUERIES), piece
+            which, linear, y, start = _NO, q, int_at(plan, ASKING), piece
         elif piece < of_q + of_k:
-            which, linear, y, start = _YES, k, int_at(plan, KEYS), piece - of_q
+            which, linear, y, start = _YES, k, int_at(plan, KEYED), piece - of_q
         else:
-            which, linear, y, start = np.int64(2), v, int_at(plan, VALUES), piece - of_q - of_k
-        end = min(int_at(linear, OUTPUTS), (start + 1) * panel)
-        _linear(plan, linear, normed, tokens, _thin_of(plan, which), y, start * panel, end)
+            which, linear, y, start = np.int64(2), v, int_at(plan, VALUED), piece - of_q - of_k
+        outputs = int_at(linear, OUTPUTS)
+        end = min(outputs, (start + 1) * size)
+        _linear(plan, linear, normed, tokens, _thin_of(plan, which), y, outputs, start * size, end, worker)
         _did(plan, phase)
         piece = _taken(plan, phase)
-    _await(plan, phase, panels)
+    _await(plan, phase, parts)
     phase += 1
 
     piece = _taken(plan, phase)
@@ -504,43 +606,38 @@ def _layer(plan, layer, phase, worker):
     phase += 1
 
     if has_adapters:
-        _adapt(plan, phase, layer + O * 8, np.int64(1), mixed)
+        _adapt(plan, phase, layer + O * 8, np.int64(1), mixed, worker)
         phase += 1
-    _into_stream(plan, phase, layer + O * 8, mixed)
+    _into_stream(plan, phase, layer + O * 8, mixed, worker)
     phase += 1
 
-    piece = _taken(plan, phase)
-    while piece < pieces:
-        for n in range(piece * at_once, min(tokens, (piece + 1) * at_once)):
-            row = n * width * 4
-            _norm(stream + row, int_at(layer, BEFORE_INNER), normed + row, width, epsilon)
-        _did(plan, phase)
-        piece = _taken(plan, phase)
-    _await(plan, phase, pieces)
+    _norms(plan, phase, int_at(layer, BEFORE_INNER), worker)
     phase += 1
 
     if has_adapters:
-        _adapt(plan, phase, layer + GATE * 8, np.int64(2), normed)
+        _adapt(plan, phase, layer + GATE * 8, np.int64(2), normed, worker)
         phase += 1
     gate, up, inner = layer + GATE * 8, layer + UP * 8, int_at(plan, INNER)
     gated, raised = int_at(plan, GATED), int_at(plan, RAISED)
-    panels = _panels(gate, panel)
+    parts = _pieces(gate, size)
     piece = _taken(plan, phase)
-    while piece < panels:
-        start, end = piece * panel, min(inner, (piece + 1) * panel)
-        _linear(plan, gate, normed, tokens, _thin_of(plan, _NO), gated, start, end)
-        _linear(plan, up, normed, tokens, _thin_of(plan, _YES), raised, start, end)
-        for n in range(tokens):
-            _gate(gated + (n * inner + start) * 4, raised + (n * inner + start) * 4, end - start)
+    while piece < parts:
+        start, end = piece * size, min(inner, (piece + 1) * size)
+        _linear(plan, gate, normed, tokens, _thin_of(plan, _NO), gated, inner, start, end, worker)
+        _linear(plan, up, normed, tokens, _thin_of(plan, _YES), raised, inner, start, end, worker)
+        for n in range(0, tokens, WIDE):
+            step = _width(tokens, n)
+            begin = (n * inner + start * step) * 4
+            _gate(gated + begin, raised + begin, (end - start) * step)
         _did(plan, phase)
         piece = _taken(plan, phase)
-    _await(plan, phase, panels)
+    _await(plan, phase, parts)
     phase += 1
 
     if has_adapters:
-        _adapt(plan, phase, layer + DOWN * 8, np.int64(1), gated)
+        _adapt(plan, phase, layer + DOWN * 8, np.int64(1), gated, worker)
         phase += 1
-    _into_stream(plan, phase, layer + DOWN * 8, gated)
+    _into_stream(plan, phase, layer + DOWN * 8, gated, worker)
     return phase + 1
 
 
@@ -554,57 +651,83 @@ def _gate(gated, raised, count):
 
 
 @_compiled
-def _into_stream(plan, phase, linear, x):
+def _into_stream(plan, phase, linear, x, worker):
     """stream += a linear layer of x, whose outputs go through `normed`: nobody reads that at the time."""
     stands_alone()
     tokens, width, stream, y = int_at(plan, TOKENS), int_at(plan, WIDTH), int_at(plan, STREAM), int_at(plan, NORMED)
-    panel = int_at(plan, PANEL)
-    pieces = _panels(linear, panel)
+    size = int_at(plan, PIECE)
+    pieces = _pieces(linear, size)
     piece = _taken(plan, phase)
     while piece < pieces:
-        start, end = piece * panel, min(width, (piece + 1) * panel)
-        _linear(plan, linear, x, tokens, _thin_of(plan, _NO), y, start, end)
-        for n in range(tokens):
-            row = n * width
-            for o in range(start, end):
-                put_number(stream, row + o, number_at(stream, row + o) + number_at(y, row + o))
+        start, end = piece * size, min(width, (piece + 1) * size)
+        _linear(plan, linear, x, tokens, _thin_of(plan, _NO), y, width, start, end, worker)
+        for n in range(0, tokens, WIDE):
+            step = _width(tokens, n)
+            begin = n * width + start * step
+            for i in range(begin, begin + (end - start) * step):
+                put_number(stream, i, number_at(stream, i) + number_at(y, i))
         _did(plan, phase)
         piece = _taken(plan, phase)
     _await(plan, phase, pieces)
 
 
 @_compiled
+def _finish(plan, panel, worker):
+    """The norm of a panel of those tokens whose logits are wanted."""
+    stands_alone()
+    rows, tokens, width = int_at(plan, ROWS), int_at(plan, TOKENS), int_at(plan, WIDTH)
+    step, normed = _width(rows, panel * WIDE), int_at(plan, NORMED) + panel * WIDE * width * 4
+    for lane in range(step):
+        n = int_at(int_at(plan, WANTED), min(panel * WIDE + lane, rows - 1))
+        source, apart = int_at(plan, STREAM) + _first(tokens, width, n) * 4, _width(tokens, n)
+        for i in range(width):
+            put_number(normed, i * step + lane, number_at(source, i * apart))
+    _norm_panel(plan, normed, int_at(plan, FINAL_NORM), normed, step, worker)
+
+
+@_compiled
+def _say(plan, piece, worker):
+    """Some logits of all rows that are wanted."""
+    stands_alone()
+    output, rows, outputs = int_at(plan, OUTPUT), int_at(plan, ROWS), int_at(plan, VOCABULARY)
+    start, end = piece * OUTPUT_PIECE, min(outputs, (piece + 1) * OUTPUT_PIECE)
+    for n in range(0, rows, WIDE):
+        count, step, own = min(WIDE, rows - n), _width(rows, n), _own(plan, worker)
+        normed = int_at(plan, NORMED) + n * int_at(plan, WIDTH) * 4
+        _linear(plan, output, normed, count, _NO, own - start * step * 4, OUTPUT_PIECE, start, end, worker)
+        for lane in range(count):
+            target = int_at(plan, LOGITS) + (n + lane) * outputs * 4
+            for o in range(start, end):
+                put_number(target, o, number_at(own, (o - start) * step + lane))
+
+
+@_compiled
 def _pass(plan, worker):
-    tokens, rows, width = int_at(plan, TOKENS), int_at(plan, ROWS), int_at(plan, WIDTH)
+    tokens, rows = int_at(plan, TOKENS), int_at(plan, ROWS)
     phase = _NO
     piece = _taken(plan, phase)
-    while piece < tokens:
+    while piece < _panels(tokens):
         _begin(plan, piece)
         _did(plan, phase)
         piece = _taken(plan, phase)
-    _await(plan, phase, tokens)
+    _await(plan, phase, _panels(tokens))
     phase += 1
 
     for number in range(int_at(plan, LAYERS)):
         phase = _layer(plan, int_at(plan, FIRST_LAYER) + number * LAYER * 8, phase, worker)
 
-    normed = int_at(plan, NORMED)
     piece = _taken(plan, phase)
-    while piece < rows:
-        source = int_at(plan, STREAM) + int_at(int_at(plan, WANTED), piece) * width * 4
-        epsilon = number_at(int_at(plan, FLOATS), EPSILON)
-        _norm(source, int_at(plan, FINAL_NORM), normed + piece * width * 4, width, epsilon)
+    while piece < _panels(rows):
+        _finish(plan, piece, worker)
         _did(plan, phase)
         piece = _taken(plan, phase)
-    _await(plan, phase, rows)
+    _await(plan, phase, _panels(rows))
     phase += 1
 
-    output = int_at(plan, OUTPUT)
-    pieces, outputs = _panels(output, _OUTPUT_PANEL), int_at(plan, VOCABULARY)
+    pieces = _pieces(int_at(plan, OUTPUT), OUTPUT_PIECE)
     piece = _taken(plan, phase)
     while piece < pieces:
-        end = min(outputs, (piece + 1) * _OUTPUT_PANEL)
-        _linear(plan, output, normed, rows, _NO, int_at(plan, LOGITS), piece * _OUTPUT_PANEL, end)
+        _say(plan, piece, worker)
         _did(plan, phase)
         piece = _taken(plan, phase)
     _await(plan, phase, pieces)

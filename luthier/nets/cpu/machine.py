@@ -30,6 +30,8 @@ LANES = 16 if FEATURES.get("avx512f") else 8
 """Floats in a vector: what one register holds, two of them on ARM."""
 TILE = 6 if FEATURES.get("avx512f") or FEATURES.get("neon") else 3
 """Rows of activations that meet four rows of weights in registers: 12 sums where there are 16 registers, 24 where 32."""
+WIDE = 2 * LANES
+"""Tokens of a panel: activations of so many lie side by side, feature by feature; of LANES or fewer that are left, LANES."""
 FITS = llvm.get_process_triple().startswith(("x86_64", "aarch64", "arm64")) and sys.byteorder == "little"
 
 _I16, _I32, _I64, _F32 = ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
@@ -125,22 +127,6 @@ def fetch(typingctx: Any, address: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(_INT), code
-
-
-OWN = 4 * 768
-"""Floats that `own_floats` gives."""
-
-
-@_word
-def own_floats(typingctx: Any) -> Any:
-    """The address of OWN floats, which are the calling function's until it returns."""
-
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        with builder.goto_entry_block():  # not cgutils.alloca_once, which writes zeros at every call
-            place = builder.alloca(ir.ArrayType(_F32, OWN))
-        return builder.ptrtoint(place, _I64)
-
-    return _INT(), code
 
 
 # Numbers
@@ -265,6 +251,75 @@ def _sums_of_four(builder: Any, vectors: list[Any]) -> Any:
 
 
 @_word
+def outer(
+    typingctx: Any,
+    outs: Any,
+    half: Any,
+    wide: Any,
+    w: Any,
+    w_stride: Any,
+    x: Any,
+    count: Any,
+    y: Any,
+    adds: Any,
+    ahead: Any,
+) -> Any:
+    """y[o, n] (+)= sum of w[o, i] x[i, n] over i in turn, for the tokens n of one panel: WIDE where `wide` is 1, else LANES.
+
+    `outs` is one of OUTS_WIDE or OUTS_NARROW; there are `count` of i, a multiple of 4. Rows of x and y are as long as the
+    panel is wide, those of w `w_stride` numbers, halves where `half` is 1. Meanwhile rows of w from the address `ahead` on are
+    asked for, which are read next.
+    """
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        outs, half, wide, *rest = args
+        for is_wide, sizes in ((True, OUTS_WIDE), (False, OUTS_NARROW)):
+            for is_half in (False, True):
+                is_kind = builder.and_(
+                    builder.icmp_signed("==", wide, _I64(int(is_wide))),
+                    builder.icmp_signed("==", half, _I64(int(is_half))),
+                )
+                with builder.if_then(is_kind):
+                    for size in sizes:
+                        with builder.if_then(builder.icmp_signed("==", outs, _I64(size))):
+                            _outer(builder, size, 2 if is_wide else 1, is_half, *rest)
+        return context.get_dummy_value()
+
+    return types.void(*[_INT] * 10), code
+
+
+OUTS_WIDE, OUTS_NARROW = (6, 4, 2, 1), (8, 4, 2, 1)
+"""Outputs that `outer` takes at once: with their sums, 12 or 8 vectors, and what is read all registers are used."""
+
+
+@_word
+def squares(typingctx: Any, wide: Any, x: Any, count: Any, y: Any) -> Any:
+    """y[n] = sum of x[i, n] squared over `count` of i in turn, for the tokens of one panel as in `outer`."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        wide, x, count, y = args
+        byte, kind = ir.IntType(8).as_pointer(), ir.VectorType(_F32, LANES)
+        for vectors in (1, 2):
+            with builder.if_then(builder.icmp_signed("==", wide, _I64(vectors - 1))):
+                sums = [cgutils.alloca_once(builder, kind) for _ in range(vectors)]
+                for each in sums:
+                    builder.store(ir.Constant(kind, [0.0] * LANES), each)
+
+                def step(at: list[Any], sums: list[Any] = sums) -> None:
+                    for v, each in enumerate(sums):
+                        value = _vector(builder, at[0], v * LANES)
+                        builder.store(_fma(builder, value, value, builder.load(each)), each)
+
+                _walk(builder, count, [builder.inttoptr(x, byte)], [vectors * LANES * 4], step)
+                for v, each in enumerate(sums):
+                    target = builder.gep(builder.inttoptr(y, byte), [_I64(v * LANES * 4)])
+                    builder.store(builder.load(each), builder.bitcast(target, kind.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    return types.void(*[_INT] * 4), code
+
+
+@_word
 def tile(
     typingctx: Any,
     rows: Any,
@@ -277,31 +332,20 @@ def tile(
     count: Any,
     y: Any,
     y_stride: Any,
-    adds: Any,
-    ahead: Any,
 ) -> Any:
-    """y[n, o] (+)= sum of w[o, i] x[n, i] over i: 4 rows of w at a time, `fours` times, up to TILE rows of x.
+    """y[n, o] = sum of w[o, i] x[n, i] over i: 4 rows of w at a time, `fours` times, up to TILE rows of x.
 
     There are `count` of i, a multiple of 4; w is of halves where `half` is 1; strides are in numbers. The order of
-    additions depends on `count` alone. Meanwhile memory is asked for that is read later: as many bytes as a row of w has from
-    the address `ahead` on; where that is 0, and with fewer rows than TILE, the next four rows of w.
+    additions depends on `count` alone.
     """
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        def write(rows: int, is_half: bool) -> None:
-            if rows < TILE:  # memory takes longer than these
-                _tile(builder, rows, is_half, True, *args[2:])
-                return
-            with builder.if_else(builder.icmp_signed("==", args[-1], _I64(0))) as (then, otherwise):
-                with then:
-                    _tile(builder, rows, is_half, True, *args[2:])
-                with otherwise:
-                    _tile(builder, rows, is_half, False, *args[2:])
-
-        _for_each_case(builder, args[0], args[1], write)
+        _for_each_case(
+            builder, args[0], args[1], lambda rows, is_half: _tile(builder, rows, is_half, *args[2:])
+        )
         return context.get_dummy_value()
 
-    return types.void(*[_INT] * 12), code
+    return types.void(*[_INT] * 10), code
 
 
 @_word
@@ -344,11 +388,93 @@ def _for_each_case(builder: Any, rows: Any, half: Any, write: Callable[..., None
                     write(number, is_half)
 
 
+def _vector(builder: Any, pointer: Any, index: int) -> Any:
+    """LANES floats from place `index` on."""
+    kind = ir.VectorType(_F32, LANES)
+    place = builder.gep(pointer, [_I64(index * 4)])
+    return builder.load(builder.bitcast(place, kind.as_pointer()), align=4)
+
+
+def _spread(builder: Any, number: Any) -> Any:
+    """A vector of LANES of one number."""
+    kind = ir.VectorType(number.type, LANES)
+    lone = builder.insert_element(ir.Constant(kind, ir.Undefined), number, _I32(0))
+    return builder.shuffle_vector(lone, lone, _places([0] * LANES))
+
+
+def _outer(
+    builder: Any,
+    outs: int,
+    vectors: int,
+    is_half: bool,
+    w: Any,
+    w_stride: Any,
+    x: Any,
+    count: Any,
+    y: Any,
+    adds: Any,
+    ahead: Any,
+) -> None:
+    kind, ints = ir.VectorType(_F32, LANES), ir.VectorType(_I32, LANES)
+    byte = ir.IntType(8).as_pointer()
+    size, width = 2 if is_half else 4, vectors * LANES
+    w_bytes = builder.mul(w_stride, _I64(size))
+    offsets = [builder.mul(w_bytes, _I64(o)) for o in range(outs)]
+    zero = ir.Constant(kind, [0.0] * LANES)
+    sums = [[cgutils.alloca_once(builder, kind) for _ in range(vectors)] for _ in range(outs)]
+    for each in (each for row in sums for each in row):
+        builder.store(zero, each)
+
+    def add(at: list[Any], i: int, o: int, weight: Any) -> None:
+        for v in range(vectors):
+            activations = _vector(builder, at[1], i * width + v * LANES)
+            builder.store(_fma(builder, weight, activations, builder.load(sums[o][v])), sums[o][v])
+
+    def step(at: list[Any], many: int) -> None:
+        for o in range(outs):
+            _prefetch(builder, builder.gep(at[2], [offsets[o]]))
+        for i in range(0, many, 2):
+            pairs = []
+            for o in range(outs):
+                place = builder.gep(at[0], [builder.add(offsets[o], _I64(i * size))])
+                if not is_half:
+                    pairs.append([_float_at(builder, place, 0), _float_at(builder, place, 1)])
+                    continue
+                both = _spread(builder, builder.load(builder.bitcast(place, _I32.as_pointer()), align=2))
+                low = builder.shl(both, ir.Constant(ints, [16] * LANES))
+                high = builder.and_(both, ir.Constant(ints, [-65536] * LANES))
+                pairs.append([low, high])
+            for part in range(2):
+                for o in range(outs):
+                    weight = pairs[o][part]
+                    weight = builder.bitcast(weight, kind) if is_half else _spread(builder, weight)
+                    add(at, i + part, o, weight)
+
+    at = [builder.inttoptr(each, byte) for each in (w, x, ahead)]
+    many = 8
+    main = builder.sdiv(count, _I64(many))
+    rest = builder.sdiv(builder.sub(count, builder.mul(main, _I64(many))), _I64(4))
+    at = _walk(builder, main, at, [many * size, many * width * 4, many * size], lambda at: step(at, many))
+    _walk(builder, rest, at, [4 * size, 4 * width * 4, 4 * size], lambda at: step(at, 4))
+    is_added = builder.icmp_signed("!=", adds, _I64(0))
+    target = builder.inttoptr(y, byte)
+    for o in range(outs):
+        for v in range(vectors):
+            place = builder.gep(target, [_I64((o * width + v * LANES) * 4)])
+            place = builder.bitcast(place, kind.as_pointer())
+            before = builder.select(is_added, builder.load(place, align=4), zero)
+            builder.store(builder.fadd(before, builder.load(sums[o][v])), place, align=4)
+
+
+def _float_at(builder: Any, pointer: Any, index: int) -> Any:
+    place = builder.gep(pointer, [_I64(index * 4)])
+    return builder.load(builder.bitcast(place, _F32.as_pointer()), align=4)
+
+
 def _tile(
     builder: Any,
     rows: int,
     is_half: bool,
-    fetches_all: bool,
     fours: Any,
     w: Any,
     w_stride: Any,
@@ -357,8 +483,6 @@ def _tile(
     count: Any,
     y: Any,
     y_stride: Any,
-    adds: Any,
-    ahead: Any,
 ) -> None:
     zero, four = ir.Constant(ir.VectorType(_F32, LANES), [0.0] * LANES), ir.VectorType(_F32, 4)
     byte = ir.IntType(8).as_pointer()
@@ -371,7 +495,6 @@ def _tile(
     sums = [[cgutils.alloca_once(builder, zero.type) for _ in range(4)] for _ in range(rows)]
     main = builder.sdiv(count, _I64(LANES))
     rest = builder.sdiv(builder.sub(count, builder.mul(main, _I64(LANES))), _I64(4))
-    is_added = builder.icmp_signed("!=", adds, _I64(0))
     with cgutils.for_range(builder, fours) as outer:
         first = builder.mul(outer.index, _I64(4))
         for each in (each for row in sums for each in row):
@@ -381,23 +504,16 @@ def _tile(
             # activations first, then one weight at a time: with three rows that is all of 16 registers
             activations = [_lanes(builder, builder.gep(at[1], [offset]), lanes, False) for offset in x_offsets]
             for o in range(4):
-                # asked for here, or a processor waits for memory at the end of every row
-                if lanes == LANES and (fetches_all or o == 0):
-                    _prefetch(builder, builder.gep(at[2], [w_offsets[o]]) if fetches_all else at[2])
                 weights = _lanes(builder, builder.gep(at[0], [w_offsets[o]]), lanes, is_half)
                 for n in range(rows):
                     builder.store(_fma(builder, weights, activations[n], builder.load(sums[n][o])), sums[n][o])
 
-        begin = builder.add(w, builder.mul(four_rows, outer.index))
-        later = builder.add(begin, four_rows) if fetches_all else ahead
-        at = [builder.inttoptr(each, byte) for each in (begin, x, later)]
-        at = _walk(builder, main, at, [LANES * size, LANES * 4, LANES * size], lambda at: step(at, LANES))
-        _walk(builder, rest, at[:2], [4 * size, 16], lambda at: step(at, 4))
+        at = [builder.inttoptr(each, byte) for each in (builder.add(w, builder.mul(four_rows, outer.index)), x)]
+        at = _walk(builder, main, at, [LANES * size, LANES * 4], lambda at: step(at, LANES))
+        _walk(builder, rest, at, [4 * size, 16], lambda at: step(at, 4))
         for n in range(rows):
             target = builder.bitcast(_pointer(builder, ys[n], first, _F32), four.as_pointer())
-            total = _sums_of_four(builder, [builder.load(each) for each in sums[n]])
-            before = builder.select(is_added, builder.load(target, align=4), ir.Constant(four, [0.0] * 4))
-            builder.store(builder.fadd(before, total), target, align=4)
+            builder.store(_sums_of_four(builder, [builder.load(each) for each in sums[n]]), target, align=4)
 
 
 def _walk(builder: Any, times: Any, at: list[Any], apart: list[int], step: Callable[[list[Any]], None]) -> list[Any]:
