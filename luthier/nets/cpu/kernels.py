@@ -23,8 +23,10 @@ from numba import njit
 
 from luthier.nets.cpu import machine
 from luthier.nets.cpu.machine import (
+    FEW,
     LANES,
     MIX,
+    OUTS_FEW,
     OUTS_NARROW,
     OUTS_WIDE,
     TILE,
@@ -32,6 +34,7 @@ from luthier.nets.cpu.machine import (
     atomic_add,
     atomic_at,
     fetch,
+    few,
     give_way,
     half_at,
     int_at,
@@ -393,6 +396,12 @@ def _mixed(rows, half, wide, p, p_stride, v, v_stride, count, out, out_stride):
     mix(rows, half, wide, p, p_stride, v, v_stride, count, out, out_stride)
 
 
+@_exact
+def _summed_few(tokens, half, w, w_stride, x, count, y, adds, ahead):
+    stands_alone()
+    few(tokens, half, w, w_stride, x, count, y, adds, ahead)
+
+
 # Linear layers
 
 
@@ -428,22 +437,38 @@ def _linear(plan, linear, x, tokens, t, y, columns, start, end, worker):
     strip = ((inputs + strips - 1) // strips + 7) // 8 * 8
     if t:
         _fetch_adapters(plan, linear, start, end)
-    for i in range(0, inputs, strip):
-        count = min(strip, inputs - i)
-        for n in range(0, tokens, WIDE):
-            width = _width(tokens, n)
-            wide = width // LANES - 1
-            most = _WIDEST if wide else _WIDEST_NARROW
-            source = x + (n * inputs + i * width) * 4
-            o = start
-            while o < end:
-                outs = min(most, end - o)
-                if outs < most:  # 4, 2 and 1 at the end
-                    outs = 4 if outs >= 4 else 2 if outs >= 2 else 1
-                w = weight + o * row + i * size
-                ahead = w + outs * row if n == 0 else w  # later panels find them in the second cache
-                _summed(outs, half, wide, w, inputs, source, count, y + (n * columns + o * width) * 4, i, ahead)
-                o += outs
+    # one panel: whole rows of weights one after the other, as they lie in memory; else as many as stay in the second cache
+    are_few = tokens <= FEW
+    group = end - start
+    if tokens <= WIDE:
+        group = OUTS_FEW if are_few else _WIDEST_NARROW if tokens <= LANES else _WIDEST
+    for some in range(start, end, group):
+        for i in range(0, inputs, strip):
+            count = min(strip, inputs - i)
+            for n in range(0, tokens, WIDE):
+                width = _width(tokens, n)
+                wide = width // LANES - 1
+                most = _WIDEST if wide else _WIDEST_NARROW
+                source = x + (n * inputs + i * width) * 4
+                o, last = some, min(some + group, end)
+                while o < last:
+                    outs = min(most, last - o)
+                    if are_few and last - o == OUTS_FEW:
+                        outs = OUTS_FEW
+                    elif outs < most:  # 4, 2 and 1 at the end
+                        outs = 4 if outs >= 4 else 2 if outs >= 2 else 1
+                    w = weight + o * row + i * size
+                    ahead = w  # later panels find them in the second cache
+                    if tokens <= WIDE:
+                        ahead = w + strip * size if i + strip < inputs else w + outs * row - i * size
+                    elif n == 0:
+                        ahead = w + outs * row
+                    target = y + (n * columns + o * width) * 4
+                    if outs == OUTS_FEW:
+                        _summed_few(tokens, half, w, inputs, source, count, target, i, ahead)
+                    else:
+                        _summed(outs, half, wide, w, inputs, source, count, target, i, ahead)
+                    o += outs
     if t and int_at(linear, RANK):
         _add_adapters(plan, linear, t, y, columns, start, end, worker)
     bias = int_at(linear, BIAS)

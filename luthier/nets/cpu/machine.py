@@ -293,6 +293,39 @@ OUTS_WIDE, OUTS_NARROW = (6, 4, 2, 1), (8, 4, 2, 1)
 
 
 @_word
+def few(
+    typingctx: Any,
+    tokens: Any,
+    half: Any,
+    w: Any,
+    w_stride: Any,
+    x: Any,
+    count: Any,
+    y: Any,
+    adds: Any,
+    ahead: Any,
+) -> Any:
+    """As `outer`, to the bit, for OUTS_FEW outputs and the first `tokens`, up to FEW, of a panel of LANES.
+
+    It reads weights by whole vectors, and turns them in registers: it waits for memory alone.
+    """
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        tokens, half, *rest = args
+        for is_half in (False, True):
+            with builder.if_then(builder.icmp_signed("==", half, _I64(int(is_half)))):
+                for number in range(1, FEW + 1):
+                    with builder.if_then(builder.icmp_signed("==", tokens, _I64(number))):
+                        _few(builder, number, is_half, *rest)
+        return context.get_dummy_value()
+
+    return types.void(*[_INT] * 9), code
+
+
+FEW, OUTS_FEW = 4, 2 * LANES
+
+
+@_word
 def squares(typingctx: Any, wide: Any, x: Any, count: Any, y: Any) -> Any:
     """y[n] = sum of x[i, n] squared over `count` of i in turn, for the tokens of one panel as in `outer`."""
 
@@ -464,6 +497,82 @@ def _outer(
             place = builder.bitcast(place, kind.as_pointer())
             before = builder.select(is_added, builder.load(place, align=4), zero)
             builder.store(builder.fadd(before, builder.load(sums[o][v])), place, align=4)
+
+
+def _few(
+    builder: Any,
+    tokens: int,
+    is_half: bool,
+    w: Any,
+    w_stride: Any,
+    x: Any,
+    count: Any,
+    y: Any,
+    adds: Any,
+    ahead: Any,
+) -> None:
+    kind, byte = ir.VectorType(_F32, LANES), ir.IntType(8).as_pointer()
+    size, groups = 2 if is_half else 4, OUTS_FEW // LANES
+    w_bytes = builder.mul(w_stride, _I64(size))
+    offsets = [builder.mul(w_bytes, _I64(o)) for o in range(OUTS_FEW)]
+    sums = [[cgutils.alloca_once(builder, kind) for _ in range(groups)] for _ in range(tokens)]
+    for each in (each for row in sums for each in row):
+        builder.store(ir.Constant(kind, [0.0] * LANES), each)
+
+    def step(at: list[Any], lanes: int) -> None:
+        for group in range(groups):
+            own = offsets[group * LANES : (group + 1) * LANES]
+            for offset in own:
+                _prefetch(builder, builder.gep(at[2], [offset]))
+            rows = [_lanes(builder, builder.gep(at[0], [offset]), lanes, is_half) for offset in own]
+            for i, weights in enumerate(_turned(builder, rows)[:lanes]):
+                for n in range(tokens):
+                    lone = _spread(builder, _float_at(builder, at[1], i * LANES + n))
+                    builder.store(_fma(builder, weights, lone, builder.load(sums[n][group])), sums[n][group])
+
+    main = builder.sdiv(count, _I64(LANES))
+    rest = builder.sdiv(builder.sub(count, builder.mul(main, _I64(LANES))), _I64(4))
+    at = [builder.inttoptr(each, byte) for each in (w, x, ahead)]
+    apart = [size, LANES * 4, size]
+    at = _walk(builder, main, at, [LANES * each for each in apart], lambda at: step(at, LANES))
+    _walk(builder, rest, at, [4 * each for each in apart], lambda at: step(at, 4))
+    is_added = builder.icmp_signed("!=", adds, _I64(0))
+    for n in range(tokens):
+        for o in range(OUTS_FEW):
+            place = _pointer(builder, y, _I64(o * LANES + n), _F32)
+            before = builder.select(is_added, builder.load(place, align=4), _F32(0.0))
+            total = builder.extract_element(builder.load(sums[n][o // LANES]), _I32(o % LANES))
+            builder.store(builder.fadd(before, total), place, align=4)
+
+
+def _turned(builder: Any, rows: list[Any]) -> list[Any]:
+    """The columns of a square of vectors: turned four by four first, then by fours."""
+    groups = range(0, LANES, 4)
+
+    def picked(a: Any, b: Any, places: list[int]) -> Any:
+        """Of every group of four: 0 to 3 are of `a`, 4 to 7 of `b`."""
+        where = [g + p if p < 4 else LANES + g + p - 4 for g in groups for p in places]
+        return builder.shuffle_vector(a, b, _places(where))
+
+    turned: list[Any] = [None] * LANES
+    for first in groups:
+        a, b, c, d = rows[first : first + 4]
+        ab, cd = picked(a, b, [0, 4, 1, 5]), picked(c, d, [0, 4, 1, 5])
+        more_ab, more_cd = picked(a, b, [2, 6, 3, 7]), picked(c, d, [2, 6, 3, 7])
+        turned[first] = picked(ab, cd, [0, 1, 4, 5])
+        turned[first + 1] = picked(ab, cd, [2, 3, 6, 7])
+        turned[first + 2] = picked(more_ab, more_cd, [0, 1, 4, 5])
+        turned[first + 3] = picked(more_ab, more_cd, [2, 3, 6, 7])
+    apart = 4
+    while apart < LANES:
+        for i in (i for i in range(LANES) if not i & apart):
+            a, b = turned[i], turned[i + apart]
+            low = [lane if not lane & apart else LANES + lane - apart for lane in range(LANES)]
+            high = [lane + apart if not lane & apart else LANES + lane for lane in range(LANES)]
+            turned[i] = builder.shuffle_vector(a, b, _places(low))
+            turned[i + apart] = builder.shuffle_vector(a, b, _places(high))
+        apart *= 2
+    return turned
 
 
 def _float_at(builder: Any, pointer: Any, index: int) -> Any:
