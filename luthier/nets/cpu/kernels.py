@@ -26,7 +26,6 @@ from luthier.nets.cpu.machine import (
     FEW,
     LANES,
     MIX,
-    OUTS_FEW,
     OUTS_NARROW,
     OUTS_WIDE,
     TILE,
@@ -97,7 +96,6 @@ OUTPUT_PIECE = 96
 
 _STRIP = 320  # inputs that are summed before the next, at most: a panel's and the weights' stay in the first cache
 _PATIENCE = 4000  # looks at a counter before a thread gives way
-_WIDEST, _WIDEST_NARROW = OUTS_WIDE[0], OUTS_NARROW[0]
 
 
 @_compiled
@@ -424,6 +422,13 @@ def _thin(plan, linear, x, t, run, worker):
 
 
 @_compiled
+def _so_many(left, width):
+    """How many of the outputs that are left go at once."""
+    most, fewer, fewest = OUTS_WIDE if width == WIDE else OUTS_NARROW
+    return most if left >= most else fewer if left >= fewer else fewest
+
+
+@_compiled
 def _linear(plan, linear, x, tokens, t, y, columns, start, end, worker):
     """y_NO = W x, B t of its adapter and the bias, for the outputs from `start` up to `end`; t is 0 where none is used.
 
@@ -438,36 +443,32 @@ def _linear(plan, linear, x, tokens, t, y, columns, start, end, worker):
     if t:
         _fetch_adapters(plan, linear, start, end)
     # one panel: whole rows of weights one after the other, as they lie in memory; else as many as stay in the second cache
-    are_few = tokens <= FEW
-    group = end - start
-    if tokens <= WIDE:
-        group = OUTS_FEW if are_few else _WIDEST_NARROW if tokens <= LANES else _WIDEST
+    is_one, are_few = tokens <= WIDE, tokens <= FEW
+    at_once = LANES if are_few else OUTS_NARROW[0] if tokens <= LANES else OUTS_WIDE[0]
+    group = at_once if is_one else end - start
     for some in range(start, end, group):
+        last = min(some + group, end)
         for i in range(0, inputs, strip):
             count = min(strip, inputs - i)
             for n in range(0, tokens, WIDE):
                 width = _width(tokens, n)
-                wide = width // LANES - 1
-                most = _WIDEST if wide else _WIDEST_NARROW
                 source = x + (n * inputs + i * width) * 4
-                o, last = some, min(some + group, end)
+                o = some
                 while o < last:
-                    outs = min(most, last - o)
-                    if are_few and last - o == OUTS_FEW:
-                        outs = OUTS_FEW
-                    elif outs < most:  # 4, 2 and 1 at the end
-                        outs = 4 if outs >= 4 else 2 if outs >= 2 else 1
+                    outs = _so_many(last - o, width)
+                    takes_few = are_few and last - o >= LANES
+                    if takes_few:
+                        outs = LANES
                     w = weight + o * row + i * size
-                    ahead = w  # later panels find them in the second cache
-                    if tokens <= WIDE:
+                    if is_one:  # their next strip, or the next ones
                         ahead = w + strip * size if i + strip < inputs else w + outs * row - i * size
-                    elif n == 0:
-                        ahead = w + outs * row
+                    else:  # later panels find them in the second cache
+                        ahead = w + outs * row if n == 0 else w
                     target = y + (n * columns + o * width) * 4
-                    if outs == OUTS_FEW:
+                    if takes_few:
                         _summed_few(tokens, half, w, inputs, source, count, target, i, ahead)
                     else:
-                        _summed(outs, half, wide, w, inputs, source, count, target, i, ahead)
+                        _summed(outs, half, width // LANES - 1, w, inputs, source, count, target, i, ahead)
                     o += outs
     if t and int_at(linear, RANK):
         _add_adapters(plan, linear, t, y, columns, start, end, worker)

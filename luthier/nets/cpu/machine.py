@@ -288,7 +288,7 @@ def outer(
     return types.void(*[_INT] * 10), code
 
 
-OUTS_WIDE, OUTS_NARROW = (6, 4, 2, 1), (8, 4, 2, 1)
+OUTS_WIDE, OUTS_NARROW = (6, 2, 1), (8, 4, 1)
 """Outputs that `outer` takes at once: with their sums, 12 or 8 vectors, and what is read all registers are used."""
 
 
@@ -305,7 +305,7 @@ def few(
     adds: Any,
     ahead: Any,
 ) -> Any:
-    """As `outer`, to the bit, for OUTS_FEW outputs and the first `tokens`, up to FEW, of a panel of LANES.
+    """As `outer`, to the bit, for LANES outputs and the first `tokens`, up to FEW, of a panel of LANES.
 
     It reads weights by whole vectors, and turns them in registers: it waits for memory alone.
     """
@@ -314,15 +314,18 @@ def few(
         tokens, half, *rest = args
         for is_half in (False, True):
             with builder.if_then(builder.icmp_signed("==", half, _I64(int(is_half)))):
-                for number in range(1, FEW + 1):
-                    with builder.if_then(builder.icmp_signed("==", tokens, _I64(number))):
-                        _few(builder, number, is_half, *rest)
+                is_one = builder.icmp_signed("==", tokens, _I64(1))
+                with builder.if_else(is_one) as (then, otherwise):
+                    with then:
+                        _few(builder, 1, is_half, *rest)
+                    with otherwise:  # more sums than are asked for: the panel has room for them
+                        _few(builder, FEW, is_half, *rest)
         return context.get_dummy_value()
 
     return types.void(*[_INT] * 9), code
 
 
-FEW, OUTS_FEW = 4, 2 * LANES
+FEW = 4
 
 
 @_word
@@ -373,9 +376,7 @@ def tile(
     """
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _for_each_case(
-            builder, args[0], args[1], lambda rows, is_half: _tile(builder, rows, is_half, *args[2:])
-        )
+        _for_each_case(builder, args[0], args[1], lambda rows, is_half: _tile(builder, rows, is_half, *args[2:]))
         return context.get_dummy_value()
 
     return types.void(*[_INT] * 10), code
@@ -512,23 +513,21 @@ def _few(
     ahead: Any,
 ) -> None:
     kind, byte = ir.VectorType(_F32, LANES), ir.IntType(8).as_pointer()
-    size, groups = 2 if is_half else 4, OUTS_FEW // LANES
+    size = 2 if is_half else 4
     w_bytes = builder.mul(w_stride, _I64(size))
-    offsets = [builder.mul(w_bytes, _I64(o)) for o in range(OUTS_FEW)]
-    sums = [[cgutils.alloca_once(builder, kind) for _ in range(groups)] for _ in range(tokens)]
-    for each in (each for row in sums for each in row):
+    offsets = [builder.mul(w_bytes, _I64(o)) for o in range(LANES)]
+    sums = [cgutils.alloca_once(builder, kind) for _ in range(tokens)]
+    for each in sums:
         builder.store(ir.Constant(kind, [0.0] * LANES), each)
 
     def step(at: list[Any], lanes: int) -> None:
-        for group in range(groups):
-            own = offsets[group * LANES : (group + 1) * LANES]
-            for offset in own:
-                _prefetch(builder, builder.gep(at[2], [offset]))
-            rows = [_lanes(builder, builder.gep(at[0], [offset]), lanes, is_half) for offset in own]
-            for i, weights in enumerate(_turned(builder, rows)[:lanes]):
-                for n in range(tokens):
-                    lone = _spread(builder, _float_at(builder, at[1], i * LANES + n))
-                    builder.store(_fma(builder, weights, lone, builder.load(sums[n][group])), sums[n][group])
+        for offset in offsets:
+            _prefetch(builder, builder.gep(at[2], [offset]))
+        rows = [_lanes(builder, builder.gep(at[0], [offset]), lanes, is_half) for offset in offsets]
+        for i, weights in enumerate(_turned(builder, rows)[:lanes]):
+            for n, each in enumerate(sums):
+                lone = _spread(builder, _float_at(builder, at[1], i * LANES + n))
+                builder.store(_fma(builder, weights, lone, builder.load(each)), each)
 
     main = builder.sdiv(count, _I64(LANES))
     rest = builder.sdiv(builder.sub(count, builder.mul(main, _I64(LANES))), _I64(4))
@@ -537,11 +536,11 @@ def _few(
     at = _walk(builder, main, at, [LANES * each for each in apart], lambda at: step(at, LANES))
     _walk(builder, rest, at, [4 * each for each in apart], lambda at: step(at, 4))
     is_added = builder.icmp_signed("!=", adds, _I64(0))
-    for n in range(tokens):
-        for o in range(OUTS_FEW):
+    for n, each in enumerate(sums):
+        for o in range(LANES):
             place = _pointer(builder, y, _I64(o * LANES + n), _F32)
             before = builder.select(is_added, builder.load(place, align=4), _F32(0.0))
-            total = builder.extract_element(builder.load(sums[n][o // LANES]), _I32(o % LANES))
+            total = builder.extract_element(builder.load(each), _I32(o))
             builder.store(builder.fadd(before, total), place, align=4)
 
 
