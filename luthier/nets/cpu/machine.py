@@ -459,37 +459,28 @@ def _outer(
     for each in (each for row in sums for each in row):
         builder.store(zero, each)
 
-    def add(at: list[Any], i: int, o: int, weight: Any) -> None:
-        for v in range(vectors):
-            activations = _vector(builder, at[1], i * width + v * LANES)
-            builder.store(_fma(builder, weight, activations, builder.load(sums[o][v])), sums[o][v])
-
-    def step(at: list[Any], many: int) -> None:
-        for o in range(outs):
-            _prefetch(builder, builder.gep(at[2], [offsets[o]]))
-        for i in range(0, many, 2):
+    def step(at: list[Any]) -> None:
+        for offset in offsets:
+            _prefetch(builder, builder.gep(at[2], [offset]))
+        for i in range(0, 4, 2):
             pairs = []
-            for o in range(outs):
-                place = builder.gep(at[0], [builder.add(offsets[o], _I64(i * size))])
+            for offset in offsets:
+                place = builder.gep(at[0], [builder.add(offset, _I64(i * size))])
                 if not is_half:
-                    pairs.append([_float_at(builder, place, 0), _float_at(builder, place, 1)])
+                    pairs.append([_spread(builder, _float_at(builder, place, part)) for part in range(2)])
                     continue
                 both = _spread(builder, builder.load(builder.bitcast(place, _I32.as_pointer()), align=2))
                 low = builder.shl(both, ir.Constant(ints, [16] * LANES))
                 high = builder.and_(both, ir.Constant(ints, [-65536] * LANES))
-                pairs.append([low, high])
+                pairs.append([builder.bitcast(part, kind) for part in (low, high)])
             for part in range(2):
-                for o in range(outs):
-                    weight = pairs[o][part]
-                    weight = builder.bitcast(weight, kind) if is_half else _spread(builder, weight)
-                    add(at, i + part, o, weight)
+                values = [_vector(builder, at[1], (i + part) * width + v * LANES) for v in range(vectors)]
+                for pair, row in zip(pairs, sums, strict=True):
+                    for value, each in zip(values, row, strict=True):
+                        builder.store(_fma(builder, pair[part], value, builder.load(each)), each)
 
     at = [builder.inttoptr(each, byte) for each in (w, x, ahead)]
-    many = 8
-    main = builder.sdiv(count, _I64(many))
-    rest = builder.sdiv(builder.sub(count, builder.mul(main, _I64(many))), _I64(4))
-    at = _walk(builder, main, at, [many * size, many * width * 4, many * size], lambda at: step(at, many))
-    _walk(builder, rest, at, [4 * size, 4 * width * 4, 4 * size], lambda at: step(at, 4))
+    _walk(builder, builder.sdiv(count, _I64(4)), at, [4 * size, 4 * width * 4, 4 * size], step)
     is_added = builder.icmp_signed("!=", adds, _I64(0))
     target = builder.inttoptr(y, byte)
     for o in range(outs):
