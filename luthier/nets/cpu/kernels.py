@@ -95,6 +95,7 @@ OUTPUT_PIECE = 96
 """Outputs of the output layer in one piece."""
 
 _STRIP = 320  # inputs that are summed before the next, at most: a panel's and the weights' stay in the first cache
+_NEAR = 128  # features of a panel that stay in the first cache, whatever else is read
 _PATIENCE = 4000  # looks at a counter before a thread gives way
 
 
@@ -218,6 +219,15 @@ def _pick(x, tokens, columns, n, y, first, last):
 
 
 @_compiled
+def _pick_all(x, tokens, columns, begin, end, y):
+    """The rows of y from `begin` up to `end`, all features of these tokens; some features of all at a time, which are near."""
+    for first in range(0, columns, _NEAR):
+        last = min(columns, first + _NEAR)
+        for n in range(begin, end):
+            _pick(x, tokens, columns, n, y + (n * columns + first) * 4, first, last)
+
+
+@_compiled
 def _lay(x, tokens, columns, n, y, first, last):
     """The way back: the features from `first` on of token n in panels of y become those at x, next to each other."""
     stands_alone()
@@ -262,13 +272,10 @@ def _place(plan, layer, n):
     sines = int_at(plan, SINES) + position * width * 2
     epsilon, scale = number_at(int_at(plan, FLOATS), EPSILON), number_at(int_at(plan, FLOATS), SCALE)
     query_norm, key_norm = int_at(layer, QUERY_NORM), int_at(layer, KEY_NORM)
-    tokens, size = int_at(plan, TOKENS), key_heads * width
+    size = key_heads * width
     queries = int_at(plan, QUERIES) + n * heads * width * 4
     keys = int_at(plan, KEYS) + n * size * 4
     values = int_at(plan, VALUES) + n * size * 4
-    _pick(int_at(plan, ASKING), tokens, heads * width, n, queries, _NO, heads * width)
-    _pick(int_at(plan, KEYED), tokens, size, n, keys, _NO, size)
-    _pick(int_at(plan, VALUED), tokens, size, n, values, _NO, size)
     for h in range(heads):
         row = queries + h * width * 4
         if query_norm:
@@ -607,7 +614,11 @@ def _layer(plan, layer, phase, worker):
 
     piece = _taken(plan, phase)
     while piece < pieces:
-        for n in range(piece * at_once, min(tokens, (piece + 1) * at_once)):
+        begin, end = piece * at_once, min(tokens, (piece + 1) * at_once)
+        _pick_all(int_at(plan, ASKING), tokens, int_at(q, OUTPUTS), begin, end, int_at(plan, QUERIES))
+        _pick_all(int_at(plan, KEYED), tokens, int_at(k, OUTPUTS), begin, end, int_at(plan, KEYS))
+        _pick_all(int_at(plan, VALUED), tokens, int_at(v, OUTPUTS), begin, end, int_at(plan, VALUES))
+        for n in range(begin, end):
             _place(plan, layer, n)
         _did(plan, phase)
         piece = _taken(plan, phase)
