@@ -375,10 +375,9 @@ class Decoder:
             plan[field] = self._keep(name, np.ascontiguousarray(numbers, np.int64))
         has_adapters = bool(self._plan[k.THIN_STRIDE]) and bool(sorted_N[-1] >= 0)
         plan[[k.TOKENS, k.ROWS, k.RUNS, k.HAS_ADAPTERS]] = tokens, rows, len(starts) - 1, has_adapters
-        # Where most tokens are alone their heads are read in a row; else one head's keys are still near for the next token.
-        are_alone = 2 * batch.sequences > tokens >= 4 * self._threads
         plan[k.TOKENS_AT_ONCE] = min(max(tokens // (8 * self._threads), 1), k.TOGETHER)
-        plan[k.HEADS_AT_ONCE] = plan[k.KEY_HEADS] if are_alone else 1
+        # Heads of a token that is alone are read in a row; of others, one head's keys are still near for the next token.
+        plan[k.ALL_HEADS] = np.count_nonzero(news_S == 1) >= 4 * self._threads
         plan[k.TABLE_STRIDE] = batch.tables_SB.shape[1]
         longest = -(-int(seen_N.max()) // BLOCK) * BLOCK
         if longest > plan[k.SCORES_STRIDE]:

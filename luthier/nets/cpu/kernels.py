@@ -68,8 +68,8 @@ _exact = njit(**_inner, fastmath=False)  # said, or it would be as its first cal
 # and the tokens, those of one adapter next to each other
 (TOKENS, ROWS, RUNS, HAS_ADAPTERS, TABLE_STRIDE) = range(37, 42)
 (IDS, POSITIONS, SLOTS, SEQUENCES, SEEN, TABLES, WANTED, STARTS, RUN_PLACES, LOGITS) = range(42, 52)
-# and what is one piece: outputs of a layer, key heads of some tokens, tokens
-(PIECE, HEADS_AT_ONCE, TOKENS_AT_ONCE) = range(52, 55)
+# and what is one piece: outputs of a layer, so many tokens, and of each sequence's only token whether all heads at once
+(PIECE, TOKENS_AT_ONCE, ALL_HEADS) = range(52, 55)
 PLAN = 55
 
 # Floats of a plan
@@ -323,9 +323,8 @@ def _attend(plan, layer, begin, end, first, last, worker):
         if block + 1 < blocks:
             following = int_at(layer, KEY_POOL) + int_at(table, block + 1) * _BLOCK * apart * size
         for key_head in range(first, last):
-            if is_alone:
-                _fetch_all(following + key_head * share, share)
             near, after = keys + key_head * width * size, (key_head + 1) * group
+            ahead = following + key_head * share if is_alone else near
             for n in range(begin, end):
                 count = min(_BLOCK, int_at(seen, n) - block * _BLOCK)
                 if count <= 0:
@@ -334,7 +333,7 @@ def _attend(plan, layer, begin, end, first, last, worker):
                     rows, query = min(TILE, after - head), int_at(plan, QUERIES) + (n * heads + head) * width * 4
                     target = scores + (((n - begin) * heads + head) * stride + block * _BLOCK) * 4
                     fours = (count + 3) // 4
-                    _products(rows, half, fours, near, apart, query, width, width, target, stride)
+                    _products(rows, half, fours, near, apart, query, width, width, target, stride, ahead)
     mixed, columns = _own(plan, worker), heads * width
     for n in range(begin, end):
         for head in range(first * group, last * group):
@@ -346,9 +345,8 @@ def _attend(plan, layer, begin, end, first, last, worker):
         values = int_at(layer, VALUE_POOL) + int_at(table, block) * _BLOCK * apart * size
         following = int_at(layer, VALUE_POOL) + int_at(table, min(block + 1, blocks - 1)) * _BLOCK * apart * size
         for key_head in range(first, last):
-            if is_alone:
-                _fetch_all(following + key_head * share, share)
             near, after = values + key_head * width * size, (key_head + 1) * group
+            ahead = following + key_head * share if is_alone else near
             for n in range(begin, end):
                 count = min(_BLOCK, int_at(seen, n) - block * _BLOCK)
                 if count <= 0:
@@ -357,9 +355,11 @@ def _attend(plan, layer, begin, end, first, last, worker):
                     rows, out = min(TILE, after - head), mixed + ((n - begin) * columns + head * width) * 4
                     weights = scores + (((n - begin) * heads + head) * stride + block * _BLOCK) * 4
                     for d in range(0, wide, MIX):
-                        _mixed(rows, half, _YES, weights, stride, near + d * size, apart, count, out + d * 4, width)
+                        v, later = near + d * size, ahead + d * _BLOCK * size
+                        _mixed(rows, half, _YES, weights, stride, v, apart, count, out + d * 4, width, later)
                     for d in range(wide, width, 4):
-                        _mixed(rows, half, _NO, weights, stride, near + d * size, apart, count, out + d * 4, width)
+                        v, later = near + d * size, ahead + d * _BLOCK * size
+                        _mixed(rows, half, _NO, weights, stride, v, apart, count, out + d * 4, width, later)
     left, right = first * group * width, last * group * width
     for n in range(begin, end):
         row = mixed + ((n - begin) * columns + left) * 4
@@ -384,9 +384,9 @@ def _soften(scores, count):
 
 
 @_exact
-def _products(rows, half, fours, w, w_stride, x, x_stride, count, y, y_stride):
+def _products(rows, half, fours, w, w_stride, x, x_stride, count, y, y_stride, ahead):
     stands_alone()
-    tile(rows, half, fours, w, w_stride, x, x_stride, count, y, y_stride)
+    tile(rows, half, fours, w, w_stride, x, x_stride, count, y, y_stride, ahead)
 
 
 @_exact
@@ -396,9 +396,9 @@ def _summed(outs, half, wide, w, w_stride, x, count, y, adds, ahead):
 
 
 @_exact
-def _mixed(rows, half, wide, p, p_stride, v, v_stride, count, out, out_stride):
+def _mixed(rows, half, wide, p, p_stride, v, v_stride, count, out, out_stride, ahead):
     stands_alone()
-    mix(rows, half, wide, p, p_stride, v, v_stride, count, out, out_stride)
+    mix(rows, half, wide, p, p_stride, v, v_stride, count, out, out_stride, ahead)
 
 
 @_exact
@@ -425,7 +425,7 @@ def _thin(plan, linear, x, t, run, worker):
         rows, target = min(TILE, end - n), t + n * stride * 4
         for each in range(rows):
             _pick(x, tokens, inputs, n + each, row + each * inputs * 4, _NO, inputs)
-        _products(rows, half, rank // 4, a, inputs, row, inputs, inputs, target, stride)
+        _products(rows, half, rank // 4, a, inputs, row, inputs, inputs, target, stride, a)
 
 
 @_compiled
@@ -521,7 +521,7 @@ def _add_adapters(plan, linear, t, y, columns, start, end, worker):
         b = int_at(linear, B) + (place * outputs + start) * rank * _bytes(half)
         for n in range(int_at(starts, run), last, TILE):
             rows = min(TILE, last - n)
-            _products(rows, half, count // 4, b, rank, t + n * stride * 4, stride, rank, added, count)
+            _products(rows, half, count // 4, b, rank, t + n * stride * 4, stride, rank, added, count, b)
             for each in range(rows):
                 target, step = y + _first(tokens, columns, n + each) * 4, _width(tokens, n + each)
                 for o in range(count):
@@ -625,17 +625,20 @@ def _layer(plan, layer, phase, worker):
     _await(plan, phase, pieces)
     phase += 1
 
-    heads_at_once, sequences = int_at(plan, HEADS_AT_ONCE), int_at(plan, SEQUENCES)
-    parts = pieces * (int_at(plan, KEY_HEADS) // heads_at_once)
+    all_heads, key_heads, sequences = int_at(plan, ALL_HEADS), int_at(plan, KEY_HEADS), int_at(plan, SEQUENCES)
+    parts = pieces * key_heads
     piece = _taken(plan, phase)
     while piece < parts:
-        first, begin = piece // pieces * heads_at_once, piece % pieces * at_once
+        head, begin = piece // pieces, piece % pieces * at_once
         end = min(tokens, begin + at_once)
         while begin < end:
             after = begin + 1
             while after < end and int_at(sequences, after) == int_at(sequences, begin):
                 after += 1
-            _attend(plan, layer, begin, after, first, first + heads_at_once, worker)
+            if not all_heads or after - begin > 1:
+                _attend(plan, layer, begin, after, head, head + 1, worker)
+            elif head == 0:
+                _attend(plan, layer, begin, after, _NO, key_heads, worker)
             begin = after
         _did(plan, phase)
         piece = _taken(plan, phase)

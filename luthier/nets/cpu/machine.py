@@ -368,18 +368,19 @@ def tile(
     count: Any,
     y: Any,
     y_stride: Any,
+    ahead: Any,
 ) -> Any:
     """y[n, o] = sum of w[o, i] x[n, i] over i: 4 rows of w at a time, `fours` times, up to TILE rows of x.
 
     There are `count` of i, a multiple of 4; w is of halves where `half` is 1; strides are in numbers. The order of
-    additions depends on `count` alone.
+    additions depends on `count` alone. Meanwhile as much memory as w takes is asked for, from the address `ahead` on.
     """
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         _for_each_case(builder, args[0], args[1], lambda rows, is_half: _tile(builder, rows, is_half, *args[2:]))
         return context.get_dummy_value()
 
-    return types.void(*[_INT] * 10), code
+    return types.void(*[_INT] * 11), code
 
 
 @_word
@@ -395,8 +396,12 @@ def mix(
     count: Any,
     out: Any,
     out_stride: Any,
+    ahead: Any,
 ) -> Any:
-    """out[g, d] += p[g, t] v[t, d] for t in turn, up to TILE rows of g, and MIX of d where `wide` is 1, else 4 of them."""
+    """out[g, d] += p[g, t] v[t, d] for t in turn, up to TILE rows of g, and MIX of d where `wide` is 1, else 4 of them.
+
+    Meanwhile as much memory as is read of v is asked for, from the address `ahead` on.
+    """
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         rows, half, wide, *rest = args
@@ -407,7 +412,7 @@ def mix(
                 _for_each_case(builder, rows, half, lambda rows, is_half: _mix(builder, rows, is_half, 1, 4, *rest))
         return context.get_dummy_value()
 
-    return types.void(*[_INT] * 10), code
+    return types.void(*[_INT] * 11), code
 
 
 MIX = 4 * LANES
@@ -582,6 +587,7 @@ def _tile(
     count: Any,
     y: Any,
     y_stride: Any,
+    ahead: Any,
 ) -> None:
     zero, four = ir.Constant(ir.VectorType(_F32, LANES), [0.0] * LANES), ir.VectorType(_F32, 4)
     byte = ir.IntType(8).as_pointer()
@@ -600,6 +606,9 @@ def _tile(
             builder.store(zero, each)
 
         def step(at: list[Any], lanes: int) -> None:
+            if lanes == LANES:
+                for line in range(0, 4 * LANES * size, 64):
+                    _prefetch(builder, builder.gep(at[2], [_I64(line)]))
             # activations first, then one weight at a time: with three rows that is all of 16 registers
             activations = [_lanes(builder, builder.gep(at[1], [offset]), lanes, False) for offset in x_offsets]
             for o in range(4):
@@ -607,9 +616,11 @@ def _tile(
                 for n in range(rows):
                     builder.store(_fma(builder, weights, activations[n], builder.load(sums[n][o])), sums[n][o])
 
-        at = [builder.inttoptr(each, byte) for each in (builder.add(w, builder.mul(four_rows, outer.index)), x)]
-        at = _walk(builder, main, at, [LANES * size, LANES * 4], lambda at: step(at, LANES))
-        _walk(builder, rest, at, [4 * size, 16], lambda at: step(at, 4))
+        done = builder.mul(builder.mul(count, _I64(4 * size)), outer.index)
+        begin, later = builder.add(w, builder.mul(four_rows, outer.index)), builder.add(ahead, done)
+        at = [builder.inttoptr(each, byte) for each in (begin, x, later)]
+        at = _walk(builder, main, at, [LANES * size, LANES * 4, 4 * LANES * size], lambda at: step(at, LANES))
+        _walk(builder, rest, at[:2], [4 * size, 16], lambda at: step(at, 4))
         for n in range(rows):
             target = builder.bitcast(_pointer(builder, ys[n], first, _F32), four.as_pointer())
             builder.store(_sums_of_four(builder, [builder.load(each) for each in sums[n]]), target, align=4)
@@ -660,6 +671,7 @@ def _mix(
     count: Any,
     out: Any,
     out_stride: Any,
+    ahead: Any,
 ) -> None:
     kind = ir.VectorType(_F32, lanes)
     ps = [builder.add(p, builder.mul(p_stride, _I64(g * 4))) for g in range(rows)]
@@ -674,6 +686,10 @@ def _mix(
     ]
     with cgutils.for_range(builder, count) as loop:
         start = builder.mul(loop.index, v_stride)
+        size = 2 if is_half else 4
+        for line in range(0, vectors * lanes * size, 64):
+            later = builder.add(ahead, builder.mul(loop.index, _I64(vectors * lanes * size)))
+            _prefetch(builder, builder.inttoptr(builder.add(later, _I64(line)), ir.IntType(8).as_pointer()))
         values = []
         for d in range(vectors):
             number = _I16 if is_half else _F32
