@@ -295,7 +295,7 @@ class Decoder:
             (k.VALUES, "values", key_heads * head),
         ):
             plan[field] = self._zeros(name, most, columns)
-        plan[k.OWN_STRIDE] = own = max(k.TOGETHER * max(width, heads * head, inner), k.WIDE * k.OUTPUT_PIECE)
+        plan[k.OWN_STRIDE] = own = max(k.TOGETHER * max(width, heads * head, inner), k.OWN_FLOATS)
         plan[k.OWN] = self._zeros("own", self._threads, own)
         phases = count * k.PHASES_PER_LAYER + 3
         plan[k.COUNTERS] = self._keep("counters", np.zeros((phases, k.COUNTER // 8), np.int64))

@@ -91,8 +91,13 @@ COUNTER = 128
 TOGETHER = 8
 """Tokens in one piece, at most: each has scores of its own."""
 
+_FEW_PANELS = 2  # through which some rows of weights go at once
+
 OUTPUT_PIECE = 96
 """Outputs of the output layer in one piece."""
+
+OWN_FLOATS = _FEW_PANELS * WIDE * OUTPUT_PIECE
+"""That a thread needs for itself, at least."""
 
 _STRIP = 320  # inputs that are summed before the next, at most: a panel's and the weights' stay in the first cache
 _NEAR = 128  # features of a panel that stay in the first cache, whatever else is read
@@ -436,10 +441,10 @@ def _so_many(left, width):
 
 
 @_compiled
-def _linear(plan, linear, x, tokens, t, y, columns, start, end, worker):
+def _linear(plan, linear, x, tokens, t, y, columns, first, start, end, worker):
     """y_NO = W x, B t of its adapter and the bias, for the outputs from `start` up to `end`; t is 0 where none is used.
 
-    x and y are panels, those of y `columns` wide.
+    x and y are panels, those of y `columns` wide and without the outputs before `first`; bias and adapters want all of them.
     """
     stands_alone()
     inputs, half = int_at(linear, INPUTS), int_at(plan, IS_HALF)
@@ -449,10 +454,10 @@ def _linear(plan, linear, x, tokens, t, y, columns, start, end, worker):
     strip = ((inputs + strips - 1) // strips + 7) // 8 * 8
     if t:
         _fetch_adapters(plan, linear, start, end)
-    # one panel: whole rows of weights one after the other, as they lie in memory; else as many as stay in the second cache
-    is_one, are_few = tokens <= WIDE, tokens <= FEW
+    # few panels: whole rows of weights one after the other, as they lie in memory; else as many as stay in the second cache
+    in_a_row, are_few = tokens <= _FEW_PANELS * WIDE, tokens <= FEW
     at_once = LANES if are_few else OUTS_NARROW[0] if tokens <= LANES else OUTS_WIDE[0]
-    group = at_once if is_one else end - start
+    group = at_once if in_a_row else end - start
     for some in range(start, end, group):
         last = min(some + group, end)
         for i in range(0, inputs, strip):
@@ -467,11 +472,12 @@ def _linear(plan, linear, x, tokens, t, y, columns, start, end, worker):
                     if takes_few:
                         outs = LANES
                     w = weight + o * row + i * size
-                    if is_one:  # their next strip, or the next ones
+                    ahead = w  # later panels find them in a cache
+                    if n == 0 and in_a_row:  # their next strip, or the next ones
                         ahead = w + strip * size if i + strip < inputs else w + outs * row - i * size
-                    else:  # later panels find them in the second cache
-                        ahead = w + outs * row if n == 0 else w
-                    target = y + (n * columns + o * width) * 4
+                    elif n == 0:
+                        ahead = w + outs * row
+                    target = y + (n * columns + (o - first) * width) * 4
                     if takes_few:
                         _summed_few(tokens, half, w, inputs, source, count, target, i, ahead)
                     else:
@@ -606,7 +612,7 @@ def _layer(plan, layer, phase, worker):
             which, linear, y, start = np.int64(2), v, int_at(plan, VALUED), piece - of_q - of_k
         outputs = int_at(linear, OUTPUTS)
         end = min(outputs, (start + 1) * size)
-        _linear(plan, linear, normed, tokens, _thin_of(plan, which), y, outputs, start * size, end, worker)
+        _linear(plan, linear, normed, tokens, _thin_of(plan, which), y, outputs, _NO, start * size, end, worker)
         _did(plan, phase)
         piece = _taken(plan, phase)
     _await(plan, phase, parts)
@@ -663,8 +669,8 @@ def _layer(plan, layer, phase, worker):
     piece = _taken(plan, phase)
     while piece < parts:
         start, end = piece * size, min(inner, (piece + 1) * size)
-        _linear(plan, gate, normed, tokens, _thin_of(plan, _NO), gated, inner, start, end, worker)
-        _linear(plan, up, normed, tokens, _thin_of(plan, _YES), raised, inner, start, end, worker)
+        _linear(plan, gate, normed, tokens, _thin_of(plan, _NO), gated, inner, _NO, start, end, worker)
+        _linear(plan, up, normed, tokens, _thin_of(plan, _YES), raised, inner, _NO, start, end, worker)
         for n in range(0, tokens, WIDE):
             step = _width(tokens, n)
             begin = (n * inner + start * step) * 4
@@ -700,7 +706,7 @@ def _into_stream(plan, phase, linear, x, worker):
     piece = _taken(plan, phase)
     while piece < pieces:
         start, end = piece * size, min(width, (piece + 1) * size)
-        _linear(plan, linear, x, tokens, _thin_of(plan, _NO), y, width, start, end, worker)
+        _linear(plan, linear, x, tokens, _thin_of(plan, _NO), y, width, _NO, start, end, worker)
         for n in range(0, tokens, WIDE):
             step = _width(tokens, n)
             begin = n * width + start * step
@@ -731,14 +737,15 @@ def _say(plan, piece, worker):
     stands_alone()
     output, rows, outputs = int_at(plan, OUTPUT), int_at(plan, ROWS), int_at(plan, VOCABULARY)
     start, end = piece * OUTPUT_PIECE, min(outputs, (piece + 1) * OUTPUT_PIECE)
-    for n in range(0, rows, WIDE):
-        count, step, own = min(WIDE, rows - n), _width(rows, n), _own(plan, worker)
-        normed = int_at(plan, NORMED) + n * int_at(plan, WIDTH) * 4
-        _linear(plan, output, normed, count, _NO, own - start * step * 4, OUTPUT_PIECE, start, end, worker)
-        for lane in range(count):
-            target = int_at(plan, LOGITS) + (n + lane) * outputs * 4
+    width, own = int_at(plan, WIDTH), _own(plan, worker)
+    for n in range(0, rows, _FEW_PANELS * WIDE):
+        count, normed = min(_FEW_PANELS * WIDE, rows - n), int_at(plan, NORMED) + n * width * 4
+        _linear(plan, output, normed, count, _NO, own, OUTPUT_PIECE, start, start, end, worker)
+        for row in range(count):
+            target = int_at(plan, LOGITS) + (n + row) * outputs * 4
+            source, step = own + _first(count, OUTPUT_PIECE, row) * 4, _width(count, row)
             for o in range(start, end):
-                put_number(target, o, number_at(own, (o - start) * step + lane))
+                put_number(target, o, number_at(source, (o - start) * step))
 
 
 @_compiled
