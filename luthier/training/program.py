@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 
 from luthier.core import logs
@@ -83,6 +84,21 @@ def execute(
 
     Call it before anything imports torch: thread counts are read from the environment then. Nothing is downloaded.
     """
+    load_libraries(spec)
+    from luthier.training.emitter import Superseded
+    from luthier.training.run import run
+
+    with logs.bind(job=spec.job, attempt=attempt), _stop_by_signal() as stop, _beside(spec, storage, attempt):
+        try:
+            last = run(spec, storage, attempt=attempt, emit=on_event, stop=stop, on_stall=_die)
+        except Superseded as newer:
+            _log.warning("stopped", why=str(newer))
+            return SUPERSEDED
+    return 1 if isinstance(last, Failed) else 0
+
+
+def load_libraries(spec: TrainingSpec) -> None:
+    """Import what computes, with the job's number of threads. Nothing may have imported torch before."""
     os.environ.update(
         OMP_NUM_THREADS=str(spec.threads),
         MKL_NUM_THREADS=str(spec.threads),
@@ -93,18 +109,9 @@ def execute(
     )
     from transformers.utils import logging
 
-    from luthier.training.emitter import Superseded
-    from luthier.training.run import run
-
+    import_module("luthier.training.run")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    with logs.bind(job=spec.job, attempt=attempt), _stop_by_signal() as stop, _beside(spec, storage, attempt):
-        try:
-            last = run(spec, storage, attempt=attempt, emit=on_event, stop=stop, on_stall=_die)
-        except Superseded as newer:
-            _log.warning("stopped", why=str(newer))
-            return SUPERSEDED
-    return 1 if isinstance(last, Failed) else 0
 
 
 @contextmanager

@@ -156,6 +156,20 @@ def _of_status(name: str) -> int:
     return 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])
 
 
+def _limited_to(room_bytes: int) -> bool:
+    """Let this process take so much memory and no more; False where it has more already.
+
+    A refusal is told, where a machine without memory would end any process. Libraries are loaded before: what they say
+    when there is no memory for them can be anything.
+    """
+    with suppress(OSError):
+        if _of_status("VmData:") >= room_bytes:
+            return False
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_DATA, (room_bytes, resource.RLIM_INFINITY))
+    return True
+
+
 def main(argv: list[str]) -> int:
     """Run one trial and print what it took, as one line of JSON; exit code 1 where it failed, with the failure."""
     parser = argparse.ArgumentParser(prog="python -m luthier.training.trial", description="Measure one small job.")
@@ -164,13 +178,14 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--memory", type=int, help="bytes that may be taken at most")
     wanted = parser.parse_args(argv)
     logs.configure("error")
-    if wanted.memory is not None and not has_gpu():  # a refusal is told; a machine without memory would end any process
-        with suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_DATA, (wanted.memory, resource.RLIM_INFINITY))
     spec = TrainingSpec.model_validate_json(wanted.spec.read_bytes())
-    from luthier.training.program import execute
+    from luthier.training.program import execute, load_libraries
 
     gauge = _Gauge()
+    load_libraries(spec)
+    if wanted.memory is not None and not has_gpu() and not _limited_to(wanted.memory):
+        print(json.dumps({"code": OutOfMemory.code, "message": "The libraries alone take more memory than there is."}))
+        return 1
     code = execute(spec, Storage(wanted.storage), 1, gauge)
     if code or gauge.failed is not None:
         print(json.dumps({"code": gauge.failed.code, "message": gauge.failed.message} if gauge.failed else {}))
