@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 RANK = 16
+REST_SECONDS = 2  # before each measurement, as a server has between requests: what is done at the start is over by then
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -243,6 +244,7 @@ def perform(work: Work) -> Found:
         seconds = []
         for new_tokens in (1, work.new_tokens):
             asked = prompts(batch, work.prompt_tokens)
+            time.sleep(REST_SECONDS)
             began = time.perf_counter()
             made = contender.answer(asked, used, new_tokens)
             seconds.append(time.perf_counter() - began)

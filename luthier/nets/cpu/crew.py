@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 
 
@@ -25,6 +26,14 @@ class Crew:
         for calls in self._calls:
             calls.release()
 
+    def seconds(self) -> list[float]:
+        """What the processor has given the caller and each of the others; empty where the system does not say."""
+        if not hasattr(time, "pthread_getcpuclockid"):
+            return []
+        threads = (threading.current_thread(), *self._threads)
+        clocks = (time.pthread_getcpuclockid(thread.ident) for thread in threads if thread.ident is not None)
+        return [time.clock_gettime(clock) for clock in clocks]
+
     def close(self) -> None:
         """Send the threads home, and wait for them; may be called again."""
         self._is_closed = True
@@ -44,8 +53,9 @@ class Crew:
 class Pace:
     """Whether the others help: until another process keeps their cores busy, so that waiting for them takes longer than it saves.
 
-    One pass in `_TRIED_EVERY` is done the other way, and compared with the one before it where both are about as long. What is
-    quicker so `_CONVINCED` times in a row, a few passes apart, is done from then on.
+    While every thread has a core to itself they do. Of the other passes one in `_TRIED_EVERY` is done the other way, and compared
+    with the one before it where both are about as long. What is quicker so `_CONVINCED` times in a row, a few passes apart, is
+    done from then on.
     """
 
     def __init__(self) -> None:
@@ -61,11 +71,14 @@ class Pace:
         is_tried = is_due and self._last is not None and abs(self._last[0] - tokens) <= _ALIKE * tokens
         return self._is_shared != is_tried
 
-    def took(self, tokens: int, is_shared: bool, seconds: float) -> None:
-        """Learn from a pass how long it took."""
+    def took(self, tokens: int, is_shared: bool, seconds: float, given: float = 0.0) -> None:
+        """Learn from a pass how long it took, and for which part of it the thread that was served least had a core."""
         if is_shared == self._is_shared:
             self._last = tokens, seconds
-            self._passes += 1
+            if is_shared and given >= _WHOLE:
+                self._doubts = 0
+            else:
+                self._passes += 1
             return
         assert self._last is not None
         other, before = self._last
@@ -78,3 +91,4 @@ class Pace:
 _TRIED_EVERY, _TRIED_AGAIN = 32, 4
 _CONVINCED = 3
 _ALIKE = 0.1
+_WHOLE = 0.9

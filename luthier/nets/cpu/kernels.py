@@ -781,14 +781,19 @@ def _pass(plan, worker):
 
 
 @njit(nogil=True)
+def begin(plan):
+    """Open a pass, before the others are called: one who comes first would find nothing to do. `plan` is a plan's address."""
+    put_atomic(plan + OPEN * 8, 1)
+
+
+@njit(nogil=True)
 def work(plan, worker):
     """Work on a pass until it is done; `plan` is a plan's address, `worker` this thread's number in its crew.
 
-    Worker 0 opens the pass, and returns when it is done and nobody is inside any more. Another returns at once where none
-    is open. No two threads may come with one number.
+    Worker 0 returns when the pass is done and nobody is inside any more. Another returns at once where none is open. No two
+    threads may come with one number.
     """
     if worker == 0:
-        put_atomic(plan + OPEN * 8, 1)
         _pass(plan, worker)
         put_atomic(plan + OPEN * 8, 0)
         turns = 0
@@ -804,6 +809,7 @@ def work(plan, worker):
 
 
 def ready() -> None:
-    """Have `work` ready to be called: read from where compiled code is kept, or compiled, which takes seconds."""
-    machine.kept(work, [Path(__file__), Path(machine.__file__), Path(_batch.__file__)])
-    work.compile("void(int64, int64)")
+    """Have these ready to be called: read from where compiled code is kept, or compiled, which takes seconds."""
+    for function, takes in ((begin, "void(int64)"), (work, "void(int64, int64)")):
+        machine.kept(function, [Path(__file__), Path(machine.__file__), Path(_batch.__file__)])
+        function.compile(takes)

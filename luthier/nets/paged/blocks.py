@@ -28,6 +28,8 @@ class Blocks:
 
     def __init__(self, count: int) -> None:
         self.count = count
+        self.reached = 0
+        """Blocks from the first, of which each has been held before; those beyond are taken last."""
         self._free = list(range(count - 1, -1, -1))
         self._holds = [0] * count
         self._key: dict[int, bytes] = {}
@@ -51,6 +53,7 @@ class Blocks:
                 block, _ = self._cold.popitem(last=False)
                 del self._known[self._key.pop(block)]
             self._holds[block] = 1
+            self.reached = max(self.reached, block + 1)
             taken.append(block)
         return taken
 

@@ -192,16 +192,19 @@ def test_long_prompts_come_in_chunks_while_others_go_on() -> None:
     assert len(bench.made[short]) == 6
 
 
-def test_where_most_wait_for_their_first_token_prompts_come_faster() -> None:
-    bench = Bench(chunk=24)
+def test_the_more_wait_for_their_first_token_the_more_of_their_prompts_is_read_at_once() -> None:
+    bench = Bench(chunk=128)
     bench.ask(prompt_of(3), 9)
     bench.step()
-    bench.ask(prompt_of(30, seed=1))
+    bench.ask(prompt_of(200, seed=1))
     bench.step()
-    assert len(bench.passes[-1].ids_N) == 1 + 12
-    bench.ask(prompt_of(30, seed=2))
+    assert len(bench.passes[-1].ids_N) == 64
+    bench.ask(prompt_of(200, seed=2))
     bench.step()
-    assert len(bench.passes[-1].ids_N) == 24
+    assert len(bench.passes[-1].ids_N) == 128
+    bench.ask(prompt_of(200, seed=3))
+    bench.step()
+    assert len(bench.passes[-1].ids_N) == 128
 
 
 def test_what_cannot_be_held_is_refused_and_others_stay() -> None:

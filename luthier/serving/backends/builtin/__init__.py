@@ -44,6 +44,7 @@ class Builtin(Backend):
         from luthier.nets.paged.bank import Bank
         from luthier.nets.paged.blocks import Blocks
         from luthier.nets.paged.model import PagedModel
+        from luthier.nets.paged.pages import Pages
         from luthier.nets.paged.pool import Pool
         from luthier.serving.backends.builtin.batcher import Batcher
 
@@ -53,6 +54,7 @@ class Builtin(Backend):
         self._vocabulary = int(embeddings.weight.shape[0])
         self._bank = Bank(model, spec.adapters)
         self._pool = Pool.for_model(model, bytes_at_most=_cache_bytes(spec, model.device))
+        self._pages = Pages(self._pool)
         self._paged = PagedModel(model, self._pool, self._bank)
         self._decoder: Decoder | None = None
         if model.device.type == "cpu":
@@ -127,10 +129,13 @@ class Builtin(Backend):
     def begin(self, asked: Asked) -> None:
         self._check_tokens(asked.prompt)
         self._batcher.begin(asked, self._loaded(asked.adapter))
+        self._pages.wait()
 
     def step(self) -> Sequence[Said]:
         ended, self._ended = self._ended, []
-        return ended or self._batcher.step()
+        said = ended or self._batcher.step()
+        self._rest()
+        return said
 
     def logprobs(self, tokens: list[int], *, adapter: str | None) -> list[float]:
         import torch
@@ -143,12 +148,18 @@ class Builtin(Backend):
     def cancel(self, asked: Asked) -> None:
         self._batcher.cancel(asked)
         self._ended = [said for said in self._ended if said.asked is not asked]
+        self._rest()
+
+    def _rest(self) -> None:
+        if self._batcher.is_idle:
+            self._pages.go_on(self._blocks.reached)
 
     @property
     def is_idle(self) -> bool:
         return self._batcher.is_idle and not self._ended
 
     def close(self) -> None:
+        self._pages.close()
         if self._decoder is not None:
             self._decoder.close()
 

@@ -82,8 +82,8 @@ class Batcher:
         chunk_tokens_beside: int,
     ) -> None:
         """`copy` copies a block onto another. A pass takes at most `chunk_tokens` of prompts, and where answers are being
-        made beside them `chunk_tokens_beside`, so that nobody waits long for a next token; but as many times as much as those
-        who wait for their first token outnumber those who wait for a next one.
+        made beside them `chunk_tokens_beside` for each that is still to be read: nobody waits long for a next token, unless
+        many wait for their first one.
         """
         self._blocks = blocks
         self._logits = logits
@@ -244,7 +244,9 @@ class Batcher:
         budget = self._chunk_tokens
         if parts:
             unread = len(self._running) - len(parts)
-            budget = min(budget - len(parts), int(self._chunk_tokens_beside * max(1, unread / len(parts))))
+            budget = min(budget - len(parts), self._chunk_tokens_beside * unread)
+            uneven = (budget + len(parts)) % BLOCK  # a pass computes so many tokens at a time
+            budget -= uneven if uneven < budget else 0
         for answer in self._running:
             if answer.pending > 1 and budget > 0:
                 count = min(answer.pending, budget)

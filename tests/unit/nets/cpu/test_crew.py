@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
+
+import pytest
 
 from luthier.nets.cpu.crew import Crew, Pace
 
@@ -70,3 +73,33 @@ def test_only_passes_of_about_the_same_size_are_compared() -> None:
         is_shared = pace.is_shared(tokens)
         assert is_shared
         pace.took(tokens, is_shared, 1.0 * tokens)
+
+
+def test_nothing_is_tried_while_every_thread_has_a_core_to_itself() -> None:
+    pace = Pace()
+    for number in range(200):
+        assert pace.is_shared(8)
+        pace.took(8, True, 1.0, given=0.95 if number % 10 else 0.5)
+    for _ in range(32):
+        pace.took(8, True, 1.0, given=0.5)
+    assert not pace.is_shared(8)
+
+
+@pytest.mark.skipif(not hasattr(time, "pthread_getcpuclockid"), reason="the system does not say")
+def test_a_crew_says_what_each_thread_was_given() -> None:
+    came = threading.Event()
+
+    def work(number: int) -> None:
+        ends = time.thread_time() + 0.05
+        while time.thread_time() < ends:
+            pass
+        came.set()
+
+    crew = Crew(work, others=1)
+    mine, before = crew.seconds()
+    crew.call()
+    assert came.wait(10)
+    later, after = crew.seconds()
+    crew.close()
+    assert after - before >= 0.05
+    assert later - mine < after - before

@@ -1,0 +1,79 @@
+"""Memory of a pool on a CPU, made ready before it is needed.
+
+A page that nobody has touched costs whoever writes to it first, and in a pass the wait of everybody who is answered: on a virtual
+machine a third of a second for the 120 MB of huge pages under the next block of all layers.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import sys
+import threading
+
+from luthier.nets.paged.batch import BLOCK
+from luthier.nets.paged.pool import Pool
+
+
+class Pages:
+    """Keeps half of the pool ready beyond the blocks used so far, while nobody is answered, until it is closed.
+
+    Linux can be asked for it, from 5.14 on; elsewhere a page is made ready when it is touched, as ever.
+    """
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._ready = 0
+        """Blocks, from the first."""
+        self._wanted = -(-pool.blocks // 2)
+        self._calls = threading.Semaphore(1)
+        self._is_quiet = threading.Event()
+        self._is_quiet.set()
+        self._is_closed = not sys.platform.startswith("linux") or pool.keys_LPKD.device.type != "cpu"
+        self._thread = threading.Thread(target=self._run, name="pool-pages", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Somebody is answered."""
+        self._is_quiet.clear()
+
+    def go_on(self, reached: int) -> None:
+        """Nobody is answered any more; the first `reached` blocks have been used."""
+        self._is_quiet.set()
+        if (wanted := min(reached + -(-self._pool.blocks // 2), self._pool.blocks)) > self._wanted:
+            self._wanted = wanted
+            self._calls.release()
+
+    def close(self) -> None:
+        """May be called again."""
+        self._is_closed = True
+        self._is_quiet.set()
+        self._calls.release()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._is_closed:
+            self._calls.acquire()
+            wanted = self._wanted
+            for kept_LPKD in (self._pool.keys_LPKD, self._pool.values_LPKD):
+                for layer_PKD in kept_LPKD:
+                    slots_QKD = layer_PKD[self._ready * BLOCK : wanted * BLOCK]
+                    if not self._touch(slots_QKD.data_ptr(), slots_QKD.data_ptr() + slots_QKD.nbytes):
+                        return
+            self._ready = wanted
+
+    def _touch(self, begin: int, end: int) -> bool:
+        """Have these addresses' pages as if something had been written; False where the system does not, or this is closed."""
+        for piece in range(begin // mmap.PAGESIZE * mmap.PAGESIZE, end, _PIECE):
+            self._is_quiet.wait()
+            if self._is_closed or _advise(piece, min(_PIECE, end - piece), _POPULATE_WRITE):
+                return False
+        return True
+
+
+_PIECE = 2**21  # bytes; a huge page's
+_POPULATE_WRITE = 23  # of Linux; what is there stays
+
+
+def _advise(address: int, length: int, what: int) -> int:
+    return ctypes.CDLL(None).madvise(ctypes.c_void_p(address), ctypes.c_size_t(length), what)

@@ -1,0 +1,69 @@
+"""Memory of a pool is ready before it is written to, and only while nobody waits."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from luthier.nets.paged.batch import BLOCK
+from luthier.nets.paged.pages import Pages
+from luthier.nets.paged.pool import Pool
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="no other system can be asked for it")
+BLOCKS = 1024
+BYTES = 2 * 4 * BLOCKS * BLOCK * 2 * 64 * 4  # of both, in all layers
+SLACK = 2**24
+
+
+def _pool() -> Pool:
+    return Pool.of(layers=4, heads=2, width=64, blocks=BLOCKS, dtype=torch.float32, device=torch.device("cpu"))
+
+
+def _resident() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith("VmRSS:")).split()[1])
+
+
+def _until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_half_is_ready_at_the_start_and_more_as_blocks_are_used_and_what_is_there_stays() -> None:
+    pool, before = _pool(), _resident()
+    pool.keys_LPKD[:, :BLOCK] = 7
+    pages = Pages(pool)
+    try:
+        _until(lambda: _resident() - before > BYTES // 2 - SLACK)
+        assert _resident() - before < BYTES * 3 // 4
+        pages.wait()
+        pages.go_on(BLOCKS // 4)
+        _until(lambda: _resident() - before > BYTES * 3 // 4 - SLACK)
+        pages.go_on(BLOCKS)
+        _until(lambda: _resident() - before > BYTES - SLACK)
+    finally:
+        pages.close()
+        pages.close()
+    assert bool((pool.keys_LPKD[:, :BLOCK] == 7).all())
+    assert not pool.keys_LPKD[:, BLOCK:].any()
+    assert not pool.values_LPKD.any()
+
+
+def test_nothing_is_made_ready_while_somebody_is_answered() -> None:
+    pages = Pages(pool := _pool())
+    try:
+        pages.wait()
+        time.sleep(0.2)  # for a piece that was begun
+        before = _resident()
+        time.sleep(0.2)
+        assert _resident() - before < SLACK
+    finally:
+        pages.close()
+    assert pool.blocks == BLOCKS
