@@ -23,6 +23,9 @@ class Pages:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
+        both = (pool.keys_LPKD, pool.values_LPKD)
+        self._layers = [layer_PKD.data_ptr() for kept_LPKD in both for layer_PKD in kept_LPKD]
+        self._block_bytes = pool.keys_LPKD[0, :BLOCK].nbytes
         self._ready = 0
         """Blocks, from the first."""
         self._wanted = -(-pool.blocks // 2)
@@ -52,28 +55,25 @@ class Pages:
         self._thread.join()
 
     def _run(self) -> None:
+        """No tensor is touched here: a process that ends stops this thread wherever it is."""
         while not self._is_closed:
             self._calls.acquire()
             wanted = self._wanted
-            for kept_LPKD in (self._pool.keys_LPKD, self._pool.values_LPKD):
-                for layer_PKD in kept_LPKD:
-                    slots_QKD = layer_PKD[self._ready * BLOCK : wanted * BLOCK]
-                    if not self._touch(slots_QKD.data_ptr(), slots_QKD.data_ptr() + slots_QKD.nbytes):
-                        return
+            for layer in self._layers:
+                if not self._touch(layer + self._ready * self._block_bytes, layer + wanted * self._block_bytes):
+                    return
             self._ready = wanted
 
     def _touch(self, begin: int, end: int) -> bool:
         """Have these addresses' pages as if something had been written; False where the system does not, or this is closed."""
         for piece in range(begin // mmap.PAGESIZE * mmap.PAGESIZE, end, _PIECE):
             self._is_quiet.wait()
-            if self._is_closed or _advise(piece, min(_PIECE, end - piece), _POPULATE_WRITE):
+            if self._is_closed or _madvise(piece, min(_PIECE, end - piece), _POPULATE_WRITE):
                 return False
         return True
 
 
 _PIECE = 2**21  # bytes; a huge page's
 _POPULATE_WRITE = 23  # of Linux; what is there stays
-
-
-def _advise(address: int, length: int, what: int) -> int:
-    return ctypes.CDLL(None).madvise(ctypes.c_void_p(address), ctypes.c_size_t(length), what)
+_madvise = ctypes.CDLL(None).madvise
+_madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
