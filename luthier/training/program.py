@@ -82,7 +82,8 @@ def execute(
 ) -> int:
     """Run a job in this process and return its exit code; SIGTERM and SIGINT cancel it.
 
-    Call it before anything imports torch: thread counts are read from the environment then. Nothing is downloaded.
+    Call it, or `load_libraries`, before anything imports torch: thread counts are read from the environment then. Nothing is
+    downloaded.
     """
     load_libraries(spec)
     from luthier.training.emitter import Superseded
@@ -98,7 +99,7 @@ def execute(
 
 
 def load_libraries(spec: TrainingSpec) -> None:
-    """Import what computes, with the job's number of threads. Nothing may have imported torch before."""
+    """Import what computes, with the job's number of threads. Nothing may have imported torch before the first call."""
     os.environ.update(
         OMP_NUM_THREADS=str(spec.threads),
         MKL_NUM_THREADS=str(spec.threads),

@@ -14,6 +14,7 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 
 from pydantic import Field
@@ -156,11 +157,11 @@ def _of_status(name: str) -> int:
     return 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])
 
 
-def _limited_to(room_bytes: int) -> bool:
+def limit(room_bytes: int) -> bool:
     """Let this process take so much memory and no more; False where it has more already.
 
-    A refusal is told, where a machine without memory would end any process. Libraries are loaded before: what they say
-    when there is no memory for them can be anything.
+    A refusal is told, where a machine without memory would end any process. The large libraries are loaded before: what
+    they say when there is no memory for them can be anything.
     """
     with suppress(OSError):
         if _of_status("VmData:") >= room_bytes:
@@ -183,7 +184,9 @@ def main(argv: list[str]) -> int:
 
     gauge = _Gauge()
     load_libraries(spec)
-    if wanted.memory is not None and not has_gpu() and not _limited_to(wanted.memory):
+    for name in ("peft", "transformers.modeling_utils"):  # which a run imports when it comes to them
+        import_module(name)
+    if wanted.memory is not None and not has_gpu() and not limit(wanted.memory):
         print(json.dumps({"code": OutOfMemory.code, "message": "The libraries alone take more memory than there is."}))
         return 1
     code = execute(spec, Storage(wanted.storage), 1, gauge)

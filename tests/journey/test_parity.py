@@ -166,6 +166,7 @@ def test_a_trained_adapter_gives_the_same_logits_in_training_and_in_serving(tmp_
     assert serving.logprobs(tokens, adapter=None) == pytest.approx(told(base), abs=1e-5), (
         "without it the base is untouched"
     )
+    serving.close()
 
 
 def test_served_tokens_are_those_of_transformers_and_peft_for_every_method_alone_and_among_strangers(

@@ -27,8 +27,8 @@ class Crew:
             calls.release()
 
     def seconds(self) -> list[float]:
-        """What the processor has given the caller and each of the others; empty where the system does not say."""
-        if not hasattr(time, "pthread_getcpuclockid"):
+        """What the processor has given the caller and each of the others; empty where nothing says, or all have left."""
+        if self._is_closed or not hasattr(time, "pthread_getcpuclockid"):
             return []
         threads = (threading.current_thread(), *self._threads)
         clocks = (time.pthread_getcpuclockid(thread.ident) for thread in threads if thread.ident is not None)
@@ -53,9 +53,9 @@ class Crew:
 class Pace:
     """Whether the others help: until another process keeps their cores busy, so that waiting for them takes longer than it saves.
 
-    While every thread has a core to itself they do. Of the other passes one in `_TRIED_EVERY` is done the other way, and compared
-    with the one before it where both are about as long. What is quicker so `_CONVINCED` times in a row, a few passes apart, is
-    done from then on.
+    A shared pass in which every thread had a core to itself, as far as the system says, leaves no doubt that they do. Of others
+    one in `_TRIED_EVERY` is done the other way, and compared with the one before it where both are about as long. What is
+    quicker so `_CONVINCED` times, a few passes apart and with no such pass between, is done from then on.
     """
 
     def __init__(self) -> None:

@@ -211,14 +211,14 @@ class Decoder:
         self._reach(int(batch.positions_N.max()) + 1)
         logits_RV = self._fill(batch)
         is_shared = self._threads > 1 and self._pace.is_shared(tokens)
-        began, had = time.perf_counter(), self._crew.seconds()
-        self._kernels.begin(self._plan.ctypes.data)
+        began, had = time.perf_counter(), self._crew.seconds() if is_shared else []
+        self._kernels.open_pass(self._plan.ctypes.data)
         if is_shared:
             self._crew.call()
         self._kernels.work(self._plan.ctypes.data, 0)
         if self._threads > 1:
-            seconds, has = time.perf_counter() - began, self._crew.seconds()
-            given = min((after - before for before, after in zip(had, has, strict=True)), default=0) / seconds
+            seconds, has = time.perf_counter() - began, self._crew.seconds() if had else []
+            given = min((after - before for before, after in zip(had, has, strict=True)), default=0.0) / seconds
             self._pace.took(tokens, is_shared, seconds, given)
         return logits_RV
 

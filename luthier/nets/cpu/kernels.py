@@ -59,18 +59,18 @@ _compiled = njit(**_inner, fastmath=_fast)
 _exact = njit(**_inner, fastmath=False)  # said, or it would be as its first caller is
 
 # A plan: sizes and what the model is made of
-(LAYERS, WIDTH, HEADS, KEY_HEADS, HEAD, INNER, VOCABULARY, IS_HALF, PLACES, OUTSIDE) = range(10)
-(EMBEDDING, FIRST_LAYER, FINAL_NORM, OUTPUT, FLOATS, COSINES, SINES) = range(10, 17)
+(LAYERS, WIDTH, HEADS, KEY_HEADS, HEAD, INNER, VOCABULARY, IS_HALF) = range(8)
+(EMBEDDING, FIRST_LAYER, FINAL_NORM, OUTPUT, FLOATS, COSINES, SINES) = range(8, 15)
 # and buffers of one pass: activations, and what the threads share
-(STREAM, NORMED, ASKING, KEYED, VALUED, MIXED, GATED, RAISED) = range(17, 25)  # in panels
-(QUERIES, KEYS, VALUES, THIN, THIN_STRIDE, SCORES, SCORES_STRIDE, OWN, OWN_STRIDE) = range(25, 34)  # token by token
-(COUNTERS, OPEN, INSIDE) = range(34, 37)
+(STREAM, NORMED, ASKING, KEYED, VALUED, MIXED, GATED, RAISED) = range(15, 23)  # in panels
+(QUERIES, KEYS, VALUES, THIN, THIN_STRIDE, SCORES, SCORES_STRIDE, OWN, OWN_STRIDE) = range(23, 32)  # token by token
+(COUNTERS, OPEN, INSIDE) = range(32, 35)
 # and the tokens, those of one adapter next to each other
-(TOKENS, ROWS, RUNS, HAS_ADAPTERS, TABLE_STRIDE) = range(37, 42)
-(IDS, POSITIONS, SLOTS, SEQUENCES, SEEN, TABLES, WANTED, STARTS, RUN_PLACES, LOGITS) = range(42, 52)
+(TOKENS, ROWS, RUNS, HAS_ADAPTERS, TABLE_STRIDE) = range(35, 40)
+(IDS, POSITIONS, SLOTS, SEQUENCES, SEEN, TABLES, WANTED, STARTS, RUN_PLACES, LOGITS) = range(40, 50)
 # and what is one piece: outputs of a layer, so many tokens, and of each sequence's only token whether all heads at once
-(PIECE, TOKENS_AT_ONCE, ALL_HEADS) = range(52, 55)
-PLAN = 55
+(PIECE, TOKENS_AT_ONCE, ALL_HEADS) = range(50, 53)
+PLAN = 53
 
 # Floats of a plan
 EPSILON, SCALE = range(2)
@@ -169,7 +169,7 @@ def _first(tokens, columns, n):
 
 
 @_compiled
-def _begin(plan, panel):
+def _embed(plan, panel):
     """The embeddings of a panel's tokens into the stream; zeros where there is no token."""
     stands_alone()
     width, tokens = int_at(plan, WIDTH), int_at(plan, TOKENS)
@@ -754,7 +754,7 @@ def _pass(plan, worker):
     phase = _NO
     piece = _taken(plan, phase)
     while piece < _panels(tokens):
-        _begin(plan, piece)
+        _embed(plan, piece)
         _did(plan, phase)
         piece = _taken(plan, phase)
     _await(plan, phase, _panels(tokens))
@@ -781,8 +781,8 @@ def _pass(plan, worker):
 
 
 @njit(nogil=True)
-def begin(plan):
-    """Open a pass, before the others are called: one who comes first would find nothing to do. `plan` is a plan's address."""
+def open_pass(plan):
+    """Open a pass, before the others are called: one who came first would find nothing to do. `plan` is a plan's address."""
     put_atomic(plan + OPEN * 8, 1)
 
 
@@ -810,6 +810,6 @@ def work(plan, worker):
 
 def ready() -> None:
     """Have these ready to be called: read from where compiled code is kept, or compiled, which takes seconds."""
-    for function, takes in ((begin, "void(int64)"), (work, "void(int64, int64)")):
+    for function, takes in ((open_pass, "void(int64)"), (work, "void(int64, int64)")):
         machine.kept(function, [Path(__file__), Path(machine.__file__), Path(_batch.__file__)])
         function.compile(takes)

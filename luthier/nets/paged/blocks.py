@@ -29,7 +29,7 @@ class Blocks:
     def __init__(self, count: int) -> None:
         self.count = count
         self.reached = 0
-        """Blocks from the first, of which each has been held before; those beyond are taken last."""
+        """Blocks from the first, of which each has been held before."""
         self._free = list(range(count - 1, -1, -1))
         self._holds = [0] * count
         self._key: dict[int, bytes] = {}

@@ -16,34 +16,36 @@ from luthier.nets.paged.pool import Pool
 
 
 class Pages:
-    """Keeps half of the pool ready beyond the blocks used so far, while nobody is answered, until it is closed.
+    """Keeps some of the pool ready beyond the blocks used so far, while nobody is answered. Whoever makes one closes it.
 
-    Linux can be asked for it, from 5.14 on; elsewhere a page is made ready when it is touched, as ever.
+    Linux can be asked for it, from 5.14 on; elsewhere, as on a GPU, nothing is done.
     """
 
     def __init__(self, pool: Pool) -> None:
-        self._pool = pool
         both = (pool.keys_LPKD, pool.values_LPKD)
+        self._pool = pool  # whose memory is touched, until the thread has ended
         self._layers = [layer_PKD.data_ptr() for kept_LPKD in both for layer_PKD in kept_LPKD]
         self._block_bytes = pool.keys_LPKD[0, :BLOCK].nbytes
+        self._ahead = min(-(-pool.blocks // 2), _AHEAD_BYTES // (len(self._layers) * self._block_bytes))
         self._ready = 0
         """Blocks, from the first."""
-        self._wanted = -(-pool.blocks // 2)
+        self._wanted = self._ahead
         self._calls = threading.Semaphore(1)
         self._is_quiet = threading.Event()
         self._is_quiet.set()
-        self._is_closed = not sys.platform.startswith("linux") or pool.keys_LPKD.device.type != "cpu"
+        self._is_closed = False
         self._thread = threading.Thread(target=self._run, name="pool-pages", daemon=True)
-        self._thread.start()
+        if sys.platform.startswith("linux") and pool.keys_LPKD.device.type == "cpu":
+            self._thread.start()
 
-    def wait(self) -> None:
+    def pause(self) -> None:
         """Somebody is answered."""
         self._is_quiet.clear()
 
-    def go_on(self, reached: int) -> None:
+    def resume(self, reached: int) -> None:
         """Nobody is answered any more; the first `reached` blocks have been used."""
         self._is_quiet.set()
-        if (wanted := min(reached + -(-self._pool.blocks // 2), self._pool.blocks)) > self._wanted:
+        if (wanted := min(reached + self._ahead, self._pool.blocks)) > self._wanted:
             self._wanted = wanted
             self._calls.release()
 
@@ -52,7 +54,8 @@ class Pages:
         self._is_closed = True
         self._is_quiet.set()
         self._calls.release()
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
 
     def _run(self) -> None:
         """No tensor is touched here: a process that ends stops this thread wherever it is."""
@@ -73,6 +76,7 @@ class Pages:
         return True
 
 
+_AHEAD_BYTES = 2**29
 _PIECE = 2**21  # bytes; a huge page's
 _POPULATE_WRITE = 23  # of Linux; what is there stays
 _madvise = ctypes.CDLL(None).madvise

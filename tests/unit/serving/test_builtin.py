@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +52,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def backend(folder: Path) -> Builtin:
+def backend(folder: Path) -> Iterator[Builtin]:
     made = Builtin.open(spec(weights_sha256=weights_sha256(folder / "models/toy")), Storage(folder.as_uri()))
     assert isinstance(made, Builtin)
-    return made
+    yield made
+    made.close()
 
 
 def answers(backend: Backend, asked: list[tuple[list[int], str | None]], count: int = 12) -> list[list[int]]:

@@ -215,7 +215,7 @@ def opened(trained: Trained, weights: str) -> Backend:
 
     spec = ReplicaSpec(
         replica="rep-1", base_model="toy", weights=weights, precision="fp32", threads=1, adapters=1, listen="",
-        weights_sha256=weights_sha256(trained.folder / weights),
+        weights_sha256=weights_sha256(trained.folder / weights), cache_bytes=2**22,
     )  # fmt: skip
     return backends.load("builtin").open(spec, trained.storage)
 
@@ -233,6 +233,8 @@ def test_a_whole_model_answers_as_it_was_trained_to_and_with_its_renderer(whole:
     with pytest.raises(LuthierError, match="as the base model does"):
         check_model(base, folder, renderer_sha256=fingerprint, precision="fp32")
     check_model(base, whole.folder / whole.spec.weights, renderer_sha256=fingerprint, precision="fp32")
+    backend.close()
+    base.close()
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ async def toy_replica(folder: Path, *, backend: str = "builtin") -> AsyncIterato
     spec = ReplicaSpec(
         replica="rep-1", base_model="toy", weights="models/toy",
         weights_sha256=weights_sha256(model) if backend == "builtin" else "", backend=backend, precision="fp32",
-        threads=1, adapters=1, listen="",
+        threads=1, adapters=1, listen="", cache_bytes=2**22,
     )  # fmt: skip
     engine, renderer = Engine(), renderer_for(Tokenizer(model))
     made = await engine.call(lambda: backends.load(backend).open(spec, storage))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -349,3 +350,26 @@ def test_a_trial_that_is_given_too_little_memory_says_so_instead_of_taking_more(
     (tmp_path / "dry" / "models").symlink_to(storage.folder("models"))
     Storage((tmp_path / "dry").as_uri()).write(spec.training.key, storage.read(spec.training.key))
     assert fit.measured(spec, tmp_path / "dry", 150 * MEGABYTE) is None
+
+
+_LIMITED = """
+import torch
+from luthier.training.memory import is_out_of_memory
+from luthier.training.trial import limit
+
+assert not limit(1_000_000)
+assert limit(2_000_000_000)
+torch.zeros(10_000_000)
+try:
+    torch.zeros(1_000_000_000)
+except RuntimeError as error:
+    assert is_out_of_memory(error), error
+else:
+    raise AssertionError("it took more")
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere a process cannot be held to so much memory")
+def test_what_goes_beyond_the_limit_of_a_trial_is_told_as_a_lack_of_memory() -> None:
+    done = subprocess.run([sys.executable, "-c", _LIMITED], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

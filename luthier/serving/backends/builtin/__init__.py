@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 log = logs.get("builtin")
 
 _CHUNK_TOKENS, _CHUNK_TOKENS_BESIDE = 512, 128
-_CACHE_BYTES = 2**30  # on a CPU, where memory is taken only as it is written
+_CACHE_BYTES = 2**30  # on a CPU, where memory is taken as it is written, and some ahead
 _SHARE_OF_GPU = 0.6  # of what is free once the weights are there; adapters and passes need the rest
 
 
@@ -54,7 +54,6 @@ class Builtin(Backend):
         self._vocabulary = int(embeddings.weight.shape[0])
         self._bank = Bank(model, spec.adapters)
         self._pool = Pool.for_model(model, bytes_at_most=_cache_bytes(spec, model.device))
-        self._pages = Pages(self._pool)
         self._paged = PagedModel(model, self._pool, self._bank)
         self._decoder: Decoder | None = None
         if model.device.type == "cpu":
@@ -72,6 +71,7 @@ class Builtin(Backend):
         self._adapters: dict[str, Loaded] = {}
         self._places = list(range(spec.adapters))
         self._ended: list[Said] = []
+        self._pages = Pages(self._pool)
 
     @classmethod
     def open(cls, spec: ReplicaSpec, storage: Storage) -> Backend:
@@ -129,7 +129,7 @@ class Builtin(Backend):
     def begin(self, asked: Asked) -> None:
         self._check_tokens(asked.prompt)
         self._batcher.begin(asked, self._loaded(asked.adapter))
-        self._pages.wait()
+        self._pages.pause()
 
     def step(self) -> Sequence[Said]:
         ended, self._ended = self._ended, []
@@ -152,7 +152,7 @@ class Builtin(Backend):
 
     def _rest(self) -> None:
         if self._batcher.is_idle:
-            self._pages.go_on(self._blocks.reached)
+            self._pages.resume(self._blocks.reached)
 
     @property
     def is_idle(self) -> bool:

@@ -81,9 +81,9 @@ class Batcher:
         chunk_tokens: int,
         chunk_tokens_beside: int,
     ) -> None:
-        """`copy` copies a block onto another. A pass takes at most `chunk_tokens` of prompts, and where answers are being
-        made beside them `chunk_tokens_beside` for each that is still to be read: nobody waits long for a next token, unless
-        many wait for their first one.
+        """`copy` copies a block onto another. A pass takes at most `chunk_tokens` of prompts, in their order. Where answers are
+        being made beside them that is as many times `chunk_tokens_beside` as prompts are unread: for one, so that nobody waits
+        long for a next token; for many, since small passes would keep all of them longer.
         """
         self._blocks = blocks
         self._logits = logits
@@ -245,7 +245,9 @@ class Batcher:
         if parts:
             unread = len(self._running) - len(parts)
             budget = min(budget - len(parts), self._chunk_tokens_beside * unread)
-            uneven = (budget + len(parts)) % BLOCK  # a pass computes so many tokens at a time
+            uneven = (
+                budget + len(parts)
+            ) % BLOCK  # compiled passes compute so many tokens, or twice as many, at a time
             budget -= uneven if uneven < budget else 0
         for answer in self._running:
             if answer.pending > 1 and budget > 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +16,9 @@ from luthier.nets.paged.pages import Pages
 from luthier.nets.paged.pool import Pool
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="no other system can be asked for it")
-BLOCKS = 1024
-BYTES = 2 * 4 * BLOCKS * BLOCK * 2 * 64 * 4  # of both, in all layers
-SLACK = 2**24
+BLOCKS = 2048
+BYTES = 2 * 4 * BLOCKS * BLOCK * 2 * 64 * 4  # of both, in all layers: 128 MiB
+SLACK = 2**23
 
 
 def _pool() -> Pool:
@@ -43,10 +44,10 @@ def test_half_is_ready_at_the_start_and_more_as_blocks_are_used_and_what_is_ther
     try:
         _until(lambda: _resident() - before > BYTES // 2 - SLACK)
         assert _resident() - before < BYTES * 3 // 4
-        pages.wait()
-        pages.go_on(BLOCKS // 4)
+        pages.pause()
+        pages.resume(BLOCKS // 4)
         _until(lambda: _resident() - before > BYTES * 3 // 4 - SLACK)
-        pages.go_on(BLOCKS)
+        pages.resume(BLOCKS)
         _until(lambda: _resident() - before > BYTES - SLACK)
     finally:
         pages.close()
@@ -56,14 +57,25 @@ def test_half_is_ready_at_the_start_and_more_as_blocks_are_used_and_what_is_ther
     assert not pool.values_LPKD.any()
 
 
-def test_nothing_is_made_ready_while_somebody_is_answered() -> None:
-    pages = Pages(pool := _pool())
+def test_nothing_is_made_ready_while_somebody_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    began, asked = threading.Event(), threading.Semaphore(0)
+
+    def advise(address: int, length: int, what: int) -> int:
+        began.set()
+        assert asked.acquire(timeout=30)
+        pieces.append(length)
+        return 0
+
+    pieces: list[int] = []
+    monkeypatch.setattr("luthier.nets.paged.pages._madvise", advise)
+    pages = Pages(_pool())
     try:
-        pages.wait()
-        time.sleep(0.2)  # for a piece that was begun
-        before = _resident()
+        assert began.wait(30)
+        pages.pause()
+        asked.release(1000)
         time.sleep(0.2)
-        assert _resident() - before < SLACK
+        assert len(pieces) <= 1  # that was begun
+        pages.resume(0)
+        _until(lambda: sum(pieces) >= BYTES // 2)
     finally:
         pages.close()
-    assert pool.blocks == BLOCKS
