@@ -37,6 +37,19 @@ class Server:
         return ask
 
 
+class Clock:
+    """The command's own: every other thread of this process goes by the real one."""
+
+    def __init__(self, step: int = 0) -> None:
+        self._seconds = itertools.count(step=step)
+
+    def monotonic(self) -> float:
+        return next(self._seconds)
+
+    def sleep(self, seconds: float) -> None:
+        pass
+
+
 @pytest.fixture
 def serving(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Server]:
     def serve(*answers: dict[str, Any]) -> Server:
@@ -47,7 +60,7 @@ def serving(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Server]:
             yield server
 
         monkeypatch.setattr(deployments, "connected", connected)
-        monkeypatch.setattr(deployments.time, "sleep", lambda seconds: None)
+        monkeypatch.setattr(deployments, "time", Clock())
         return server
 
     return serve
@@ -72,10 +85,9 @@ def test_one_that_failed_is_an_error_with_its_reason(serving: Callable[..., Serv
 def test_one_that_comes_no_further_is_waited_for_only_for_a_while(
     serving: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seconds = itertools.count(step=100)
-    monkeypatch.setattr(deployments.time, "monotonic", lambda: next(seconds))
     wrong = {"code": "replica_unavailable", "message": "Its process ended."}
     server = serving(shown(status="deploying", ready=0, error=None), shown(status="deploying", ready=0, error=wrong))
+    monkeypatch.setattr(deployments, "time", Clock(step=100))
     said = CliRunner().invoke(app, ["deployments", "create", "-m", "toy", "--wait"])
     assert isinstance(said.exception, Refused)
     assert str(said.exception) == "The deployment support is still deploying: Its process ended."
