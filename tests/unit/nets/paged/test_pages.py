@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import sys
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,16 +19,22 @@ from luthier.nets.paged.pool import Pool
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="no other system can be asked for it")
 BLOCKS = 2048
 BYTES = 2 * 4 * BLOCKS * BLOCK * 2 * 64 * 4  # of both, in all layers: 128 MiB
-SLACK = 2**23
 
 
 def _pool() -> Pool:
     return Pool.of(layers=4, heads=2, width=64, blocks=BLOCKS, dtype=torch.float32, device=torch.device("cpu"))
 
 
-def _resident() -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith("VmRSS:")).split()[1])
+def _ready(pool: Pool) -> int:
+    """Bytes of the pool that memory is taken for, as the system tells it."""
+    pages = 0
+    for kept_LPKD in (pool.keys_LPKD, pool.values_LPKD):
+        begin = kept_LPKD.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
+        length = kept_LPKD.data_ptr() + kept_LPKD.nbytes - begin
+        told = (ctypes.c_ubyte * -(-length // mmap.PAGESIZE))()
+        assert ctypes.CDLL(None).mincore(ctypes.c_void_p(begin), ctypes.c_size_t(length), told) == 0
+        pages += sum(page & 1 for page in told)
+    return pages * mmap.PAGESIZE
 
 
 def _until(holds: Callable[[], bool]) -> None:
@@ -38,17 +45,18 @@ def _until(holds: Callable[[], bool]) -> None:
 
 
 def test_half_is_ready_at_the_start_and_more_as_blocks_are_used_and_what_is_there_stays() -> None:
-    pool, before = _pool(), _resident()
+    pool = _pool()
     pool.keys_LPKD[:, :BLOCK] = 7
     pages = Pages(pool)
     try:
-        _until(lambda: _resident() - before > BYTES // 2 - SLACK)
-        assert _resident() - before < BYTES * 3 // 4
+        _until(lambda: _ready(pool) >= BYTES // 2)
+        assert _ready(pool) < BYTES * 3 // 4
         pages.pause()
         pages.resume(BLOCKS // 4)
-        _until(lambda: _resident() - before > BYTES * 3 // 4 - SLACK)
+        _until(lambda: _ready(pool) >= BYTES * 3 // 4)
+        assert _ready(pool) < BYTES
         pages.resume(BLOCKS)
-        _until(lambda: _resident() - before > BYTES - SLACK)
+        _until(lambda: _ready(pool) >= BYTES)
     finally:
         pages.close()
         pages.close()
