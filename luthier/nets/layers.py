@@ -5,6 +5,7 @@ Shapes: T tokens of all segments, E hidden size, O outputs of layers together, H
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from types import MethodType
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from luthier.nets.adapters import Gated, Layers, Normed, Plain, why_not
+from luthier.nets.adapters import Gated, Layers, Normed, Plain, Span, why_not
 from luthier.nets.attention import over_tree
 from luthier.nets.fusion import rotated
 from luthier.nets.packing import Packed, hidden_states, probe, unlike
@@ -27,6 +28,7 @@ _KINDS = {"LlamaDecoderLayer": False, "Qwen2DecoderLayer": False, "Qwen3DecoderL
 def fuse(model: PreTrainedModel, *, joins: bool = True) -> str | None:
     """Let passes over packed sequences go through our own layers; the reason where they cannot, and the library's compute.
 
+    Behind the last layer stands only what is asked for: hidden states of positions where nothing is learned are zeros then.
     `model` went through `prepare`; adapters and prefixes are attached before. `joins` lays weights that read the same into
     one tensor. What the layers say then is compared with what they said before. From here on the model stays on its device and
     in its type, and is not copied: the layers hold its weights.
@@ -37,11 +39,12 @@ def fuse(model: PreTrainedModel, *, joins: bool = True) -> str | None:
             return why
     packed = probe(model.device)
     with torch.no_grad():
-        expected = hidden_states(model, packed)
+        expected = hidden_states(model, packed)[packed.chosen_N]
         try:
             for layer in decoder.layers:
-                layer.forward = MethodType(_Fused(layer, joins=joins), layer)
-            why = unlike(hidden_states(model, packed), expected)
+                is_last = layer is decoder.layers[-1]
+                layer.forward = MethodType(_Fused(layer, joins=joins, is_last=is_last), layer)
+            why = unlike(hidden_states(model, packed)[packed.chosen_N], expected)
         except (AttributeError, TypeError, ValueError, RuntimeError) as changed:
             if isinstance(changed, torch.OutOfMemoryError) or "alloc" in str(changed):
                 raise
@@ -79,9 +82,10 @@ def _gates(mlp: Any) -> list[nn.Module]:
 class _Fused:
     """The forward pass of one layer."""
 
-    def __init__(self, layer: Any, *, joins: bool) -> None:
+    def __init__(self, layer: Any, *, joins: bool, is_last: bool) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self._plain = layer.forward
+        self._is_last = is_last
         self._is_interleaved = _KINDS[type(layer).__name__]
         qkv = [attention.q_proj, attention.k_proj, attention.v_proj]
         self._qkv = Layers(qkv, Normed(layer.input_layernorm), joins=joins)
@@ -119,14 +123,22 @@ class _Fused:
         x_TE, spans = hidden_states[0], packed.spans
         said_TO = self._qkv(x_TE, spans)
         seen_TE = self._attention(layer.self_attn, said_TO, angles, packed, prefix_L2KPD)
+        if not self._is_last or spans is not None:
+            return self._onward(layer, x_TE, seen_TE, spans)[None]
+        asked_U = torch.unique(packed.chosen_N)  # no other position is looked at behind this layer
+        said_UE = self._onward(layer, x_TE[asked_U], seen_TE[asked_U], None)
+        return torch.zeros_like(x_TE).index_copy(0, asked_U, said_UE)[None]
+
+    def _onward(self, layer: Any, x_TE: Tensor, seen_TE: Tensor, spans: Sequence[Span] | None) -> Tensor:
+        """What is left of a layer once it has looked at other positions: each goes on by itself."""
         if (after := getattr(layer, "post_self_attn_layernorm", None)) is None:
             x_TE = self._out(seen_TE, spans, residual=x_TE)
         else:
             x_TE = x_TE + after(self._out(seen_TE, spans))
         gates_TO = self._gates(x_TE, spans)
         if (after := getattr(layer, "post_mlp_layernorm", None)) is None:
-            return self._down(gates_TO, spans, residual=x_TE)[None]
-        return (x_TE + after(self._down(gates_TO, spans)))[None]
+            return self._down(gates_TO, spans, residual=x_TE)
+        return x_TE + after(self._down(gates_TO, spans))
 
     def _attention(
         self,

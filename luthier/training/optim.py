@@ -49,8 +49,12 @@ class Optimizer:
         weight_decay: float,
         clip_norm: float = math.inf,
         is_scaled: bool = False,
+        is_fused: bool = False,
     ) -> None:
-        """`is_scaled` multiplies losses so that gradients in fp16 do not vanish (Micikevicius et al., arXiv 1710.03740)."""
+        """`is_scaled` multiplies losses so that gradients in fp16 do not vanish (Micikevicius et al., arXiv 1710.03740).
+
+        `is_fused` lets a processor update each tensor in one pass, which rounds otherwise than operation after operation.
+        """
         self._named = parameters
         self._clip_norm = clip_norm
         device = next(iter(parameters.values())).device.type
@@ -58,7 +62,9 @@ class Optimizer:
         matrices = [p for p in parameters.values() if p.ndim >= 2]
         vectors = [p for p in parameters.values() if p.ndim < 2]
         groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-        self._adamw = torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0)
+        self._adamw = torch.optim.AdamW(
+            [group for group in groups if group["params"]], lr=0.0, fused=(is_fused and device == "cpu") or None
+        )
 
     @property
     def parameters(self) -> list[nn.Parameter]:

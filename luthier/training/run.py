@@ -154,6 +154,7 @@ def _play(
         weight_decay=spec.weight_decay,
         clip_norm=spec.clip_norm,
         is_scaled=precision == "fp16",
+        is_fused=spec.fused and not processes.is_sharded,
     )
     if resumed is not None:
         optimizer.restore(moments, resumed.state.loss_scale)

@@ -13,7 +13,7 @@ from torch import nn
 from luthier.nets import layers
 from luthier.nets.layers import fuse
 from luthier.nets.losses import learned_tokens
-from luthier.nets.packing import pack, prepare
+from luthier.nets.packing import hidden_states, pack, prepare
 from luthier.nets.prefix import Prefix, put_prefix, seen
 from tests.unit.nets.families import model_of
 
@@ -142,6 +142,20 @@ def test_layers_are_computed_again_where_that_was_asked_for(monkeypatch: pytest.
     loss.backward()
     assert len(calls) == 4
     assert_same_gradients(model, exact)
+
+
+def test_behind_the_last_layer_stands_only_what_is_asked_for() -> None:
+    model: Any = adapted("smollm2", "default")
+    prepare(model)
+    packed = pack(ROWS, CPU, shared=2)
+    expected = hidden_states(model, packed)
+    assert fuse(model) is None
+    said = hidden_states(model, packed)
+    asked = torch.zeros(len(said), dtype=torch.bool)
+    asked[packed.chosen_N] = True
+    assert 0 < asked.sum() < len(said)
+    torch.testing.assert_close(said[asked], expected[asked])
+    assert not said[~asked].any()
 
 
 def test_adapters_that_are_switched_off_are_not_fused() -> None:

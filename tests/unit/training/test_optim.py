@@ -44,6 +44,26 @@ def test_weights_decay_in_matrices_only():
     assert parameters["vector"].tolist() == [1.0, 1.0]
 
 
+def test_one_pass_over_each_tensor_gives_the_same_steps_and_goes_on_from_the_same_state():
+    torch.manual_seed(0)
+    start, gradients = torch.randn(5, 3), torch.randn(4, 5, 3)
+    plain, fused, resumed = (nn.Parameter(start.clone()) for _ in range(3))
+    one = Optimizer({"a": plain}, weight_decay=0.1, clip_norm=1.0)
+    other = Optimizer({"a": fused}, weight_decay=0.1, clip_norm=1.0, is_fused=True)
+    for number, gradient in enumerate(gradients[:3]):
+        for optimizer, parameter in ((one, plain), (other, fused)):
+            parameter.grad = gradient.clone()
+            optimizer.step(number + 1, 0.1)
+    torch.testing.assert_close(fused, plain)
+    again = Optimizer({"a": resumed}, weight_decay=0.1, clip_norm=1.0, is_fused=True)
+    resumed.data.copy_(fused)
+    again.restore({name: tensor.clone() for name, tensor in other.tensors().items()})
+    for optimizer, parameter in ((other, fused), (again, resumed)):
+        parameter.grad = gradients[3].clone()
+        optimizer.step(4, 0.1)
+    assert torch.equal(resumed, fused)
+
+
 def test_state_of_other_parameters_is_refused():
     parameters = {"a": nn.Parameter(torch.ones(2, 2))}
     optimizer = Optimizer(parameters, weight_decay=0.0)
