@@ -66,13 +66,12 @@ class Local(Executor):
         with contextlib.suppress(OSError):  # it ended meanwhile, or may not be moved; the keeper has told its log so
             if os.sched_getaffinity(keeper) == cpus:
                 return
-            moved = {keeper}
+            moved: set[int] = set()
             while found := set(_threads_of(keeper)) - moved:  # until nobody new has come of those not yet moved
-                for thread in found:
+                for thread in (*(found - {keeper}), keeper):  # the keeper last, by which it is known where all are
                     with contextlib.suppress(ProcessLookupError):
                         os.sched_setaffinity(thread, cpus)
                 moved |= found
-            os.sched_setaffinity(keeper, cpus)  # last: it tells that all have been moved
 
     def observe(self, handle: Handle) -> Observation:
         """The exit code is negative for a signal, and None where the process was ended by force."""
