@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +62,7 @@ def _why_not(room: str, shape: Shape) -> str | None:
     return None
 
 
-def _said(operation: Callable[..., Any], given: tuple[Any, ...]) -> Iterator[Tensor]:
+def _said(operation: Callable[..., Any], given: tuple[Any, ...]) -> list[Tensor]:
     """What comes out, and the gradients of the tensors that require them."""
     fresh = [
         one.detach().clone().requires_grad_(one.requires_grad) if isinstance(one, Tensor) else one for one in given
@@ -70,11 +70,12 @@ def _said(operation: Callable[..., Any], given: tuple[Any, ...]) -> Iterator[Ten
     learning = [one for one in fresh if isinstance(one, Tensor) and one.requires_grad]
     with torch.set_grad_enabled(bool(learning)):
         said = operation(*fresh)
-        outputs = said if isinstance(said, tuple) else (said,)
-        yield from (one.detach() for one in outputs)
-        if learning:
-            slopes = torch.arange(outputs[0].numel(), device=outputs[0].device).view_as(outputs[0]).cos()
-            yield from torch.autograd.grad(outputs[0], learning, slopes.to(outputs[0].dtype))
+    outputs = said if isinstance(said, tuple) else (said,)
+    found = [one.detach() for one in outputs]
+    if learning:
+        slopes = torch.arange(outputs[0].numel(), device=outputs[0].device).view_as(outputs[0]).cos()
+        found += torch.autograd.grad(outputs[0], learning, slopes.to(outputs[0].dtype))
+    return found
 
 
 def _unlike(found: Tensor, exact: Tensor, dtype: torch.dtype) -> str | None:
