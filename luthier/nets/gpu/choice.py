@@ -29,7 +29,7 @@ def choose(
     """Let kernels stand in for our own operations on the model's device, in what it computes in; for each why not, or None.
 
     `why_eager` is why nothing is to be compiled, `why_plain` why the model's layers are the library's. Several processes each
-    choose for themselves. Needs some seconds, and a minute where kernels are compiled for the first time on a machine.
+    choose for themselves.
     """
     taken.clear()
     shape = Shape(model, dtype)
