@@ -17,7 +17,7 @@ export SSL_CERT_FILE ?= $(PIP_CERT)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format check base-install constraints clean
+.PHONY: help install demo test gpu lint format check base-install constraints clean
 
 help: ## List these targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,10 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: install ## Fine-tune the embedded model and talk to it; ARGS=--exit ends when that is done, ARGS=--short sees only that it works
 	$(BIN)/luthier demo --data .luthier $(ARGS)
+
+gpu: install ## On a machine with a GPU: its kernels beside our own operations, then tokens a second; needs the extra gpu
+	$(BIN)/pytest -q tests/gpu
+	$(BIN)/python -m benchmarks.training --device cuda --shape 1b --data mixed --precision bf16 --rounds 1 --peer luthier
 
 test: install ## All tests on two cores: those that start few servers, the others, then what must happen within seconds
 ifeq ($(ARGS),)

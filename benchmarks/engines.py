@@ -336,10 +336,16 @@ def write_adapters(storage: Path, weights: str, count: int) -> None:
         peft.save_pretrained(storage / "adapters" / id)
 
 
+_LLAMA = {
+    "1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "tie_word_embeddings": True},
+    "8b": {"hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32, "tie_word_embeddings": False},
+}
+
+
 def write_shape(folder: Path, shape: str) -> Path:
-    """A model with random numbers in a known shape: `0.5b` is Qwen2's, `toy` the twin of the tests."""
+    """A model with random numbers in a known shape: `0.5b` is Qwen2's, `1b` and `8b` are Llama 3's, `toy` the tests' twin."""
     import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+    from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
     from luthier.testing import toy_model
 
@@ -359,7 +365,12 @@ def write_shape(folder: Path, shape: str) -> Path:
         rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
     )
     torch.manual_seed(0)
-    model: Any = Qwen2ForCausalLM(config)
+    model: Any
+    if shape in _LLAMA:
+        of_llama: Any = {"num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128_256, **_LLAMA[shape]}
+        model = LlamaForCausalLM(LlamaConfig(**of_llama, max_position_embeddings=131_072, dtype=torch.bfloat16))
+    else:
+        model = Qwen2ForCausalLM(config)
     model.to(torch.bfloat16).save_pretrained(folder)
     return folder
 

@@ -56,6 +56,8 @@ class Job:
     learning_rate: float
     seed: int
     began: float
+    device: str = "cpu"
+    method: str = "lora"
 
     @property
     def is_dpo(self) -> bool:
@@ -74,7 +76,14 @@ class Trained:
 
 def batches(job: Job) -> dict[str, Any]:
     """How the rows of a step are divided into micro-batches, for every peer alike."""
-    at_once = {"one row": 1, "default padding": job.batch, "padding free": job.batch, "packing": 1, "neat packing": 1}
+    at_once = {
+        "one row": 1,
+        "default padding": job.batch,
+        "liger": job.batch,
+        "padding free": job.batch,
+        "packing": 1,
+        "neat packing": 1,
+    }
     size = at_once[job.setting]
     steps = job.batch // size
     if "packing" in job.setting:
@@ -95,7 +104,7 @@ def common(job: Job) -> dict[str, Any]:
         "max_grad_norm": 1.0,
         "logging_steps": 1,
         "seed": job.seed,
-        "use_cpu": True,
+        "use_cpu": job.device == "cpu",
         "bf16": job.precision == "bf16",
         "report_to": "none",
     }
@@ -242,18 +251,28 @@ def trl(job: Job) -> None:
     import torch
     from datasets import load_dataset
     from peft import LoraConfig
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, BitsAndBytesConfig
     from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer  # pyright: ignore[reportMissingImports]
 
     tokenizer = AutoTokenizer.from_pretrained(job.model)
     tokenizer.chat_template = GENERATION_TEMPLATE
     rows: Any = load_dataset("json", data_files=job.data, split="train")
     lora = LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+    dtype = torch.bfloat16 if job.precision == "bf16" else torch.float32
+    loading: dict[str, Any] = {"dtype": dtype}
+    if job.method == "qlora":
+        loading["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
     settings = {
         **common(job),
         "max_length": PACK_TOKENS if job.setting == "packing" else job.max_length,
         "gradient_checkpointing": False,
-        "model_init_kwargs": {"dtype": torch.bfloat16 if job.precision == "bf16" else torch.float32},
+        "model_init_kwargs": loading,
+        "use_liger_kernel": job.setting == "liger",
         "train_sampling_strategy": "sequential",
         "save_strategy": "no",
         "padding_free": job.setting == "padding free",
@@ -315,7 +334,7 @@ def axolotl(job: Job) -> None:
         "gradient_checkpointing": False,
         "logging_steps": 1,
         "seed": job.seed,
-        "use_cpu": True,
+        "use_cpu": job.device == "cpu",
     }
     path = Path(job.out, "axolotl.json")  # which is YAML as well
     path.write_text(json.dumps(settings))

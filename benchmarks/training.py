@@ -5,6 +5,7 @@
     python -m benchmarks.training --data mixed --tokens 1500 --batch 2 --rounds 1 --peer trl --setting "one row"
     python -m benchmarks.training --shape 0.5b
     python -m benchmarks.training --scaling
+    python -m benchmarks.training --device cuda --shape 1b --data mixed dpo --precision bf16    # then 8b, --method qlora
     python -m benchmarks.training --report                              # the tables of what is in the records, nothing is run
 
 Trained is LoRA of rank 16 on all linear layers (alpha 32, no dropout) by AdamW at a constant rate, one pass over rows that
@@ -15,6 +16,10 @@ for all, since it makes all slower. Only what the assistant said is learned, but
 more of each answer, the newline behind it, and in dpo TRL does so too. TRL and Luthier compute what the reference says once,
 before the first step of dpo; LLaMA-Factory and ms-swift have no such setting and compute it in each step. All take the rows
 in the same order, but where a peer packs several rows into one sequence: it takes them in an order of its own.
+
+On a GPU (`--device cuda`; it has not been run on one yet) Luthier compiles, and does not, and stands beside TRL with the default
+padding, which is transformers' Trainer over PEFT, and beside TRL with Liger Kernel. Memory is then the GPU's, all of it that is
+used: nothing else may run there. The floors are those of processors.
 
 A run is a process of its own. Told are medians over the rounds, with the least and the most:
 
@@ -84,6 +89,7 @@ PEERS = {
     "axolotl": "axolotl==0.19.0",
 }
 ALSO = {"trl": ("peft==0.21.2", "transformers==5.23.0")}
+ALSO_ON_GPU = ("bitsandbytes==0.50.2", "liger-kernel==0.8.5")
 OVERRIDES = f"torch=={TORCH}\ntorchvision; sys_platform == 'never'\ntorchaudio; sys_platform == 'never'\n"
 """For every peer: the torch that Luthier has, without the packages that are built for that of a GPU and not used for text."""
 AS_STORED = {"llamafactory"}
@@ -102,9 +108,13 @@ SETTINGS: dict[str, dict[str, tuple[str, ...]]] = {
 }
 EMBEDDED = "embedded"
 TINY = "tiny"
-SHAPES = (EMBEDDED, "0.5b", TINY)
+SHAPES = (EMBEDDED, "0.5b", "1b", "8b", TINY)
 OURS = "luthier"
 AUTOMATIC = "automatic"
+ON_GPU = {"trl": ("default padding", "liger")}
+"""The peers' settings on a GPU."""
+COMPILED = ("compiled = true", "compiled = false")
+"""Ours on a GPU: a run that is measured is too short to be compiled by itself."""
 DATA = {"mixed": "sft", "shared": "sft", "dpo": "dpo"}
 BATCHES = {"mixed": 8, "shared": 8, "dpo": 2}
 RATES = {"sft": 2e-4, "dpo": 2e-5}
@@ -138,6 +148,13 @@ class Case:
     tokens: int
     batch: int
     threads: int
+    device: str = "cpu"
+    method: str = "lora"
+
+    @property
+    def ours(self) -> tuple[str, ...]:
+        """Luthier's settings, first the one that the peers are compared with."""
+        return (AUTOMATIC,) if self.device == "cpu" else COMPILED
 
     @property
     def objective(self) -> str:
@@ -145,7 +162,9 @@ class Case:
 
     def __str__(self) -> str:
         model = f"random numbers in the shape {self.shape}" if self.shape != EMBEDDED else "the embedded model"
-        return f"{self.data}, {model}, {self.precision}, {self.batch} rows a step, {self.threads} threads"
+        where = f"{self.threads} threads" if self.device == "cpu" else "GPU"
+        how = "" if self.method == "lora" else f"{self.method}, "
+        return f"{how}{self.data}, {model}, {self.precision}, {self.batch} rows a step, {where}"
 
 
 @dataclass(frozen=True)
@@ -329,7 +348,7 @@ class Bench:
     def run(self, case: Case, trainer: str, setting: str, number: int) -> Record:
         """One run. Luthier's setting is what is written beside the rest in its job file, as a line of it."""
         material, model = self.material(case), self.model(case.shape)
-        python = self._environment(trainer) if trainer != OURS else Path(sys.executable)
+        python = self._environment(trainer, case.device) if trainer != OURS else Path(sys.executable)
         with tempfile.TemporaryDirectory() as scratch:
             if trainer == OURS:
                 trained, spent = self._ours(case, setting, model, material, Path(scratch))
@@ -350,7 +369,7 @@ class Bench:
             steps=[(seconds, tokens, loss) for seconds, tokens, _, loss in trained.steps],
             seconds=round(spent.seconds, 2),
             memory=spent.memory,
-            peak=matmul_peak(case.precision, case.threads, number),
+            peak=matmul_peak(case.precision, case.threads, number, case.device),
             libraries=trained.libraries,
             fault=spent.fault,
         )
@@ -365,7 +384,7 @@ class Bench:
         job = {
             "base_model": model.name,
             "training": data.name,
-            "method": "lora",
+            "method": case.method,
             "objective": case.objective,
             "max_length": MAX_LENGTH,
             "epochs": 1,
@@ -393,8 +412,9 @@ class Bench:
         try:
             spent = spend(
                 [sys.executable, "-m", "luthier", "train", str(scratch / "job.toml"), "--data", str(self._data)],
-                _environ(scratch, case.threads),
+                _environ(scratch, case),
                 HERE.parent,
+                case.device,
             )
             for name in set(self._jobs()) - before:
                 events = read_events(self._storage, f"runs/{name}", 1, -1)
@@ -417,11 +437,11 @@ class Bench:
         folder = self._data / "objects/runs"
         yield from (path.name for path in folder.iterdir()) if folder.is_dir() else ()
 
-    def _environment(self, peer: str) -> Path:
+    def _environment(self, peer: str, device: str) -> Path:
         """The interpreter of a peer's environment, made where it is not there as it should be."""
-        folder = self._environments / peer
+        folder = self._environments / (peer if device == "cpu" else f"{peer}-{device}")
         python, stamp = folder / "bin/python", folder / "installed.txt"
-        wanted = [PEERS[peer], *ALSO.get(peer, ())]
+        wanted = [PEERS[peer], *ALSO.get(peer, ()), *(() if device == "cpu" else ALSO_ON_GPU)]
         told = "\n".join([*wanted, OVERRIDES, STAND_INS.get(peer, "")])
         if stamp.is_file() and stamp.read_text() == told:
             return python
@@ -475,9 +495,11 @@ def _peers(
         learning_rate=RATES[case.objective],
         seed=SEED,
         began=time.time(),
+        device=case.device,
+        method=case.method,
     )
     command = [str(python), "-P", str(HERE / "trainers.py"), json.dumps(asdict(job))]
-    spent = spend(command, _environ(scratch, case.threads), scratch)
+    spent = spend(command, _environ(scratch, case), scratch, case.device)
     told = scratch / "trained.json"
     if not told.is_file():
         return Trained(), replace(spent, fault=spent.fault or "it wrote nothing")
@@ -493,10 +515,12 @@ def _written_for(peer: str, row: Row) -> Row:
     return {"messages": [*row["messages"], row["chosen"]], "rejected_response": row["rejected"]["content"]}
 
 
-def _environ(scratch: Path, threads: int) -> dict[str, str]:
-    """That of a run: as many threads as asked for, nothing fetched, and no rows that an earlier run has read already."""
+def _environ(scratch: Path, case: Case) -> dict[str, str]:
+    """That of a run: as many threads as asked for, no GPU unless one is, nothing fetched, no rows that an earlier run read."""
     caches = {name: str(scratch / "cache") for name in ("HF_HOME", "HF_DATASETS_CACHE", "MODELSCOPE_CACHE")}
-    count = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    count = {name: str(case.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    if case.device == "cpu":
+        count["CUDA_VISIBLE_DEVICES"] = ""
     quiet = {
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
@@ -516,8 +540,8 @@ class Spent:
     fault: str = ""
 
 
-def spend(command: list[str], env: dict[str, str], folder: Path) -> Spent:
-    """Run a program to its end."""
+def spend(command: list[str], env: dict[str, str], folder: Path, device: str = "cpu") -> Spent:
+    """Run a program to its end. `memory` is that of the device."""
     most = 0
     with tempfile.TemporaryFile("w+") as said:
         began, clock = time.time(), time.monotonic()
@@ -532,7 +556,7 @@ def spend(command: list[str], env: dict[str, str], folder: Path) -> Spent:
                     break
                 if seconds > TOO_LONG_SECONDS:
                     process.kill()
-                most = max(most, held_together(process.pid))
+                most = max(most, held_together(process.pid) if device == "cpu" else held_on_gpu())
                 time.sleep(0.2)
         except BaseException:
             process.terminate()
@@ -541,7 +565,8 @@ def spend(command: list[str], env: dict[str, str], folder: Path) -> Spent:
         process.returncode = os.waitstatus_to_exitcode(status)
         said.seek(0)
         last = said.read()[-3000:]
-    memory = max(most, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+    resident = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    memory = max(most, resident) if device == "cpu" else most
     return Spent(began, seconds, memory, last if process.returncode else "")
 
 
@@ -559,14 +584,22 @@ def held_together(pid: int) -> int:
         return 0
 
 
+def held_on_gpu() -> int:
+    """Bytes of the first GPU that are used, by whomever."""
+    query = ["nvidia-smi", "--id=0", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    return int(subprocess.run(query, capture_output=True, text=True, check=True).stdout) * 1024**2
+
+
 @cache
-def matmul_peak(precision: str, threads: int, number: int) -> float:
+def matmul_peak(precision: str, threads: int, number: int, device: str) -> float:
     """Operations a second of a product of two large square matrices, the best of several; once a round, in its own process."""
-    size = 2048
+    size = 2048 if device == "cpu" else 8192
+    wait = "" if device == "cpu" else "; torch.cuda.synchronize()"
     dtype = {"fp32": "float32", "bf16": "bfloat16"}[precision]
     code = (
-        f"import time, torch; torch.set_num_threads({threads}); x, y = torch.randn(2, {size}, {size}, dtype=torch.{dtype})\n"
-        "def once():\n    t = time.perf_counter(); x @ y; return time.perf_counter() - t\n"
+        f"import time, torch; torch.set_num_threads({threads})\n"
+        f"x, y = torch.randn(2, {size}, {size}, dtype=torch.{dtype}, device='{device}')\n"
+        f"def once():\n    t = time.perf_counter(); x @ y{wait}; return time.perf_counter() - t\n"
         f"print(2 * {size}**3 / min(once() for _ in range(12)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -584,7 +617,7 @@ def scaling(asked: argparse.Namespace) -> dict[str, dict[str, tuple[Case, str]]]
         "micro_batch_tokens": {str(each): (plain, f"micro_batch_tokens = {each}") for each in SCALING_BATCH_TOKENS},
         "rows of a step": {str(rows): (replace(plain, batch=rows), AUTOMATIC) for rows in (1, 2, 4, 8, 16)},
         "threads": {str(each): (replace(plain, threads=each), AUTOMATIC) for each in range(1, asked.threads + 1)},
-        "model": {shape: (replace(plain, shape=shape), AUTOMATIC) for shape in SHAPES if shape != TINY},
+        "model": {shape: (replace(plain, shape=shape), AUTOMATIC) for shape in (EMBEDDED, "0.5b")},
     }
 
 
@@ -625,8 +658,8 @@ def best_peer(runs: Runs) -> tuple[str, str] | None:
 
 def missed(case: Case, runs: Runs) -> list[str]:
     """The floors that are not kept, in words; none where one side was not measured."""
-    ours, peer = runs.get((OURS, AUTOMATIC)), best_peer(runs)
-    if ours is None or peer is None:
+    ours, peer = runs.get((OURS, case.ours[0])), best_peer(runs)
+    if ours is None or peer is None or case.device != "cpu":
         return []
     theirs, faults = runs[peer], []
     ratio, floor = middle(ours, "steady") / middle(theirs, "steady"), FLOORS[case.data][case.precision]
@@ -677,7 +710,7 @@ def _print_case(case: Case, runs: Runs) -> None:
         "of the peak",
     )
     print(f"| trainer, setting | runs | {' | '.join(heads)} |\n|---|---|{'---|' * len(heads)}")
-    ours = runs.get((OURS, AUTOMATIC))
+    ours = runs.get((OURS, case.ours[0]))
     for key, some in sorted(runs.items(), key=lambda pair: (pair[0][0] != OURS, -middle(pair[1], "steady"))):
         cells = []
         for what in ("steady", "whole"):
@@ -723,7 +756,16 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what is being run ends as well
     records = Records(asked.records)
     cases = [
-        Case(data, asked.shape, precision, asked.tokens, asked.batch or BATCHES[data], asked.threads)
+        Case(
+            data,
+            asked.shape,
+            precision,
+            asked.tokens,
+            asked.batch or BATCHES[data] * (1 if asked.device == "cpu" else 8),
+            asked.threads,
+            asked.device,
+            asked.method,
+        )
         for precision in asked.precision
         for data in asked.data
     ]
@@ -771,8 +813,9 @@ def _turns(cases: list[Case], asked: argparse.Namespace) -> Iterator[tuple[Case,
     for case in cases:
         for number in range(asked.rounds):
             if OURS in asked.peer:
-                yield case, number, OURS, AUTOMATIC
-            for peer, settings in SETTINGS[case.objective].items():
+                yield from ((case, number, OURS, setting) for setting in case.ours)
+            peers = SETTINGS[case.objective] if case.device == "cpu" else ON_GPU
+            for peer, settings in peers.items():
                 for setting in settings:
                     if peer in asked.peer and (not asked.setting or setting in asked.setting):
                         yield case, number, peer, setting
@@ -785,8 +828,14 @@ def _asked() -> argparse.Namespace:
     parser.add_argument("--data", nargs="+", choices=[*DATA], default=[*DATA])
     parser.add_argument("--shape", choices=SHAPES, default=EMBEDDED, help="tiny: to try the program out")
     parser.add_argument("--precision", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"])
-    parser.add_argument("--tokens", type=int, help="of a run, about; absent: 12,000, of a larger shape 4,000")
-    parser.add_argument("--batch", type=int, help="rows of an optimizer step; absent: 8, of dpo 2")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--method", choices=["lora", "qlora"], default="lora", help="qlora: of the peers only TRL")
+    parser.add_argument(
+        "--tokens", type=int, help="of a run, about; absent: 12,000, of a larger shape 4,000, on a GPU 400,000"
+    )
+    parser.add_argument(
+        "--batch", type=int, help="rows of an optimizer step; absent: 8, of dpo 2; on a GPU 8 times as many"
+    )
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--records", type=Path, default=Path("training.jsonl"), help="file that runs are appended to")
@@ -799,7 +848,10 @@ def _asked() -> argparse.Namespace:
     )
     parser.add_argument("--report", action="store_true", help="run nothing")
     asked = parser.parse_args()
-    asked.tokens = asked.tokens or (12_000 if asked.shape == EMBEDDED else 4_000)
+    if asked.method == "qlora":
+        asked.peer = [one for one in asked.peer if one in (OURS, "trl")]
+    usual = 12_000 if asked.shape == EMBEDDED else 4_000
+    asked.tokens = asked.tokens or (usual if asked.device == "cpu" else 400_000)
     return asked
 
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from luthier.nets.kernels import replaceable
+
 if TYPE_CHECKING:
     from luthier.nets.packing import Packed
 
@@ -59,6 +61,7 @@ def attention(
     return said.transpose(1, 2), None
 
 
+@replaceable
 def over_tree(
     query_1HTD: Tensor,
     key_1KTD: Tensor,

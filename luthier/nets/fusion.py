@@ -12,7 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
+from luthier.nets.kernels import replaceable
 
+
+@replaceable
 def norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Zhang and Sennrich, Root Mean Square Layer Normalization (arXiv 1910.07467), as Llama rounds it: x over its root mean
     square in fp32, rounded, times the weight. Also gives one over that root, (T, 1), in fp32.
@@ -22,11 +25,13 @@ def norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     return normed(x_TD, weight_D, over_T1), over_T1
 
 
+@replaceable
 def normed(x_TD: Tensor, weight_D: Tensor, over_T1: Tensor) -> Tensor:
     """The same again."""
     return (_wide(x_TD) * over_T1).to(x_TD.dtype).mul_(weight_D)
 
 
+@replaceable
 def norm_backward(gradient_TD: Tensor, x_TD: Tensor, weight_D: Tensor, over_T1: Tensor) -> Tensor:
     """The gradient of x; the weight is frozen."""
     scaled_TD, wide_TD = _wide(gradient_TD) * weight_D, _wide(x_TD)
@@ -34,12 +39,14 @@ def norm_backward(gradient_TD: Tensor, x_TD: Tensor, weight_D: Tensor, over_T1: 
     return scaled_TD.mul_(over_T1).addcmul_(wide_TD, along_T1).to(x_TD.dtype)
 
 
+@replaceable
 def gated(both_T2F: Tensor) -> Tensor:
     """SwiGLU, Shazeer (arXiv 2002.05202): the first half, activated, times the second; (T, F)."""
     gate_TF, up_TF = both_T2F.chunk(2, -1)
     return silu(gate_TF).mul_(up_TF)
 
 
+@replaceable
 def gated_backward(gradient_TF: Tensor, both_T2F: Tensor) -> Tensor:
     """The gradient of both halves, (T, 2F)."""
     gate_TF, up_TF = both_T2F.chunk(2, -1)
@@ -71,6 +78,7 @@ class _Rotated(torch.autograd.Function):
         return _turned(gradients[0], cos_T1R, -sin_T1R, ctx.interleaved), None, None, None
 
 
+@replaceable
 def _turned(x_THW: Tensor, cos_T1R: Tensor, sin_T1R: Tensor, interleaved: bool) -> Tensor:
     width = 2 * cos_T1R.shape[-1]
     found_THW = x_THW.new_empty(x_THW.shape) if width == x_THW.shape[-1] else x_THW.clone()

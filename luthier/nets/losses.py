@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from luthier.core.errors import InvalidRequest
+from luthier.nets.kernels import replaceable
 from luthier.nets.packing import Packed, hidden_states
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def learned_tokens(model: PreTrainedModel, packed: Packed, *, chunk: int | None 
 
 def _learned(model: PreTrainedModel, hidden_ND: Tensor, targets_N: Tensor, chunk: int | None) -> Learned:
     size = chunk or _that_fits(model, hidden_ND.device)
-    if torch.is_grad_enabled() and hidden_ND.requires_grad and _is_frozen(model):
+    if torch.is_grad_enabled() and hidden_ND.requires_grad and is_frozen(model):
         return Learned(*_FrozenHead.apply(model, size, hidden_ND, targets_N))
     if len(hidden_ND) <= size:
         return Learned(*_of_chunk(model, hidden_ND, targets_N))
@@ -69,7 +70,7 @@ def _of_chunk(model: PreTrainedModel, hidden_CD: Tensor, targets_C: Tensor) -> t
     return logprobs_C, logits_CV.detach().argmax(-1) == targets_C
 
 
-def _is_frozen(model: PreTrainedModel) -> bool:
+def is_frozen(model: PreTrainedModel) -> bool:
     """Whether the output layer is one product with a weight that does not learn, times a number at most."""
     output: Any = model.get_output_embeddings()
     is_plain = type(output) is nn.Linear and not any(one.requires_grad for one in output.parameters())
@@ -86,28 +87,38 @@ class _FrozenHead(torch.autograd.Function):
         ctx: Any, model: PreTrainedModel, size: int, hidden_ND: Tensor, targets_N: Tensor
     ) -> tuple[Tensor, Tensor]:
         output: Any = model.get_output_embeddings()
-        factor = head_factor(model)
-        slopes_ND = torch.empty_like(hidden_ND)
-        logprobs, correct = [], []
-        for hidden_CD, targets_C, slopes_CD in zip(
-            hidden_ND.split(size), targets_N.split(size), slopes_ND.split(size), strict=True
-        ):
-            logits_CV = head(model, hidden_CD).float()
-            correct.append(logits_CV.argmax(-1) == targets_C)
-            shares_CV = torch.log_softmax(logits_CV, -1)
-            logprobs.append(shares_CV.gather(-1, targets_C[:, None])[:, 0])
-            torch.exp(shares_CV, out=shares_CV)
-            shares_CV[torch.arange(len(targets_C), device=targets_C.device), targets_C] -= 1
-            torch.mm(shares_CV.to(hidden_CD.dtype), output.weight, out=slopes_CD).mul_(-factor)
+        logprobs_N, correct_N, slopes_ND = frozen_head(hidden_ND, targets_N, output, head_factor(model), size)
         ctx.save_for_backward(slopes_ND)
-        found = torch.cat(correct)
-        ctx.mark_non_differentiable(found)
-        return torch.cat(logprobs), found
+        ctx.mark_non_differentiable(correct_N)
+        return logprobs_N, correct_N
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, Tensor, None]:
         (slopes_ND,) = ctx.saved_tensors
         return None, None, (slopes_ND * gradients[0][:, None]).to(slopes_ND.dtype), None
+
+
+@replaceable
+def frozen_head(
+    hidden_ND: Tensor, targets_N: Tensor, output: nn.Linear, factor: float, size: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each target its log-probability in fp32, whether it is the first choice, and the slopes of the log-probability by the
+    hidden state, (N, D). There are logits of `size` positions at a time; they are multiplied by `factor`.
+    """
+    slopes_ND = torch.empty_like(hidden_ND)
+    logprobs, correct = [], []
+    for hidden_CD, targets_C, slopes_CD in zip(
+        hidden_ND.split(size), targets_N.split(size), slopes_ND.split(size), strict=True
+    ):
+        logits_CV = output(hidden_CD)
+        logits_CV = (logits_CV if factor == 1.0 else logits_CV * factor).float()
+        correct.append(logits_CV.argmax(-1) == targets_C)
+        shares_CV = torch.log_softmax(logits_CV, -1)
+        logprobs.append(shares_CV.gather(-1, targets_C[:, None])[:, 0])
+        torch.exp(shares_CV, out=shares_CV)
+        shares_CV[torch.arange(len(targets_C), device=targets_C.device), targets_C] -= 1
+        torch.mm(shares_CV.to(hidden_CD.dtype), output.weight, out=slopes_CD).mul_(-factor)
+    return torch.cat(logprobs), torch.cat(correct), slopes_ND
 
 
 def head_factor(model: PreTrainedModel) -> float:

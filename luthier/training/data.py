@@ -38,6 +38,7 @@ SHARED_PREFIXES = "shared prefixes"
 _PROBLEMS = 1000  # listed at most
 _SHARED = 8  # tokens that are worth to be computed once: each part that is shared costs a call in every layer
 _OPEN = 64  # micro-batches that are filled at the same time
+_REPAID = 2e16  # bytes of weights times tokens: a guess, about two minutes of LoRA on an H100 at two fifths of its peak
 
 
 class RowsLost(RunFailed):
@@ -167,6 +168,15 @@ def why_apart(spec: TrainingSpec) -> str | None:
     method = methods.load(spec.method.name)
     drops = method(method.Options.read(spec.method.options, param="method.options")).drops
     return "dropout would be drawn once for all rows" if drops else None
+
+
+def why_eager(spec: TrainingSpec, tokens: int, weights: Path) -> str | None:
+    """Why the kernels of a GPU are not compiled for a run over rows of so many tokens; None where they are."""
+    if spec.compiled is not None:
+        return None if spec.compiled else "it was not asked for"
+    held = sum(path.stat().st_size for path in weights.glob("*.safetensors"))
+    work = held * tokens * spec.epochs / spec.processes
+    return None if work >= _REPAID else "the job is too short to repay compiling"
 
 
 def micro_batches(rows: Sequence[Encoded], limit_tokens: int, *, shared: int | None = None) -> list[list[Encoded]]:

@@ -32,6 +32,7 @@ from luthier.training.data import (
     shared_from,
     tokens_of,
     why_apart,
+    why_eager,
 )
 from luthier.training.objectives.base import Encoded, Objective, objectives
 from luthier.training.precision import has_gpu
@@ -406,6 +407,7 @@ class _Forecaster:
             "patience": None,
             "samples": 0,  # one below, in the trials that are quick
             "share_prefixes": False,  # a row may be drawn twice, which would be shared whole
+            "compiled": self._compiled(),
             "processes": 1,
             "sharding": "none",
         }
@@ -420,6 +422,11 @@ class _Forecaster:
         link.symlink_to(self._storage.folder(spec.weights).resolve())
         loads = [_load(rows, micro_batch_tokens) for rows in steps]
         return spec.model_copy(update=changes), loads, _load(evaluated, micro_batch_tokens)
+
+    def _compiled(self) -> bool | None:
+        """As the spec says, but that the whole job may be long enough for what dry steps are too short for."""
+        why_not = why_eager(self._spec, self._training.tokens, self._storage.folder(self._spec.weights))
+        return True if why_not is None else self._spec.compiled
 
     def _dry_steps(self, micro_batch_tokens: int, fill: int) -> list[list[Encoded]]:
         """The rows of each dry step: some as they come; the longest; at last half as many.

@@ -35,6 +35,17 @@ def computed(wish: Precision, device: torch.device) -> tuple[Precision, str | No
     return wish, None
 
 
+def chosen_kernels(
+    model: PreTrainedModel, dtype: torch.dtype, *, why_eager: str | None, why_plain: str | None
+) -> dict[str, str | None]:
+    """The kernels of libraries that could stand in for our own operations on a GPU: None where one now does, else why not."""
+    if model.device.type == "cpu":
+        return {}
+    from luthier.nets.gpu.choice import choose  # which leads to libraries for GPUs
+
+    return choose(model, dtype, why_eager=why_eager, why_plain=why_plain)
+
+
 class Forward:
     """What an objective says of micro-batches; `mixed` is what operations compute in where weights are kept in another type."""
 

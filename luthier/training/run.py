@@ -30,7 +30,16 @@ from luthier.nets.packing import prepare
 from luthier.storage import Storage, digest
 from luthier.training.canary import CanaryRecorder
 from luthier.training.checkpoint import Checkpoint, Checkpoints
-from luthier.training.data import SHARED_PREFIXES, BatchPlan, Rows, RowsLost, read_rows, shared_from, why_apart
+from luthier.training.data import (
+    SHARED_PREFIXES,
+    BatchPlan,
+    Rows,
+    RowsLost,
+    read_rows,
+    shared_from,
+    why_apart,
+    why_eager,
+)
 from luthier.training.emitter import Emitter, Silent, Superseded
 from luthier.training.events import (
     Cancelled,
@@ -43,7 +52,7 @@ from luthier.training.events import (
     pause_key,
     read_events,
 )
-from luthier.training.forward import Forward, computed
+from luthier.training.forward import Forward, chosen_kernels, computed
 from luthier.training.loop import Loop, Stopped, check_on, tell_saved
 from luthier.training.memory import is_out_of_memory
 from luthier.training.methods.base import Method, methods
@@ -147,6 +156,9 @@ def _play(
         _begin(storage, spec.start, method, model)
     count = sum(parameter.numel() for parameter in method.trainable(model).values())
     why_plain = fuse(model, joins=not processes.is_sharded) if spec.fused else "it was not asked for"
+    mixed = DTYPES[precision] if method.mixes_precision and precision != "fp32" else None
+    why_uncompiled = why_eager(spec, training.tokens, weights)
+    kernels = chosen_kernels(model, mixed or DTYPES[precision], why_eager=why_uncompiled, why_plain=why_plain)
     if processes.is_sharded:
         sharded(model, processes)
     optimizer = Optimizer(
@@ -158,7 +170,6 @@ def _play(
     )
     if resumed is not None:
         optimizer.restore(moments, resumed.state.loss_scale)
-    mixed = DTYPES[precision] if method.mixes_precision and precision != "fp32" else None
     forward = Forward(model, objective, processes, seed=spec.seed, shared=shared_from(spec), mixed=mixed)
     if objective.has_reference:
         check = partial(check_on, emitter, stop, processes)
@@ -167,7 +178,7 @@ def _play(
         if validation is not None:
             validation = with_reference(storage, spec, "validation", validation, forward, check, **known)
     plan = BatchPlan(len(training.rows), spec.seed, spec.batch_size, spec.epochs)
-    faster = {SHARED_PREFIXES: why_apart(spec), "fused layers": why_plain}
+    faster = {SHARED_PREFIXES: why_apart(spec), "fused layers": why_plain, **kernels}
     _tell_started(emitter, plan, training, validation, count, resumed, faster)
     damaged = [f"The checkpoint {key} is damaged; the one before it is taken." for key in checkpoints.damaged]
     for note in (*([why_another] if why_another else []), *damaged):

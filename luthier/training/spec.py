@@ -106,6 +106,11 @@ class TrainingSpec(Value):
         description="Compute layers of known kinds (Llama, Qwen2, Qwen3, GLM-4) by operations of our own; false: by the "
         "library's.",
     )
+    compiled: bool | None = Field(
+        default=None,
+        description="On a GPU, compile attention and small operations when the run begins. Absent: where the run is long enough "
+        "to repay it.",
+    )
     threads: int = Field(ge=1, description="CPU threads of a process: part of the spec because sums depend on it.")
     processes: int = Field(
         default=1,
