@@ -23,7 +23,7 @@ from luthier.nets.trees import in_common, sorting, trees
 from luthier.records.problems import Problem
 from luthier.records.source import LocalFile
 from luthier.storage import Storage
-from luthier.training.methods.base import methods
+from luthier.training.methods.base import method_of
 from luthier.training.objectives.base import Encoded, Objective
 from luthier.training.spec import DataFile, TrainingSpec
 
@@ -162,11 +162,10 @@ def shared_from(spec: TrainingSpec) -> int | None:
 
 def why_apart(spec: TrainingSpec) -> str | None:
     """Why rows that begin alike are each computed by themselves, where they are."""
-    if spec.share_prefixes is not None:
-        return None if spec.share_prefixes else "it was not asked for"
-    method = methods.load(spec.method.name)
-    drops = method(method.Options.read(spec.method.options, param="method.options")).drops
-    return "dropout would be drawn once for all rows" if drops else None
+    if spec.share_prefixes:
+        return None
+    drops = method_of(spec.method.name, spec.method.options).drops
+    return "dropout would be drawn once for all rows" if drops else "it was not asked for"
 
 
 def micro_batches(rows: Sequence[Encoded], limit_tokens: int, *, shared: int | None = None) -> list[list[Encoded]]:
