@@ -42,7 +42,7 @@ class Packed:
     weights_N: Tensor
     sequence_N: Tensor
     spans: tuple[Span, ...] | None = None
-    """Which adapter which tokens go through; absent: the one that is active."""
+    """Which adapter which tokens go through, in layers that `layers.fuse` took; absent: the one that is active."""
 
 
 def pack(

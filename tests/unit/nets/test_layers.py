@@ -109,6 +109,13 @@ def test_two_adapters_in_one_pass(kind: str) -> None:
     assert_same_gradients(model, exact)
 
 
+def test_adapters_by_sequence_are_refused_where_layers_are_the_librarys() -> None:
+    model = adapted("smollm2", "one", "two")
+    prepare(model)
+    with pytest.raises(ValueError, match="go through several adapters"):
+        ours(model, ROWS[:2], adapters=["one", "two"])
+
+
 @pytest.mark.parametrize("kind", KNOWN)
 def test_a_learned_prefix(kind: str) -> None:
     model: Any = model_of(kind).requires_grad_(False)
