@@ -50,7 +50,9 @@ def attention(
     if attention_mask is not None or softcap is not None or s_aux is not None or dropout:
         raise ValueError("its attention has a mask, a cap, sinks or dropout")
     if packed is not None and packed.spans is not None:
-        raise ValueError("its sequences go through several adapters, which only layers that `layers.fuse` took can tell apart")
+        raise ValueError(
+            "its sequences go through several adapters, which only layers that `layers.fuse` took can tell apart"
+        )
     if packed is None:
         return attended(query_1HTD, key_1KTD, value_1KTD, scaling, sliding_window).transpose(1, 2), None
     root_21KPD: Tensor | None = None

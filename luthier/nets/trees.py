@@ -39,7 +39,9 @@ def trees(sequences: Sequence[Sequence[int]], shared: int | None, *, among: Sequ
     arrays = {one: np.asarray(sequences[one]) for one in numbers}
     order = sorted(numbers, key=lambda one: sorting(arrays[one]))
     lengths = np.array([len(arrays[one]) for one in order])
-    common = np.array([0, *(in_common(arrays[one], arrays[two]) for one, two in pairwise(order))])  # with the one before
+    common = np.array(
+        [0, *(in_common(arrays[one], arrays[two]) for one, two in pairwise(order))]
+    )  # with the one before
 
     def runs(first: int, last: int, begin: int) -> list[tuple[int, int]]:
         """Of places in the order: those that have enough in common behind `begin`, up to where all of them have."""
