@@ -18,7 +18,7 @@ from luthier.core.clock import Clock
 from luthier.core.settings import ExecutorSection, Section, ServerSection, Settings
 from luthier.executors.base import Cores, Executor, Handle, Launch, Observation, State
 from luthier.storage import Storage
-from luthier.training.spec import DataFile, TrainingSpec
+from luthier.training.spec import DataFile, PluginChoice, TrainingSpec
 
 if TYPE_CHECKING:
     from luthier.app import Parts
@@ -129,6 +129,8 @@ def toy_spec(
     """Store a toy model and its data, and return a spec that trains it in 9 steps; `changes` replace its fields."""
     from luthier.nets.loading import weights_sha256
 
+    method: PluginChoice = changes.get("method", PluginChoice(name="lora"))
+
     with TemporaryDirectory() as name:
         folder = toy_model(Path(name))
         for path in folder.iterdir():
@@ -155,6 +157,8 @@ def toy_spec(
         "threads": 1,
         "evaluate_every_steps": 3,
         "save_every_steps": 3,
+        "share_prefixes": not method.options.get("dropout"),
+        "fused": True,
     }
     return TrainingSpec(**settled | changes)
 

@@ -106,6 +106,8 @@ JOB = Job(
         threads=2,
         evaluate_every_steps=25,
         save_every_steps=25,
+        share_prefixes=True,
+        fused=True,
     ),
     model_name=f"{BASE.name}-tone-x7k2",
     trained_tokens=48_200,

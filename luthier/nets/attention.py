@@ -47,10 +47,14 @@ def attention(
 ) -> tuple[Tensor, None]:
     """Attention of each token to those before it on its way to the root; the prefix, where there is one, is the root.
 
-    Without `packed` of one sequence that goes on from a cache. Gives (1, T, H, D).
+    Without `packed` of one sequence that goes on from a cache. Gives (1, T, H, D). Raises ValueError for what it does not know.
     """
     if attention_mask is not None or softcap is not None or s_aux is not None or dropout:
         raise ValueError("its attention has a mask, a cap, sinks or dropout")
+    if packed is not None and packed.spans is not None:
+        raise ValueError(
+            "its sequences go through several adapters, which only layers that `layers.fuse` took can tell apart"
+        )
     if packed is None:
         return attended(query_1HTD, key_1KTD, value_1KTD, scaling, sliding_window).transpose(1, 2), None
     root_21KPD: Tensor | None = None

@@ -34,25 +34,34 @@ def fuse(model: PreTrainedModel, *, joins: bool = True) -> str | None:
     in its type, and is not copied: the layers hold its weights.
     """
     decoder: Any = model.get_decoder()
-    for layer in decoder.layers:
-        if (why := _why_not(layer)) is not None:
-            return why
+    layers: Any = getattr(decoder, "layers", ())
+    if not len(layers):
+        return f"a model of type {type(decoder).__name__} has no layers where they are looked for"
+    before = [vars(layer).get("forward") for layer in layers]
+    try:
+        why = next((why for layer in layers if (why := _why_not(layer)) is not None), None)
+        if why is None:
+            why = _replaced(model, layers, joins=joins)
+    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as changed:
+        if isinstance(changed, torch.OutOfMemoryError) or "alloc" in str(changed):
+            raise
+        why = f"layers of type {type(layers[0]).__name__} are not what they were: {changed}"
+    if why is not None:
+        for layer, forward in zip(layers, before, strict=True):
+            vars(layer).pop("forward", None)
+            if forward is not None:
+                layer.forward = forward
+    return why
+
+
+def _replaced(model: PreTrainedModel, layers: Any, *, joins: bool) -> str | None:
+    """Put our forward passes into layers, and say how they differ from those that were there."""
     packed = probe(model.device)
     with torch.no_grad():
         expected = hidden_states(model, packed)[packed.chosen_N]
-        try:
-            for layer in decoder.layers:
-                is_last = layer is decoder.layers[-1]
-                layer.forward = MethodType(_Fused(layer, joins=joins, is_last=is_last), layer)
-            why = unlike(hidden_states(model, packed)[packed.chosen_N], expected)
-        except (AttributeError, TypeError, ValueError, RuntimeError) as changed:
-            if isinstance(changed, torch.OutOfMemoryError) or "alloc" in str(changed):
-                raise
-            why = f"layers of type {type(decoder.layers[0]).__name__} are not what they were: {changed}"
-    if why is not None:
-        for layer in decoder.layers:
-            vars(layer).pop("forward", None)
-    return why
+        for layer in layers:
+            layer.forward = MethodType(_Fused(layer, joins=joins, is_last=layer is layers[-1]), layer)
+        return unlike(hidden_states(model, packed)[packed.chosen_N], expected)
 
 
 def _why_not(layer: Any) -> str | None:
@@ -60,9 +69,13 @@ def _why_not(layer: Any) -> str | None:
         return f"layers of type {type(layer).__name__} are not known"
     if any(parameter.requires_grad for norm in _norms(layer) for parameter in norm.parameters()):
         return "its norms learn"
-    names = {"silu", "swish"}
-    if layer.self_attn.config.hidden_act not in names:
-        return f"its activation is {layer.self_attn.config.hidden_act}"
+    config, names = layer.self_attn.config, {"silu", "swish"}
+    if config.hidden_act not in names:
+        return f"its activation is {config.hidden_act}"
+    if "sliding_attention" in (getattr(config, "layer_types", None) or ()) and not hasattr(
+        layer.self_attn, "sliding_window"
+    ):
+        return "its layers do not tell of their window"
     return next((why for one in _linear(layer) if (why := why_not(one)) is not None), None)
 
 
@@ -103,8 +116,10 @@ class _Fused:
         position_embeddings: tuple[Tensor, Tensor] | None = None,
         **named: Any,
     ) -> Tensor:
-        if packed is None or position_embeddings is None:
+        if packed is None:
             return self._plain(hidden_states, *given, position_embeddings=position_embeddings, **named)
+        if position_embeddings is None:
+            raise TypeError("they are not told the angles of positions")
         compute = partial(self._computed, layer, position_embeddings, packed, prefix_L2KPD)
         if (
             layer.gradient_checkpointing and layer.training

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,7 +43,7 @@ class Packed:
     weights_N: Tensor
     sequence_N: Tensor
     spans: tuple[Span, ...] | None = None
-    """Which adapter which tokens go through; absent: the one that is active."""
+    """Which adapter which tokens go through, in layers that `layers.fuse` took; absent: the one that is active."""
 
 
 def pack(
@@ -57,59 +58,45 @@ def pack(
     `shared` is how many tokens several must have in common, at least, to have them once; absent, each has its own.
     `adapters` names one for each sequence; those of different ones share nothing.
     """
-    tokens: list[int] = []
-    positions: list[int] = []
-    owners: list[int] = []
+    ids = [np.asarray(tokens, np.int64) for tokens, _ in sequences]
+    nodes: list[Node] = []
     segments: list[Segment] = []
-    places: list[np.ndarray] = [np.empty(0, np.int64) for _ in sequences]  # of each sequence's tokens in T
-
-    def lay(node: Node, before: np.ndarray) -> None:
-        first, place = node.sequences[0], len(tokens)
-        new = sequences[first][0][node.begin : node.end]
-        tokens.extend(new)
-        positions.extend(range(node.begin, node.end))
-        owners.extend([first] * len(new))
-        path = np.concatenate((before, np.arange(place, len(tokens))))
-        number = len(segments)
-        segments.append(Segment(place, len(tokens), 0))
-        for child in node.children:
-            lay(child, path)
-        segments[number] = segments[number]._replace(last=len(tokens))
-        for one in node.ending:
-            places[one] = path
-
     spans: list[Span] = []
+    place = 0
     for adapter in sorted(set(adapters or [""])):
-        begin = len(tokens)
-        chosen_ones = [one for one in range(len(sequences)) if adapters is None or adapters[one] == adapter]
-        for node in trees([ids for ids, _ in sequences], shared, among=chosen_ones):
-            lay(node, np.empty(0, np.int64))
-        spans.append(Span(adapter, begin, len(tokens)))
-    chosen: list[int] = []
-    targets: list[int] = []
-    weights: list[float] = []
-    whose: list[int] = []
-    for number, (ids, shares) in enumerate(sequences):
-        for place, share in enumerate(shares):
-            if place and share:
-                chosen.append(int(places[number][place - 1]))
-                targets.append(ids[place])
-                weights.append(share)
-                whose.append(number)
+        among = [one for one in range(len(sequences)) if adapters is None or adapters[one] == adapter]
+        grown = trees(ids, shared, among=among)
+        begins = list(accumulate((node.tokens for node in grown), initial=place))
+        lasts = begins[1:]
+        for number in reversed(range(len(grown))):  # what goes on from a node stands behind it
+            if (parent := grown[number].parent) is not None:
+                lasts[parent] = max(lasts[parent], lasts[number])
+        segments += [Segment(*one) for one in zip(begins, begins[1:], lasts, strict=False)]
+        spans.append(Span(adapter, place, begins[-1]))
+        nodes, place = [*nodes, *grown], begins[-1]
 
-    def tensor(values: list[int] | list[float], dtype: torch.dtype = torch.long) -> Tensor:
-        return torch.tensor(values, dtype=dtype, device=device)
+    way = np.empty(max(map(len, ids), default=0), np.int64)  # to the node under way: where each token on it is laid
+    chosen, targets, weights = ([np.empty(0, np.int64) for _ in sequences] for _ in range(3))
+    for node, segment in zip(nodes, segments, strict=True):
+        way[node.begin : node.end] = np.arange(segment.begin, segment.end)
+        for one in node.ending:
+            shares = np.asarray(sequences[one][1], np.float32)
+            learned = 1 + np.flatnonzero(shares[1:])
+            chosen[one], targets[one], weights[one] = way[learned - 1], ids[one][learned], shares[learned]
+
+    def tensor(parts: Sequence[np.ndarray], dtype: torch.dtype = torch.long) -> Tensor:
+        return torch.from_numpy(np.concatenate(parts)).to(device, dtype)
 
     return Packed(
-        tensor(tokens),
-        tensor(positions),
-        tensor(owners),
+        tensor([ids[node.of][node.begin : node.end] for node in nodes]),
+        tensor([np.arange(node.begin, node.end) for node in nodes]),
+        tensor([np.full(node.tokens, node.of) for node in nodes]),
         tuple(segments),
         len(sequences),
         tensor(chosen),
         tensor(targets),
         tensor(weights, torch.float32),
-        tensor(whose),
+        tensor([np.full(len(those), one) for one, those in enumerate(chosen)]),
         tuple(spans) if adapters else None,
     )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -12,48 +11,54 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Node:
-    """What `sequences`, by number, have in common from `begin` to before `end`; those of `ending` have nothing after it."""
+    """The tokens of sequence `of` from `begin` to before `end`. They go on from those of node `parent`, absent at a root, and
+    are all that the sequences of `ending` have after these. Sequences and nodes go by number.
+    """
 
-    sequences: list[int]
+    of: int
     begin: int
     end: int
-    children: list[Node]
+    parent: int | None
     ending: list[int]
 
-    @cached_property
+    @property
     def tokens(self) -> int:
-        """Of this and all that goes on from it."""
-        return self.end - self.begin + sum(child.tokens for child in self.children)
+        return self.end - self.begin
 
 
 def trees(sequences: Sequence[Sequence[int]], shared: int | None, *, among: Sequence[int] | None = None) -> list[Node]:
     """The trees of sequences, or of those `among` them, of which each has at least a token, in the order of their first ones.
+    A node stands before those that go on from it, and these before the next that does not.
 
     What at least `shared` tokens of several have in common, counted from where they are told apart from the others, is one
     node; absent, each sequence is a tree of one node.
     """
     numbers = range(len(sequences)) if among is None else among
     if shared is None:
-        return [Node([one], 0, len(sequences[one]), [], [one]) for one in numbers]
+        return [Node(one, 0, len(sequences[one]), None, [one]) for one in numbers]
     arrays = {one: np.asarray(sequences[one]) for one in numbers}
     order = sorted(numbers, key=lambda one: sorting(arrays[one]))
-    common = {two: in_common(arrays[one], arrays[two]) for one, two in pairwise(order)}  # with the one before
+    lengths = np.array([len(arrays[one]) for one in order])
+    common = np.array(
+        [0, *(in_common(arrays[one], arrays[two]) for one, two in pairwise(order))]
+    )  # with the one before
 
-    def grown(group: list[int], begin: int) -> list[Node]:
-        """Of sequences in order that have everything before `begin` in common, and go on from there."""
-        nodes: list[Node] = []
-        first = 0
-        for last in range(1, len(group) + 1):
-            if last < len(group) and common[group[last]] >= begin + shared:
-                continue
-            run, first = group[first:last], last
-            end = min((common[one] for one in run[1:]), default=len(arrays[run[0]]))
-            longer = [one for one in run if len(arrays[one]) > end]
-            ending = [one for one in run if len(arrays[one]) == end]
-            nodes.append(Node(run, begin, end, grown(longer, end) if longer else [], ending))
-        return nodes
+    def runs(first: int, last: int, begin: int) -> list[tuple[int, int]]:
+        """Of places in the order: those that have enough in common behind `begin`, up to where all of them have."""
+        cuts = first + 1 + np.flatnonzero(common[first + 1 : last] < begin + shared)
+        return list(pairwise([first, *cuts.tolist(), last])) if first < last else []
 
-    return sorted(grown(order, 0), key=lambda node: min(node.sequences))
+    nodes: list[Node] = []
+    roots = sorted(runs(0, len(order), 0), key=lambda run: min(order[slice(*run)]))
+    waiting: list[tuple[tuple[int, int], int | None]] = [(run, None) for run in reversed(roots)]
+    while waiting:  # a tree may be as deep as there are sequences
+        (first, last), parent = waiting.pop()
+        begin = 0 if parent is None else nodes[parent].end
+        end = int(common[first + 1 : last].min() if last - first > 1 else lengths[first])
+        longer = first + int((lengths[first:last] == end).sum())  # what ends comes first
+        waiting += [(run, len(nodes)) for run in reversed(runs(longer, last, end))]
+        nodes.append(Node(order[first], begin, end, parent, order[first:longer]))
+    return nodes
 
 
 def sorting(ids: np.ndarray) -> bytes:

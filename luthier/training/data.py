@@ -11,7 +11,7 @@ from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from luthier.nets.trees import in_common, sorting, trees
 from luthier.records.problems import Problem
 from luthier.records.source import LocalFile
 from luthier.storage import Storage
-from luthier.training.methods.base import methods
+from luthier.training.methods.base import method_of
 from luthier.training.objectives.base import Encoded, Objective
 from luthier.training.spec import DataFile, TrainingSpec
 
@@ -37,6 +37,7 @@ SHARED_PREFIXES = "shared prefixes"
 
 _PROBLEMS = 1000  # listed at most
 _SHARED = 8  # tokens that are worth to be computed once: each part that is shared costs a call in every layer
+_TURNS = 8  # of a process, from which on one group more or less does not matter
 _OPEN = 64  # micro-batches that are filled at the same time
 _REPAID = 2e16  # bytes of weights times tokens: a guess, about two minutes of LoRA on an H100 at two fifths of its peak
 
@@ -163,11 +164,10 @@ def shared_from(spec: TrainingSpec) -> int | None:
 
 def why_apart(spec: TrainingSpec) -> str | None:
     """Why rows that begin alike are each computed by themselves, where they are."""
-    if spec.share_prefixes is not None:
-        return None if spec.share_prefixes else "it was not asked for"
-    method = methods.load(spec.method.name)
-    drops = method(method.Options.read(spec.method.options, param="method.options")).drops
-    return "dropout would be drawn once for all rows" if drops else None
+    if spec.share_prefixes:
+        return None
+    drops = method_of(spec.method.name, spec.method.options).drops
+    return "dropout would be drawn once for all rows" if drops else "it was not asked for"
 
 
 def why_eager(spec: TrainingSpec, tokens: int, weights: Path) -> str | None:
@@ -179,14 +179,63 @@ def why_eager(spec: TrainingSpec, tokens: int, weights: Path) -> str | None:
     return None if work >= _REPAID else "the job is too short to repay compiling"
 
 
-def micro_batches(rows: Sequence[Encoded], limit_tokens: int, *, shared: int | None = None) -> list[list[Encoded]]:
+def micro_batches(
+    rows: Sequence[Encoded], limit_tokens: int, *, shared: int | None = None, processes: int = 1
+) -> list[list[Encoded]]:
     """Rows in groups of at most `limit_tokens`, the longest first, each where it fits first; a longer row goes alone.
 
-    With `shared`, rows that begin with as many tokens alike stay together, and what `packed` lays once counts once.
+    With `shared`, rows that begin with as many tokens alike stay together, and what `packed` lays once counts once. Several
+    `processes`, who take the groups in turns, then get smaller ones of like size, where one would have none or much less.
     """
+    begun = _begun(rows, shared)
+    groups = _filled(begun, limit_tokens)
+    turns = -(-len(groups) // processes)
+    if shared is None or processes == 1 or turns > _TURNS:
+        return groups
+    too_small, limit = 0, limit_tokens
+    while limit - too_small > max(limit // 32, 1):
+        smaller = (too_small + limit) // 2
+        if len(found := _filled(begun, smaller)) <= turns * processes:
+            groups, limit = found, smaller
+        else:
+            too_small = smaller
+    return groups
+
+
+class _Begun(NamedTuple):
+    """A row, the tokens that it takes at most, and how many fewer it is sure to take behind the row before it."""
+
+    row: Encoded
+    tokens: int
+    fewer: int
+
+
+def _begun(rows: Sequence[Encoded], shared: int | None) -> list[_Begun]:
+    """Rows as they are, or in the order of what they begin with."""
+    if shared is None:
+        return [_Begun(row, row.length, 0) for row in rows]
+    unsure = shared - 1  # tokens more than others share are laid apart where they are fewer than `shared`
+    found: list[_Begun] = []
+    before = np.empty(0)
+    for row in sorted(rows, key=lambda row: sorting(np.asarray(row.sequences[0].tokens))):
+        ids = [np.asarray(one.tokens) for one in row.sequences]
+        within = sum(max(in_common(one, two) - unsure, 0) for one, two in pairwise(ids))
+        found.append(_Begun(row, row.length - within, max(in_common(before, ids[0]) - unsure, 0)))
+        before = ids[0]
+    return found
+
+
+def _filled(begun: Sequence[_Begun], limit_tokens: int) -> list[list[Encoded]]:
+    blocks: list[tuple[list[Encoded], int]] = []  # rows that go together, and their tokens at most
+    for row, tokens, fewer in begun:
+        if fewer and (together := blocks[-1][1] + tokens - fewer) <= limit_tokens:
+            blocks[-1][0].append(row)
+            blocks[-1] = blocks[-1][0], together
+        else:
+            blocks.append(([row], tokens))
     groups: list[list[Encoded]] = []
     open_groups: list[tuple[list[Encoded], int]] = []  # and the tokens that each still takes
-    for block, tokens in sorted(_blocks(rows, limit_tokens, shared), key=lambda block: -block[1]):
+    for block, tokens in sorted(blocks, key=lambda block: -block[1]):
         place = next((place for place, (_, left) in enumerate(open_groups) if tokens <= left), None)
         if place is None:
             groups.append(group := [*block])
@@ -196,31 +245,6 @@ def micro_batches(rows: Sequence[Encoded], limit_tokens: int, *, shared: int | N
             group += block
             open_groups[place] = group, left - tokens
     return groups
-
-
-def _blocks(rows: Sequence[Encoded], limit_tokens: int, shared: int | None) -> list[tuple[list[Encoded], int]]:
-    """Rows that go together, and the tokens that they take at most: each by itself, or those that begin alike up to the limit."""
-    if shared is None:
-        return [([row], row.length) for row in rows]
-    unsure = shared - 1  # tokens more than others share are laid apart where they are fewer than `shared`
-    blocks: list[tuple[list[Encoded], int]] = []
-    for row in sorted(rows, key=lambda row: sorting(_begins(row))):
-        most = row.length - sum(
-            max(in_common(np.asarray(one.tokens), np.asarray(two.tokens)) - unsure, 0)
-            for one, two in pairwise(row.sequences)
-        )
-        if blocks and (common := in_common(_begins(blocks[-1][0][-1]), _begins(row))) >= shared:
-            block, taken = blocks[-1]
-            if (together := taken + most - (common - unsure)) <= limit_tokens:
-                block.append(row)
-                blocks[-1] = block, together
-                continue
-        blocks.append(([row], most))
-    return blocks
-
-
-def _begins(row: Encoded) -> np.ndarray:
-    return np.asarray(row.sequences[0].tokens)
 
 
 def tokens_of(group: Sequence[Encoded], shared: int | None) -> int:

@@ -50,6 +50,10 @@ class Resolved(Value):
         description="As many evaluations as there are: with validation rows the result is the best checkpoint."
     )
     samples: int = Field(description="3, where there are validation rows.")
+    share_prefixes: bool = Field(
+        description="true, unless there is dropout, which would then be drawn once for all of those rows."
+    )
+    fused: bool = Field(description="true.")
 
 
 def resolve(
@@ -67,10 +71,11 @@ def resolve(
     seed: int | None = None,
     max_length: int | None = None,
     processes: int = 1,
+    drops: bool = False,
 ) -> Resolved:
     """Numbers for what is None, as Resolved says; what is given is kept. `rows` are those that are trained.
 
-    `learning_rate_multiplier` multiplies the learning rate, given or not.
+    `learning_rate_multiplier` multiplies the learning rate, given or not. `drops` is what the method says of itself.
     """
     epochs = epochs or (1 if rows >= 10_000 else min(max(-(-_VISITS // rows), 2), 10))
     batch_size = batch_size or min(max(_power_of_two(rows // 32), 4), 64, rows)
@@ -93,6 +98,8 @@ def resolve(
         save_every_steps=-(-steps // _EVALUATIONS),
         patience=_EVALUATIONS,
         samples=_SAMPLES,
+        share_prefixes=not drops,
+        fused=True,
     )
 
 

@@ -19,7 +19,7 @@ from luthier.core.errors import LuthierError
 from luthier.core.registry import Registry
 from luthier.training import defaults
 from luthier.training.faults import UNKNOWN, Fault, InvalidJob, faults_in
-from luthier.training.methods.base import methods
+from luthier.training.methods.base import Method, method_of, methods
 from luthier.training.objectives.base import objectives
 from luthier.training.spec import SHARED_AMONG_ONE, DataFile, PluginChoice, Start, TrainingSpec, Value
 
@@ -117,8 +117,7 @@ class Draft(_Free):
     def positions(self) -> int:
         """Positions of the context that the method takes; 0 where the method or its options are not right."""
         with suppress(LuthierError):
-            method = methods.load(self.method)
-            return method(method.Options.read(self.method_options, param="method_options")).positions
+            return self._chosen().positions
         return 0
 
     def given(self) -> dict[str, Any]:
@@ -141,15 +140,17 @@ class Draft(_Free):
         InvalidJob for fields that do not go together.
         """
         assert training.trained_rows is not None
+        method = self._chosen()
         given = {"seed": SEED, **self.given()}
         asked = given.keys() & inspect.signature(defaults.resolve).parameters.keys()
         numbers = defaults.resolve(
             parameters=base.parameters,
-            context_length=base.context_length - self.positions,
+            context_length=base.context_length - method.positions,
             rows=training.trained_rows,
             method=self.method,
             objective=self.objective,
             cores=cores,
+            drops=method.drops,
             **{name: given[name] for name in asked},
         )
         fields = {
@@ -172,6 +173,9 @@ class Draft(_Free):
             raise InvalidJob(faults_in(TrainingSpec, wrong)) from wrong
         content = spec.model_dump_json(exclude={"job"}, exclude_defaults=True).encode()
         return spec.model_copy(update={"job": f"ftjob-{hashlib.sha256(content).hexdigest()[:24]}"})
+
+    def _chosen(self) -> Method:
+        return method_of(self.method, self.method_options, param="method_options")
 
 
 def _whole(registry: Registry[Any], name: str, options: dict[str, Any]) -> PluginChoice:

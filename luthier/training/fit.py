@@ -277,7 +277,7 @@ class _Forecaster:
         steps = range(1, plan.total_steps + 1)
         some = [plan.rows_of(step) for step in steps[:: -(-len(steps) // _BATCHES_LOOKED_AT)]]
         taken = [[self._training.rows[at] for at in rows] for rows in some]
-        loads = [_load(rows, micro_batch_tokens, shared=self._shared) for rows in taken]
+        loads = [_load(rows, micro_batch_tokens, shared=self._shared, processes=spec.processes) for rows in taken]
         per_step = sum(len(load.sizes) for load in loads) / len(loads)
         of_one = [load.dealt(spec.processes) for load in loads]  # the process that a step waits for
         share = sum(load.tokens for load in of_one) / sum(row.length for rows in taken for row in rows)
@@ -358,7 +358,8 @@ class _Forecaster:
 
     def _laid(self, rows: Rows) -> int:
         """Tokens of all rows together, what they share once."""
-        return _load(rows.rows, self._spec.micro_batch_tokens, shared=self._shared).tokens
+        spec = self._spec
+        return _load(rows.rows, spec.micro_batch_tokens, shared=self._shared, processes=spec.processes).tokens
 
     def _sampling_seconds(self, seconds: float) -> float:
         """Of the answers to sample prompts: all before the first step and at the end, between them a share of the time."""
@@ -457,8 +458,8 @@ def _not_counted(spec: TrainingSpec, *, is_cpu: bool) -> tuple[str, ...]:
     return tuple(told)
 
 
-def _load(rows: list[Encoded], micro_batch_tokens: int, *, shared: int | None = None) -> Load:
-    groups = micro_batches(rows, micro_batch_tokens, shared=shared)
+def _load(rows: list[Encoded], micro_batch_tokens: int, *, shared: int | None = None, processes: int = 1) -> Load:
+    groups = micro_batches(rows, micro_batch_tokens, shared=shared, processes=processes)
     return Load([tokens_of(group, shared) for group in groups])
 
 

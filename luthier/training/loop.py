@@ -219,7 +219,9 @@ class Loop:
 
         Raises Stopped between two of them when that was asked for, where several processes train before the first.
         """
-        groups = micro_batches(rows, self._spec.micro_batch_tokens, shared=self._forward.shared)
+        groups = micro_batches(
+            rows, self._spec.micro_batch_tokens, shared=self._forward.shared, processes=self._processes.count
+        )
         if self._processes.any(self._stop.is_set()):
             raise Stopped
         for group, counts in self._processes.dealt(groups):

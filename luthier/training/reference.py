@@ -50,11 +50,12 @@ def _computed(rows: Rows, spec: TrainingSpec, forward: Forward, check: Callable[
     forward.model.eval()
     places = {id(row): place for place, row in enumerate(rows.rows)}
     found: dict[int, tuple[float, ...]] = {}
-    groups = micro_batches(rows.rows, spec.micro_batch_tokens, shared=forward.shared)
-    for batch, _ in forward.processes.dealt(groups):
+    processes = forward.processes
+    groups = micro_batches(rows.rows, spec.micro_batch_tokens, shared=forward.shared, processes=processes.count)
+    for batch, _ in processes.dealt(groups):
         check()
         found |= {places[id(row)]: one for row, one in zip(batch, forward.references(batch), strict=True)}
-    everywhere = {place: one for part in forward.processes.gathered(found) for place, one in part.items()}
+    everywhere = {place: one for part in processes.gathered(found) for place, one in part.items()}
     return torch.tensor([everywhere[place] for place in range(len(places))], dtype=torch.float32)
 
 

@@ -55,7 +55,7 @@ from luthier.training.events import (
 from luthier.training.forward import Forward, chosen_kernels, computed
 from luthier.training.loop import Loop, Stopped, check_on, tell_saved
 from luthier.training.memory import is_out_of_memory
-from luthier.training.methods.base import Method, methods
+from luthier.training.methods.base import Method, method_of
 from luthier.training.objectives.base import objectives
 from luthier.training.optim import Optimizer
 from luthier.training.processes import Processes, ProcessLost, is_of_a_lost_process, joined, sharded
@@ -123,8 +123,8 @@ def _play(
     emitter: Emitter,
     stop: threading.Event,
 ) -> Succeeded:
-    method_class, objective_class = methods.load(spec.method.name), objectives.load(spec.objective.name)
-    method = method_class(method_class.Options.read(spec.method.options, param="method.options"))
+    method = method_of(spec.method.name, spec.method.options)
+    objective_class = objectives.load(spec.objective.name)
     objective = objective_class(objective_class.Options.read(spec.objective.options, param="objective.options"))
     weights = storage.folder(spec.weights)
     renderer = renderer_for(Tokenizer(weights))

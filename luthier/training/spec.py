@@ -55,6 +55,8 @@ class Start(Value):
 
 
 class TrainingSpec(Value):
+    """What a field is by default is what was done before there was such a field: a spec stored then means what it meant."""
+
     version: Literal[1] = 1
     job: str = Field(description="Id of the job; everything the run writes lies under runs/<job>/.")
     base_model: str = Field(description="Name of the base model.")
@@ -96,13 +98,13 @@ class TrainingSpec(Value):
         default=False,
         description="Compute a layer's inner values again in the backward pass: less memory, a third slower.",
     )
-    share_prefixes: bool | None = Field(
-        default=None,
+    share_prefixes: bool = Field(
+        default=False,
         description="Compute once what rows of a micro-batch begin with alike, such as a long system prompt or the prompt of a "
-        "pair. Absent: unless there is dropout, which would then be drawn once for all of them.",
+        "pair.",
     )
     fused: bool = Field(
-        default=True,
+        default=False,
         description="Compute layers of known kinds (Llama, Qwen2, Qwen3, GLM-4) by operations of our own; false: by the "
         "library's.",
     )

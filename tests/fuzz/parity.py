@@ -151,6 +151,8 @@ def train(storage: Storage, weights: str, case: str) -> Artifact:
             "threads": 1,
             "evaluate_every_steps": 100,
             "save_every_steps": 100,
+            "share_prefixes": True,
+            "fused": True,
         }
         spec = TrainingSpec(**settled)
         done = run(spec, storage)

@@ -15,7 +15,7 @@ from luthier.control.jobs.values import JobRequest
 from luthier.core.errors import DatasetInvalid, InvalidParameter
 from luthier.training import defaults
 from luthier.training.faults import faults_in, refusal
-from luthier.training.methods.base import methods
+from luthier.training.methods.base import Method, methods
 from luthier.training.objectives.base import objectives
 from luthier.training.spec import DataFile, PluginChoice, TrainingSpec
 
@@ -55,6 +55,7 @@ def plan(
         learning_rate_multiplier=request.learning_rate_multiplier,
         seed=request.seed,
         max_length=max_length,
+        drops=_method(request.method).drops,
     )
     asked = {name: value for name in _TAKEN_AS_ASKED if (value := getattr(request, name)) is not None}
     if not numbers.learning_rate <= 1:  # where the rate itself was checked already
@@ -103,8 +104,7 @@ def limit_of(
 
 def positions_of(method: PluginChoice) -> int:
     """Positions of a model's context that a method takes. Raises InvalidParameter for a name or an option that there is not."""
-    plugin = methods.load(method.name)
-    return plugin(_checked(plugin.Options, **method.options)).positions
+    return _method(method).positions
 
 
 def objective_for(kind: str, filename: str) -> PluginChoice:
@@ -186,6 +186,11 @@ def promised(
         "dropped": chosen.dropped_counts,
         "first_dropped": [one["row"] for one in chosen.dropped[:10]],
     }
+
+
+def _method(choice: PluginChoice) -> Method:
+    plugin = methods.load(choice.name)
+    return plugin(_checked(plugin.Options, **choice.options))
 
 
 def _data(data: Data, request: JobRequest, max_length: int, param: str) -> DataFile:

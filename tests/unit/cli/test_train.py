@@ -443,6 +443,36 @@ def test_a_plan_that_does_not_fit_says_so_and_what_would(here: Path, monkeypatch
     assert not [key for key in storage_of(here).list("runs") if not key.endswith("spec.json")]
 
 
+def lines_of(out: str, begin: str) -> list[str]:
+    return [" ".join(line.split()) for line in out.splitlines() if line.startswith(begin)]
+
+
+@pytest.mark.parametrize(
+    ("active", "inactive", "told"),
+    [
+        (("shared prefixes", "fused layers"), {}, ["active shared prefixes, fused layers"]),
+        (
+            ("shared prefixes",),
+            {"fused layers": "its norms learn"},
+            ["active shared prefixes", "not active fused layers: its norms learn"],
+        ),
+        (
+            (),
+            {"shared prefixes": "it was not asked for", "fused layers": "its adapter has dropout"},
+            ["not active shared prefixes: it was not asked for", "not active fused layers: its adapter has dropout"],
+        ),
+    ],
+)
+def test_a_plan_says_what_is_active_and_why_something_is_not(
+    here: Path, monkeypatch: pytest.MonkeyPatch, active: Any, inactive: dict[str, str], told: list[str]
+) -> None:
+    planned(monkeypatch, FORECAST.model_copy(update={"active": active, "inactive": inactive}))
+    out = luthier(here, "job.toml", "--plan")[1]
+    assert lines_of(out, "active") + lines_of(out, "not active") == told
+    found = json.loads(luthier(here, "job.toml", "--plan", "--json")[1])
+    assert (tuple(found["active"]), found["inactive"]) == (active, inactive)
+
+
 def test_a_plan_whose_longest_row_does_not_fit_says_what_to_change(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (here / "job.toml").write_text(QUICK + 'method = "full"\nmicro_batch_tokens = 128\n')
     asked = planned(monkeypatch, FORECAST.model_copy(update={"as_written": None}))

@@ -12,7 +12,7 @@ from luthier.control.jobs.values import JobRequest
 from luthier.core.errors import DatasetInvalid, InvalidParameter
 from luthier.core.pages import PageRequest
 from luthier.testing import jsonl, toy_pairs, toy_rows, toy_texts
-from luthier.training.spec import TrainingSpec
+from luthier.training.spec import PluginChoice, TrainingSpec
 from tests.unit.control.conftest import ADA, House, on_sqlite
 
 
@@ -42,6 +42,13 @@ async def test_what_is_left_to_us_is_what_it_was(house: House) -> None:
     assert (spec.schedule, spec.warmup_ratio) == (usual["schedule"].default, usual["warmup_ratio"].default)
     assert (spec.weight_decay, spec.method.name, spec.objective.name) == (0.0, "lora", "sft")
     assert spec.save_every_steps == spec.evaluate_every_steps == -(-spec.epochs * 3 // 4)
+
+
+@on_sqlite
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+async def test_what_makes_a_new_job_faster_is_written_into_its_spec(house: House, dropout: float) -> None:
+    spec = await planned(house, method=PluginChoice(name="lora", options={"dropout": dropout}))
+    assert (spec.share_prefixes, spec.fused) == (not dropout, True)
 
 
 @on_sqlite

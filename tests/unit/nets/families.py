@@ -31,6 +31,9 @@ KINDS = {
     "biases": lambda: LlamaForCausalLM(LlamaConfig(**SMALL, attention_bias=True, mlp_bias=True)),
     "smollm2": lambda: LlamaForCausalLM(LlamaConfig(**SMALL, tie_word_embeddings=True)),
     "qwen2.5": lambda: Qwen2ForCausalLM(Qwen2Config(**SMALL)),
+    "qwen2.5, window": lambda: Qwen2ForCausalLM(
+        Qwen2Config(**SMALL, use_sliding_window=True, sliding_window=6, max_window_layers=1)
+    ),
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SMALL)),
     "glm4": lambda: Glm4ForCausalLM(Glm4Config(**SMALL)),
     "window": lambda: MistralForCausalLM(MistralConfig(**SMALL, sliding_window=3)),

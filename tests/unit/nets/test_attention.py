@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from luthier.nets.attention import Segment, attended, over_tree
+from luthier.nets.attention import Segment, _by_paths, attended, over_tree
 
 SEGMENTS = [
     Segment(0, 5, 20), Segment(5, 9, 14), Segment(9, 14, 14), Segment(14, 20, 20), Segment(20, 27, 27),
@@ -55,3 +55,43 @@ def test_a_tree_is_its_paths(heads, keys, positions, width, window, dtype, near)
     )
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=near, atol=near)
+
+
+def written_out(query, key, value, root, window):
+    """The softmax over what each token sees, one after the other."""
+    times = query.shape[1] // key.shape[1]
+    rows = []
+    for path in PATHS:
+        own = SEGMENTS[path[-1]]
+        places = [place for one in path for place in range(SEGMENTS[one].begin, SEGMENTS[one].end)]
+        for at in range(own.begin, own.end):
+            seen = [place for place in places if place <= at]
+            keys, values = key[0, :, seen], value[0, :, seen]
+            if root is not None:
+                keys, values = torch.cat((root[0, 0], keys), 1), torch.cat((root[1, 0], values), 1)
+            if window is not None:
+                keys, values = keys[:, -window:], values[:, -window:]
+            keys, values = keys.repeat_interleave(times, 0), values.repeat_interleave(times, 0)
+            shares = torch.softmax(torch.einsum("hw,htw->ht", query[0, :, at], keys) * 16**-0.5, -1)
+            rows.append(torch.einsum("ht,htw->hw", shares, values))
+    return torch.stack(rows, 1)[None]
+
+
+@pytest.mark.parametrize("compute", [_by_paths, over_tree])
+@pytest.mark.parametrize("positions", [0, 3])
+@pytest.mark.parametrize("window", [None, 6])
+def test_values_and_gradients_are_those_of_a_softmax_written_out(compute, positions, window) -> None:
+    torch.manual_seed(0)
+    shapes = [(1, 4, 33, 16), (1, 2, 33, 16), (1, 2, 33, 16), *([(2, 1, 2, positions, 16)] if positions else [])]
+    given = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    root = given[3] if positions else None
+    gradient = torch.randn(1, 4, 33, 16, dtype=torch.float64)
+    found, expected = (
+        (said, *torch.autograd.grad(said, given, gradient))
+        for said in (
+            compute(*given[:3], SEGMENTS, root, None, window),
+            written_out(*given[:3], root, window),
+        )
+    )
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)

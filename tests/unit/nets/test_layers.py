@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any
 
 import pytest
@@ -15,9 +16,11 @@ from luthier.nets.layers import fuse
 from luthier.nets.losses import learned_tokens
 from luthier.nets.packing import hidden_states, pack, prepare
 from luthier.nets.prefix import Prefix, put_prefix, seen
+from luthier.nets.quantised import Nf4Linear, quantise
+from luthier.training.methods.base import method_of
 from tests.unit.nets.families import model_of
 
-KNOWN = ["smollm2", "biases", "qwen2.5", "qwen3", "glm4"]
+KNOWN = ["smollm2", "biases", "qwen2.5", "qwen2.5, window", "qwen3", "glm4"]
 CPU = torch.device("cpu")
 ROWS = [
     ([1, 5, 6, 7, 8, 9], [0.0, 0, 0, 1, 1, 1]),
@@ -27,9 +30,13 @@ ROWS = [
 ]
 
 
-def adapted(kind: str, *names: str, targets: str = "all-linear", **more: Any) -> nn.Module:
+def adapted(
+    kind: str, *names: str, targets: str | list[str] = "all-linear", is_quantised: bool = False, **more: Any
+) -> nn.Module:
     """A frozen model with adapters that say something."""
     model = model_of(kind).requires_grad_(False)
+    if is_quantised:
+        quantise(model, CPU)
     for name in names:
         inject_adapter_in_model(LoraConfig(r=3, lora_alpha=7, target_modules=targets, **more), model, name)
     torch.manual_seed(1)
@@ -38,6 +45,19 @@ def adapted(kind: str, *names: str, targets: str = "all-linear", **more: Any) ->
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.3)
     return model
+
+
+def unfolded(model: nn.Module) -> nn.Module:
+    """The same in double precision, its 4 bits the numbers that they stand for."""
+    exact = copy.deepcopy(model)
+    for name, layer in model.named_modules():
+        if isinstance(layer, Nf4Linear):
+            plain = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
+            plain.weight.data = layer.weight
+            if layer.bias is not None:
+                plain.bias.data = layer.bias.data
+            exact.set_submodule(name, plain.requires_grad_(False))
+    return exact.double()
 
 
 def plainly(model: nn.Module, rows: list[Any]) -> torch.Tensor:
@@ -57,7 +77,9 @@ def ours(model: Any, rows: list[Any], **more: Any) -> torch.Tensor:
 
 def assert_same_gradients(model: nn.Module, exact: nn.Module) -> None:
     differences, sizes = torch.zeros(()).double(), torch.zeros(()).double()
-    for (name, one), (_, other) in zip(model.named_parameters(), exact.named_parameters(), strict=True):
+    others = dict(exact.named_parameters())
+    for name, one in model.named_parameters():
+        other = others[name]
         assert (one.grad is None) == (other.grad is None), name
         if one.grad is not None and other.grad is not None:
             differences += (one.grad.double() - other.grad).square().sum()
@@ -92,10 +114,40 @@ def test_adapters_on_some_layers_alone() -> None:
     assert_same_gradients(model, exact)
 
 
-@pytest.mark.parametrize("kind", KNOWN)
-def test_two_adapters_in_one_pass(kind: str) -> None:
-    model = adapted(kind, "one", "two")
+@pytest.mark.parametrize("shared", [None, 2])
+def test_a_window_in_layers_that_are_the_librarys(shared: int | None) -> None:
+    model = adapted("window", "default")
     exact = copy.deepcopy(model).double()
+    expected = plainly(exact, ROWS)
+    expected.backward()
+    prepare(model)
+    assert fuse(model) == "layers of type MistralDecoderLayer are not known"
+    found = ours(model, ROWS, shared=shared)
+    found.backward()
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert_same_gradients(model, exact)
+
+
+@pytest.mark.parametrize("kind", KNOWN)
+@pytest.mark.parametrize("shared", [None, 2])
+def test_weights_in_four_bits_give_the_gradients_of_what_they_stand_for(kind: str, shared: int | None) -> None:
+    model = adapted(kind, "default", is_quantised=True)
+    exact = unfolded(model)
+    expected = plainly(exact, ROWS)
+    expected.backward()
+    prepare(model)
+    assert fuse(model) is None
+    found = ours(model, ROWS, shared=shared)
+    found.backward()
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert_same_gradients(model, exact)
+
+
+@pytest.mark.parametrize("kind", KNOWN)
+@pytest.mark.parametrize("is_quantised", [False, True])
+def test_two_adapters_in_one_pass(kind: str, is_quantised: bool) -> None:
+    model = adapted(kind, "one", "two", is_quantised=is_quantised)
+    exact = unfolded(model)
     for adapter, rows in (("one", ROWS[::2]), ("two", ROWS[1::2])):
         for module in exact.modules():
             if hasattr(module, "set_adapter") and hasattr(module, "lora_A"):
@@ -107,6 +159,13 @@ def test_two_adapters_in_one_pass(kind: str) -> None:
     assert fuse(model) is None
     ours(model, ROWS, shared=2, adapters=["one", "two", "one", "two"]).backward()
     assert_same_gradients(model, exact)
+
+
+def test_adapters_by_sequence_are_refused_where_layers_are_the_librarys() -> None:
+    model = adapted("smollm2", "one", "two")
+    prepare(model)
+    with pytest.raises(ValueError, match="go through several adapters"):
+        ours(model, ROWS[:2], adapters=["one", "two"])
 
 
 @pytest.mark.parametrize("kind", KNOWN)
@@ -175,6 +234,98 @@ def test_what_is_not_packed_goes_through_the_library() -> None:
         fuse(model)
         torch.testing.assert_close(model(input_ids=ids).logits, expected)
         assert model.generate(ids, max_new_tokens=4, do_sample=False).shape[1] == ids.shape[1] + 4
+
+
+@pytest.mark.parametrize("kind", KNOWN)
+@pytest.mark.parametrize("method", ["lora", "qlora", "ptuning_v2"])
+def test_known_models_go_through_our_layers_in_every_pass(
+    kind: str, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model: Any = model_of(kind).requires_grad_(False)
+    if method == "qlora":
+        quantise(model, CPU)
+    prepare(model)
+    options = {"prefix_length": 5} if method == "ptuning_v2" else {}
+    method_of(method, options).attach(model, seed=0, blank=[3, 4])
+    assert fuse(model) is None
+    calls: list[int] = []
+    plainly_attended = layers.over_tree
+    monkeypatch.setattr(layers, "over_tree", lambda *given: (calls.append(1), plainly_attended(*given))[1])
+    for packed in (pack(ROWS, CPU), pack(ROWS, CPU, shared=2)):
+        learned_tokens(model.train(), packed)
+    with torch.no_grad():
+        learned_tokens(model.eval(), packed)
+    assert len(calls) == 3 * len(model.get_decoder().layers)
+
+
+def _renamed(layer: nn.Module, name: str, to: str) -> None:
+    """As if the library had given a module another name, and used it under that one."""
+    moved = layer._modules.pop(name)
+    assert moved is not None
+    setattr(layer, to, moved)
+
+
+def _without_attention(layer: Any) -> None:
+    _renamed(layer, "self_attn", "attention")
+    layer.forward = lambda hidden, position_embeddings=None, **named: (
+        hidden + layer.attention(layer.input_layernorm(hidden), position_embeddings=position_embeddings, **named)[0]
+    )
+
+
+def _with_gates_renamed(layer: Any) -> None:
+    _renamed(layer.mlp, "gate_proj", "gate")
+    layer.mlp.forward = lambda x: layer.mlp.down_proj(layer.mlp.act_fn(layer.mlp.gate(x)) * layer.mlp.up_proj(x))
+
+
+def _with_angles_of_its_own(layer: Any) -> None:
+    plain = layer.forward
+    layer.forward = lambda hidden, *, angles, **named: plain(hidden, position_embeddings=angles, **named)
+
+    def rename(_: Any, given: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return given, {{"position_embeddings": "angles"}.get(name, name): value for name, value in named.items()}
+
+    layer.register_forward_pre_hook(rename, with_kwargs=True)
+
+
+def _with_another_order(layer: Any) -> None:
+    """Norms behind what they stood before, under the same names."""
+    attention, mlp = layer.self_attn, layer.mlp
+
+    def forward(hidden: torch.Tensor, **named: Any) -> torch.Tensor:
+        hidden = hidden + layer.input_layernorm(attention(hidden, **named)[0])
+        return hidden + layer.post_attention_layernorm(mlp(hidden))
+
+    layer.forward = forward
+
+
+def _with_a_type_that_is_not_known(layer: Any) -> None:
+    layer.self_attn.config.hidden_act = "gelu"
+    layer.mlp.act_fn = nn.GELU()
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (_without_attention, "layers of type LlamaDecoderLayer are not what they were: .*no attribute 'self_attn'"),
+        (_with_gates_renamed, "layers of type LlamaDecoderLayer are not what they were: .*no attribute 'gate_proj'"),
+        (
+            _with_angles_of_its_own,
+            "layers of type LlamaDecoderLayer are not what they were: they are not told the angles",
+        ),
+        (_with_another_order, "the difference is "),
+        (_with_a_type_that_is_not_known, "its activation is gelu"),
+    ],
+)
+def test_layers_that_a_library_has_changed_stay_the_librarys(change: Any, why: str) -> None:
+    model: Any = adapted("smollm2", "default")
+    for layer in model.get_decoder().layers:
+        change(layer)
+    prepare(model)
+    expected = ours(model, ROWS)
+    before = [vars(layer).get("forward") for layer in model.get_decoder().layers]
+    assert re.match(why, fuse(model) or "")
+    assert [vars(layer).get("forward") for layer in model.get_decoder().layers] == before
+    torch.testing.assert_close(ours(model, ROWS), expected)
 
 
 @pytest.mark.parametrize(

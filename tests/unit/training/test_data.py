@@ -1,5 +1,7 @@
 """Rows read and refused, batches planned."""
 
+import random
+
 import pytest
 import torch
 from hypothesis import given
@@ -15,6 +17,7 @@ from luthier.testing import jsonl, toy_model, toy_rows, toy_tokenizer
 from luthier.training.data import BatchPlan, RowsLost, micro_batches, packed, read_rows, tokens_of
 from luthier.training.objectives.base import Encoded
 from luthier.training.objectives.sft import Sft, SftOptions
+from luthier.training.processes import Processes
 from luthier.training.spec import DataFile
 
 
@@ -124,6 +127,25 @@ def test_rows_that_begin_alike_go_together():
     together = next(group for group in (first, second, *others) if len(group) == 4)
     assert [row.row for row in together] == [7, 9, 11, 13]
     assert tokens_of(together, 8) == 54
+
+
+def rows_after(*beginnings: list[int]) -> list[Encoded]:
+    """64 rows, each with a beginning of those and 20 to 51 tokens of its own."""
+    dice = random.Random(0)
+    drawn = [[*beginnings[n % len(beginnings)], *dice.choices(range(9), k=20 + n % 32)] for n in range(64)]
+    return [Encoded((Rendered(ids, [1.0] * len(ids)),), n) for n, ids in enumerate(drawn)]
+
+
+@pytest.mark.parametrize("rows", [rows_after([5] * 300), rows_after([5] * 300, [6] * 200, [7] * 500), rows_after([])])
+@pytest.mark.parametrize("limit", [700, 4096])
+@pytest.mark.parametrize("processes", [2, 3, 8])
+def test_processes_have_like_work_with_shared_beginnings(rows, limit, processes):
+    groups = micro_batches(rows, limit, shared=8, processes=processes)
+    laid = [tokens_of(group, 8) for group in groups]
+    assert sorted(row.row for group in groups for row in group) == list(range(64))
+    assert max(laid) <= limit
+    tokens = [sum(one for one, _ in Processes(rank, processes).dealt(laid)) for rank in range(processes)]
+    assert max(tokens) <= 1.25 * sum(tokens) / processes
 
 
 def read(storage, renderer, rows: list[dict], **asked):

@@ -46,6 +46,12 @@ def test_a_run_is_evaluated_and_saved_about_four_times():
     assert (found.evaluate_every_steps, found.save_every_steps) == (19, 19)
 
 
+@pytest.mark.parametrize("drops", [False, True])
+def test_beginnings_are_shared_unless_something_is_dropped(drops):
+    found = resolve(**SMALL, rows=300, drops=drops)
+    assert (found.share_prefixes, found.fused) == (not drops, True)
+
+
 @pytest.mark.parametrize(
     ("flags", "computes"), [("fpu avx512f amx_bf16", True), ("fpu avx512_bf16", True), ("fpu avx2", False)]
 )

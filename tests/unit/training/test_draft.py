@@ -60,6 +60,26 @@ def test_what_is_written_is_kept_and_what_depends_on_it_follows() -> None:
     assert spec.evaluate_every_steps == 8 * 32 // 4
 
 
+@pytest.mark.parametrize(
+    ("written", "shares", "fused"),
+    [
+        ({}, True, True),
+        ({"method_options": {"dropout": 0.1}}, False, True),
+        ({"method_options": {"dropout": 0.1}, "share_prefixes": True}, True, True),
+        ({"share_prefixes": False, "fused": False}, False, False),
+    ],
+)
+def test_what_makes_a_new_job_faster_is_written_into_its_spec(written: dict, shares: bool, fused: bool) -> None:
+    spec = spec_of(**written)
+    assert (spec.share_prefixes, spec.fused) == (shares, fused)
+
+
+def test_a_spec_that_was_stored_before_a_field_was_there_means_what_it_meant() -> None:
+    plain = spec_of(share_prefixes=False, fused=False)
+    stored = plain.model_dump(mode="json", exclude={"share_prefixes", "fused"})
+    assert TrainingSpec.model_validate(stored) == plain
+
+
 def test_auto_is_the_same_as_no_line() -> None:
     optional = Draft.model_fields.keys() - LEAST.keys() - {"method_options", "objective_options"}
     options = {"method_options": {"rank": "auto"}, "objective_options": {}}

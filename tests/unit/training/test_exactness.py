@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,11 @@ from luthier.chat.messages import Conversation, Message
 from luthier.chat.renderers.base import Rendered, renderer_for
 from luthier.chat.tokenizer import Tokenizer
 from luthier.nets.loading import load_model
+from luthier.nets.losses import learned_tokens
 from luthier.nets.packing import prepare
 from luthier.storage import Storage
 from luthier.testing import jsonl, toy_model, toy_rows, toy_spec
-from luthier.training.data import packed, read_rows
+from luthier.training.data import micro_batches, packed, read_rows
 from luthier.training.events import Evaluated, Sampled, Succeeded
 from luthier.training.forward import Forward
 from luthier.training.objectives.base import Encoded, objectives
@@ -30,6 +33,7 @@ from luthier.training.processes import Processes
 from luthier.training.run import run
 from luthier.training.spec import PluginChoice
 from tests.reference import trl
+from tests.unit.nets.families import model_of
 
 
 @pytest.mark.parametrize("case", trl.CASES)
@@ -148,6 +152,28 @@ def test_four_micro_batches_of_two_give_the_gradients_of_eight_rows(objective: s
         )
     for other in found[1:]:
         assert (found[0] - other).norm() <= 1e-5 * found[0].norm()
+
+
+def test_rows_that_each_go_on_from_the_one_before_say_what_each_says_alone() -> None:
+    model: Any = model_of("smollm2")
+    exact = copy.deepcopy(model).double()
+    whole = random.Random(0).choices(range(3, 50), k=1201)
+    rows = [
+        Encoded((Rendered(whole[:end], [0.0] * (end - 1) + [1.0]),), end) for end in range(2, 1202)
+    ]  # each says one token
+    logits = exact(torch.tensor([whole])).logits[0, :-1]
+    expected = torch.nn.functional.cross_entropy(logits, torch.tensor(whole[1:]), reduction="none")
+    expected.sum().backward()  # of a row alone: what comes before a token is all that it is predicted from
+    prepare(model)
+    [together] = micro_batches(rows, 2000, shared=1)
+    laid = packed(together, torch.device("cpu"), shared=1)
+    assert len(laid.segments) == len(rows)
+    said = -learned_tokens(model, laid).logprobs_N
+    torch.testing.assert_close(said.double(), expected[[row.row - 2 for row in together]], rtol=1e-3, atol=1e-3)
+    said.sum().backward()
+    for (name, one), (_, other) in zip(model.named_parameters(), exact.named_parameters(), strict=True):
+        if other.grad is not None:
+            assert (one.grad - other.grad).norm() <= 1e-4 * other.grad.norm(), name
 
 
 def test_ten_rows_can_be_learned_by_heart(tmp_path: Path) -> None:

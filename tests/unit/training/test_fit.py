@@ -19,7 +19,7 @@ from luthier.testing import toy_rows, toy_spec
 from luthier.training import fit
 from luthier.training.data import BatchPlan, Rows, micro_batches, read_rows, tokens_of
 from luthier.training.objectives.base import objectives
-from luthier.training.spec import TrainingSpec
+from luthier.training.spec import PluginChoice, TrainingSpec
 
 MEGABYTE = 1024**2
 ROOM = 8000 * MEGABYTE
@@ -132,6 +132,32 @@ def test_what_rows_share_is_counted_once(storage: Storage, law: Law, job: Any) -
     assert tokens_of(rows, 8) < sum(row.length for row in rows)
     assert together.seconds_per_step < apart.seconds_per_step
     assert together.micro_batches_per_step < apart.micro_batches_per_step
+
+
+@pytest.mark.parametrize(
+    ("changes", "apart"),
+    [
+        ({"share_prefixes": True}, None),
+        ({"share_prefixes": False}, "it was not asked for"),
+        ({"method": PluginChoice(name="lora", options={"dropout": 0.1})}, "dropout would be drawn once for all rows"),
+    ],
+)
+def test_what_is_active_is_the_jobs_and_not_the_trials(
+    storage: Storage, law: Law, job: Any, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], apart: str | None
+) -> None:
+    seen: list[TrainingSpec] = []
+
+    def measured(spec: TrainingSpec, *given: Any) -> fit.Took | None:
+        seen.append(spec)
+        took = law(spec, *given)
+        of_trial = {"active": ["fused layers"], "inactive": {"shared prefixes": "it was not asked for"}}
+        return took and took.model_copy(update=of_trial)
+
+    monkeypatch.setattr(fit, "measured", measured)
+    found = fit.forecast(job(**changes), storage)
+    assert {(spec.share_prefixes, spec.fused) for spec in seen} == {(False, True)}
+    assert found.active == (("fused layers",) if apart else ("shared prefixes", "fused layers"))
+    assert found.inactive == ({"shared prefixes": apart} if apart else {})
 
 
 def test_what_new_sizes_of_micro_batches_leave_behind_is_counted_on(storage: Storage, law: Law, job: Any) -> None:

@@ -14,14 +14,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from luthier.chat.renderers.base import renderer_for
+from luthier.chat.tokenizer import Tokenizer
 from luthier.storage import Storage
-from luthier.testing import toy_rows, toy_spec
+from luthier.testing import jsonl, toy_rows, toy_spec
 from luthier.training import processes
+from luthier.training.data import BatchPlan, micro_batches, read_rows, shared_from, tokens_of
 from luthier.training.events import read_events
+from luthier.training.objectives.base import objectives
 from luthier.training.processes import Processes, meeting_place
 from luthier.training.program import execute
 from luthier.training.run import run
-from luthier.training.spec import PluginChoice, TrainingSpec
+from luthier.training.spec import DataFile, PluginChoice, TrainingSpec
 from tests.reference import trl
 from tests.unit.training.together import play
 
@@ -30,6 +34,7 @@ PAIRS = [
     ("lora", "none"),
     ("full", "none"),
     ("qlora", "none"),
+    ("lora_fused", "none"),
     ("lora", "full"),
     ("lora_fused", "full"),
     ("full", "full"),
@@ -39,12 +44,16 @@ PAIRS = [
 
 def spec_of(storage: Storage, method: str, sharding: str, processes: int) -> TrainingSpec:
     options = {"dropout": 0.1} if method == "lora" else {}  # which the library's layers compute, the others ours
+    shares = method == "lora_fused"
+    begin = [{"role": "system", "content": "twice"}] if shares else []
+    rows = storage.write(f"files/{shares}", jsonl([{"messages": begin + row["messages"]} for row in toy_rows()]))
     return toy_spec(
         storage,
+        training=DataFile(key=rows.key, sha256=rows.sha256),
         job=f"ftjob-{method}-{sharding}-{processes}",
         method=PluginChoice(name=method.removesuffix("_fused"), options=options),
         validation=toy_rows(5, seed=9),
-        micro_batch_tokens=24,
+        micro_batch_tokens=96 if shares else 24,
         precision="fp32",
         samples=1,
         processes=processes,
@@ -98,7 +107,8 @@ def test_two_processes_give_the_losses_and_the_artifact_of_one(played, method, s
     together = lasts[f"ftjob-{method}-{sharding}-2", 1]
     assert together.type == "succeeded"
     if (f"ftjob-{method}-none-1", 1) not in lasts:
-        lasts[f"ftjob-{method}-none-1", 1] = run(spec_of(storage, method, "none", 1), storage)
+        plain = spec_of(storage, method, "none", 1).model_copy(update={"share_prefixes": False, "fused": False})
+        lasts[plain.job, 1] = run(plain, storage)
     alone, expected = lasts[f"ftjob-{method}-none-1", 1], losses(storage, f"ftjob-{method}-none-1")
     assert len(expected) == 9 + 4
     assert losses(storage, f"ftjob-{method}-{sharding}-2") == pytest.approx(expected, rel=1e-4)
@@ -113,6 +123,24 @@ def test_two_processes_give_the_losses_and_the_artifact_of_one(played, method, s
         assert one.keys() == other.keys()
         for name, tensor in one.items():
             torch.testing.assert_close(tensor, other[name], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("sharding", ["none", "full"])
+def test_processes_share_beginnings_and_take_our_layers(played, sharding):
+    storage, _ = played
+    spec = spec_of(storage, "lora_fused", sharding, 2)
+    started = read_events(storage, spec.run_key, 1, -1)[0]
+    assert (started.active, started.inactive) == (["shared prefixes", "fused layers"], {})
+    objective, renderer = objectives.load("sft"), renderer_for(Tokenizer(storage.folder(spec.weights)))
+    rows = read_rows(storage, spec.training, objective(objective.Options()), renderer, max_length=64).rows
+    plan = BatchPlan(len(rows), spec.seed, spec.batch_size, spec.epochs)
+    for step in range(1, plan.total_steps + 1):
+        batch = [rows[place] for place in plan.rows_of(step)]
+        groups = micro_batches(batch, spec.micro_batch_tokens, shared=shared_from(spec), processes=2)
+        dealt = [Processes(rank, 2).dealt(groups) for rank in (0, 1)]
+        laid = [sum(tokens_of(group, shared_from(spec)) for group, _ in part) for part in dealt]
+        assert min(laid) > 0
+        assert sum(laid) < sum(row.length for row in batch)
 
 
 @pytest.mark.parametrize("method", ["lora", "full", "ptuning_v2"])

@@ -60,6 +60,13 @@ def test_a_run_tells_what_is_faster_and_why_something_is_not(storage, told, meth
     assert started.active == [name for name in ("shared prefixes", "fused layers") if name not in inactive]
 
 
+def test_a_spec_that_was_stored_before_a_field_was_there_runs_as_it_did(storage, told):
+    fields = toy_spec(storage, epochs=1).model_dump(exclude={"share_prefixes", "fused"})
+    run(spec := TrainingSpec(**fields), storage)
+    why = "it was not asked for"
+    assert told(spec)[0].inactive == {"shared prefixes": why, "fused layers": why}
+
+
 def test_what_is_told_adds_up(storage, told):
     rows = toy_rows(13)
     rows[12]["messages"][0]["content"] = "x" * 99
