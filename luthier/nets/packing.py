@@ -76,7 +76,8 @@ def pack(
         nodes, place = [*nodes, *grown], begins[-1]
 
     way = np.empty(max(map(len, ids), default=0), np.int64)  # to the node under way: where each token on it is laid
-    chosen, targets, weights = ([np.empty(0, np.int64) for _ in sequences] for _ in range(3))
+    none: list[np.ndarray] = [np.empty(0, np.int64)] * len(sequences)
+    chosen, targets, weights = [*none], [*none], [*none]
     for node, segment in zip(nodes, segments, strict=True):
         way[node.begin : node.end] = np.arange(segment.begin, segment.end)
         for one in node.ending:

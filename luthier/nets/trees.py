@@ -26,7 +26,9 @@ class Node:
         return self.end - self.begin
 
 
-def trees(sequences: Sequence[Sequence[int]], shared: int | None, *, among: Sequence[int] | None = None) -> list[Node]:
+def trees(
+    sequences: Sequence[Sequence[int] | np.ndarray], shared: int | None, *, among: Sequence[int] | None = None
+) -> list[Node]:
     """The trees of sequences, or of those `among` them, of which each has at least a token, in the order of their first ones.
     A node stands before those that go on from it, and these before the next that does not.
 

@@ -25,6 +25,7 @@ from luthier.records.source import LocalFile
 from luthier.storage import Storage
 from luthier.training.methods.base import method_of
 from luthier.training.objectives.base import Encoded, Objective
+from luthier.training.precision import has_gpu
 from luthier.training.spec import DataFile, TrainingSpec
 
 if TYPE_CHECKING:
@@ -39,7 +40,10 @@ _PROBLEMS = 1000  # listed at most
 _SHARED = 8  # tokens that are worth to be computed once: each part that is shared costs a call in every layer
 _TURNS = 8  # of a process, from which on one group more or less does not matter
 _OPEN = 64  # micro-batches that are filled at the same time
-_REPAID = 2e16  # bytes of weights times tokens: a guess, about two minutes of LoRA on an H100 at two fifths of its peak
+_REPAID_ON_CPU = (
+    3e13  # bytes of weights times tokens: about ten minutes on two cores, to which seconds of compiling are little
+)
+_REPAID_ON_GPU = 2e16  # a guess: about two minutes of LoRA on an H100 at two fifths of its peak
 
 
 class RowsLost(RunFailed):
@@ -171,12 +175,14 @@ def why_apart(spec: TrainingSpec) -> str | None:
 
 
 def why_eager(spec: TrainingSpec, tokens: int, weights: Path) -> str | None:
-    """Why the kernels of a GPU are not compiled for a run over rows of so many tokens; None where they are."""
-    if spec.compiled is not None:
+    """Why nothing is compiled for a run over rows of so many tokens; None where it is."""
+    if spec.compiled is not None or not spec.fused:  # an older version's spec has neither
         return None if spec.compiled else "it was not asked for"
     held = sum(path.stat().st_size for path in weights.glob("*.safetensors"))
     work = held * tokens * spec.epochs / spec.processes
-    return None if work >= _REPAID else "the job is too short to repay compiling"
+    return (
+        None if work >= (_REPAID_ON_GPU if has_gpu() else _REPAID_ON_CPU) else "the job is too short to repay compiling"
+    )
 
 
 def micro_batches(

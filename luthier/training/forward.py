@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from luthier.nets.compiled.choice import ON_CPU, ROOMS, choose
 from luthier.nets.dropout import draw_of
 from luthier.training import precision
 from luthier.training.data import packed
@@ -38,12 +39,9 @@ def computed(wish: Precision, device: torch.device) -> tuple[Precision, str | No
 def chosen_kernels(
     model: PreTrainedModel, dtype: torch.dtype, *, why_eager: str | None, why_plain: str | None
 ) -> dict[str, str | None]:
-    """The kernels of libraries that could stand in for our own operations on a GPU: None where one now does, else why not."""
-    if model.device.type == "cpu":
-        return {}
-    from luthier.nets.gpu.choice import choose  # which leads to libraries for GPUs
-
-    return choose(model, dtype, why_eager=why_eager, why_plain=why_plain)
+    """The kernels that could stand in for our own operations on the model's device: None where one now does, else why not."""
+    rooms = ON_CPU if model.device.type == "cpu" else ROOMS
+    return choose(model, dtype, why_eager=why_eager, why_plain=why_plain, rooms=rooms)
 
 
 class Forward:

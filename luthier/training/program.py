@@ -107,6 +107,7 @@ def load_libraries(spec: TrainingSpec) -> None:
         HF_HUB_OFFLINE="1",
         HF_HUB_DISABLE_TELEMETRY="1",
         TOKENIZERS_PARALLELISM="false",
+        TORCHINDUCTOR_COMPILE_THREADS="1",  # otherwise processes that stay, each with a torch of its own
     )
     _keep_freed_memory()
     from transformers.utils import logging

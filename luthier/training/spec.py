@@ -110,7 +110,7 @@ class TrainingSpec(Value):
     )
     compiled: bool | None = Field(
         default=None,
-        description="On a GPU, compile attention and small operations when the run begins. Absent: where the run is long enough "
+        description="Compile small operations when the run begins, on a GPU attention too. Absent: where the run is long enough "
         "to repay it.",
     )
     threads: int = Field(ge=1, description="CPU threads of a process: part of the spec because sums depend on it.")

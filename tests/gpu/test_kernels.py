@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from luthier.nets import kernels
-from luthier.nets.gpu import attention, choice, small
-from luthier.nets.gpu.probes import Probe, Shape
+from luthier.nets.compiled import attention, choice, small
+from luthier.nets.compiled.probes import Probe, Shape
 from luthier.nets.kernels import own
 from luthier.nets.layers import fuse
 from luthier.nets.losses import learned_tokens
@@ -79,7 +79,7 @@ def test_kernels_give_what_ours_give_in_float64(room: Any, size: str, dtype: tor
 
 @pytest.mark.parametrize("dtype", NEAR)
 def test_the_head_gives_what_ours_gives_in_float64(dtype: torch.dtype) -> None:
-    head = pytest.importorskip("luthier.nets.gpu.head", reason="Liger Kernel is not installed")
+    head = pytest.importorskip("luthier.nets.compiled.head", reason="Liger Kernel is not installed")
     for probe in head.probes(shape("1b", dtype)):
         assert_like_ours(head.kernels()["frozen_head"], probe, NEAR[dtype])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -101,7 +101,7 @@ def read_numbers(folder: Path, name: str) -> dict[str, Tensor]:
 methods: Registry[Method] = Registry("luthier.training.methods", Method, kind="method")
 
 
-def method_of(name: str, options: Mapping[str, Any], *, param: str = "method.options") -> Method:
+def method_of(name: str, options: dict[str, Any], *, param: str = "method.options") -> Method:
     """A method with its options. Raises InvalidParameter for a name or an option that there is not."""
     method = methods.load(name)
     return method(method.Options.read(options, param=param))

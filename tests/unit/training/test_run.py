@@ -2,6 +2,7 @@
 
 import errno
 import math
+import shutil
 import threading
 
 import pytest
@@ -56,15 +57,33 @@ def test_a_run_tells_what_is_faster_and_why_something_is_not(storage, told, meth
     spec = toy_spec(storage, method=PluginChoice(name=method, options=options), epochs=1)
     run(spec, storage)
     started = told(spec)[0]
-    assert started.inactive == inactive
+    why_eager = (
+        "the layers are the library's" if "fused layers" in inactive else "the job is too short to repay compiling"
+    )
+    assert started.inactive == inactive | {"compiled norms and gates": why_eager}
     assert started.active == [name for name in ("shared prefixes", "fused layers") if name not in inactive]
 
 
 def test_a_spec_that_was_stored_before_a_field_was_there_runs_as_it_did(storage, told):
-    fields = toy_spec(storage, epochs=1).model_dump(exclude={"share_prefixes", "fused"})
+    fields = toy_spec(storage, epochs=1).model_dump(exclude={"share_prefixes", "fused", "compiled"})
     run(spec := TrainingSpec(**fields), storage)
     why = "it was not asked for"
-    assert told(spec)[0].inactive == {"shared prefixes": why, "fused layers": why}
+    plain = {"shared prefixes": why, "fused layers": why, "compiled norms and gates": "the layers are the library's"}
+    assert told(spec)[0].inactive == plain
+
+
+def test_compiled_operations_give_the_losses_of_our_own(storage, told):
+    by_us = toy_spec(storage, epochs=1, compiled=False)
+    compiled = by_us.model_copy(update={"job": "ftjob-compiled", "compiled": True})
+    for spec in (by_us, compiled):
+        run(spec, storage)
+    started = told(compiled)[0]
+    if shutil.which("g++"):
+        assert "compiled norms and gates" in started.active
+    else:
+        assert "No working C++ compiler" in started.inactive["compiled norms and gates"]
+    expected, found = ([one.loss for one in told(spec) if one.type == "progress"] for spec in (by_us, compiled))
+    assert found == pytest.approx(expected, rel=1e-5)
 
 
 def test_what_is_told_adds_up(storage, told):

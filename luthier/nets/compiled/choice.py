@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from luthier.nets.gpu.probes import Shape
+from luthier.nets.compiled.probes import Shape
 from luthier.nets.kernels import own, taken
 from luthier.nets.losses import is_frozen
 
@@ -19,12 +19,19 @@ if TYPE_CHECKING:
 ATTENTION, SMALL, HEAD = "flex attention", "compiled norms and gates", "Liger's cross entropy"
 """What a run says of them when it begins."""
 
-_ROOMS = {ATTENTION: "attention", SMALL: "small", HEAD: "head"}
+ROOMS = {ATTENTION: "attention", SMALL: "small", HEAD: "head"}
+"""The files beside this one that have them."""
+ON_CPU = {SMALL: ROOMS[SMALL]}
 _NEAR, _ROUNDED = 1e-3, 0.03  # of the largest number, in fp32 and in types of 16 bits
 
 
 def choose(
-    model: PreTrainedModel, dtype: torch.dtype, *, why_eager: str | None, why_plain: str | None
+    model: PreTrainedModel,
+    dtype: torch.dtype,
+    *,
+    why_eager: str | None,
+    why_plain: str | None,
+    rooms: Mapping[str, str] = ROOMS,
 ) -> dict[str, str | None]:
     """Let kernels stand in for our own operations on the model's device, in what it computes in; for each why not, or None.
 
@@ -38,13 +45,13 @@ def choose(
         SMALL: "the layers are the library's" if why_plain else why_eager,
         HEAD: None if is_frozen(model) else "the output layer learns, or does more than a product",
     }
-    return {name: why or _why_not(_ROOMS[name], shape) for name, why in not_now.items()}
+    return {name: not_now[name] or _why_not(room, shape) for name, room in rooms.items()}
 
 
 def _why_not(room: str, shape: Shape) -> str | None:
     """Why the kernels of a file beside this one are not taken; None where they now are."""
     try:
-        kernels = import_module(f"luthier.nets.gpu.{room}")
+        kernels = import_module(f"luthier.nets.compiled.{room}")
         theirs: dict[str, Callable[..., Any]] = kernels.kernels()
         for ours, given in kernels.probes(shape):
             name = ours.__name__

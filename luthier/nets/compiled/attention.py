@@ -17,7 +17,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from luthier.nets import attention
 from luthier.nets.attention import Segment
-from luthier.nets.gpu.probes import Probe, Shape
+from luthier.nets.compiled.probes import Probe, Shape
 from luthier.nets.kernels import own
 
 _BLOCK = 128  # of queries and keys, as the library has it

@@ -16,7 +16,7 @@ from liger_kernel.ops.fused_linear_cross_entropy import (  # pyright: ignore[rep
 from torch import Tensor, nn
 
 from luthier.nets import losses
-from luthier.nets.gpu.probes import Probe, Shape
+from luthier.nets.compiled.probes import Probe, Shape
 
 
 def kernels() -> dict[str, Callable[..., Any]]:

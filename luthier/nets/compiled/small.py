@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from luthier.nets import fusion
-from luthier.nets.gpu.probes import Probe, Shape
+from luthier.nets.compiled.probes import Probe, Shape
 
 
 def kernels() -> dict[str, Callable[..., Any]]:

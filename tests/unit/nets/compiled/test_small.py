@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from luthier.nets import fusion
-from luthier.nets.gpu import small
-from luthier.nets.gpu.probes import Shape
+from luthier.nets.compiled import small
+from luthier.nets.compiled.probes import Shape
 from luthier.nets.kernels import own
 from tests.unit.nets.families import model_of
 

@@ -9,7 +9,7 @@ from torch.nn.attention.flex_attention import create_block_mask, create_mask
 
 from luthier.nets import attention
 from luthier.nets.attention import Segment
-from luthier.nets.gpu import attention as gpu
+from luthier.nets.compiled import attention as gpu
 from luthier.nets.kernels import own
 
 TREE = [(0, 5, 20), (5, 9, 14), (9, 14, 14), (14, 20, 20), (20, 27, 27), (27, 28, 33), (28, 33, 33)]

@@ -54,7 +54,7 @@ def liger(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setitem(sys.modules, "liger_kernel", ModuleType("liger_kernel"))
     monkeypatch.setitem(sys.modules, "liger_kernel.ops", ModuleType("liger_kernel.ops"))
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.delitem(sys.modules, "luthier.nets.gpu.head", raising=False)
+    monkeypatch.delitem(sys.modules, "luthier.nets.compiled.head", raising=False)
     return module
 
 

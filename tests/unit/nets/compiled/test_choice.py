@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from luthier.nets import fusion, losses
-from luthier.nets.gpu import choice
+from luthier.nets.compiled import choice
 from luthier.nets.kernels import own, taken
 from luthier.nets.losses import learned_tokens
 from luthier.nets.packing import pack, prepare
@@ -50,7 +50,7 @@ def test_a_head_that_is_proved_gives_the_same_log_probabilities_and_gradients(li
 
 
 def test_a_head_that_is_not_installed_is_not_taken(monkeypatch) -> None:
-    monkeypatch.delitem(sys.modules, "luthier.nets.gpu.head", raising=False)
+    monkeypatch.delitem(sys.modules, "luthier.nets.compiled.head", raising=False)
     monkeypatch.setitem(sys.modules, "liger_kernel", None)
     told = chosen(model_of("llama").requires_grad_(False))
     assert told[choice.HEAD] == "liger_kernel is not installed; the extra `gpu` has it"
@@ -107,7 +107,7 @@ def test_a_head_that_learns_is_ours(liger) -> None:
 
 def test_nothing_is_compiled_for_a_short_job_or_for_layers_of_the_library(liger, monkeypatch) -> None:
     for room in ("attention", "small"):
-        monkeypatch.setitem(sys.modules, f"luthier.nets.gpu.{room}", None)
+        monkeypatch.setitem(sys.modules, f"luthier.nets.compiled.{room}", None)
     model = model_of("llama").requires_grad_(False)
     assert chosen(model) == {choice.ATTENTION: SHORT, choice.SMALL: SHORT, choice.HEAD: None}
     told = chosen(model, why_plain=PLAIN)
@@ -133,7 +133,7 @@ def test_gradients_are_compared_too(monkeypatch) -> None:
         },
         probes=lambda shape: iter([(attention.over_tree, given)]),
     )
-    monkeypatch.setitem(sys.modules, "luthier.nets.gpu.attention", room)
+    monkeypatch.setitem(sys.modules, "luthier.nets.compiled.attention", room)
     model = model_of("llama")
     assert chosen(model, why_eager=None, why_plain=PLAIN)[choice.ATTENTION] is None
     room.kernels = lambda: {
@@ -149,15 +149,16 @@ def test_ours_goes_on_for_tensors_elsewhere() -> None:
     torch.testing.assert_close(fusion.gated(both), own(fusion.gated)(both))
 
 
-def test_a_run_on_a_cpu_imports_none_of_it() -> None:
+def test_a_short_run_on_a_cpu_imports_none_of_them() -> None:
     code = (
         "import sys, torch\n"
-        "from types import SimpleNamespace\n"
         "import luthier.training.run\n"
         "from luthier.training.forward import chosen_kernels\n"
-        "model = SimpleNamespace(device=torch.device('cpu'))\n"
-        "assert chosen_kernels(model, torch.float32, why_eager=None, why_plain=None) == {}\n"
-        "print([name for name in sys.modules if name.startswith(('luthier.nets.gpu', 'liger_kernel', 'triton'))])\n"
+        "from tests.unit.nets.families import model_of\n"
+        "told = chosen_kernels(model_of('llama'), torch.float32, why_eager='it is short', why_plain=None)\n"
+        "assert told == {'compiled norms and gates': 'it is short'}, told\n"
+        "rooms = ['luthier.nets.compiled.' + room for room in ('attention', 'small', 'head')]\n"
+        "print([name for name in sys.modules if name.startswith((*rooms, 'liger_kernel', 'triton'))])\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
