@@ -114,7 +114,7 @@ AUTOMATIC = "automatic"
 ON_GPU = {"trl": ("default padding", "liger")}
 """The peers' settings on a GPU."""
 COMPILED = ("compiled = true", "compiled = false")
-"""Ours on a GPU: a run that is measured is too short to be compiled by itself."""
+"""Ours, first the one that peers are compared with: a long job is compiled by itself, a measured run is too short for that."""
 DATA = {"mixed": "sft", "shared": "sft", "dpo": "dpo"}
 BATCHES = {"mixed": 8, "shared": 8, "dpo": 2}
 RATES = {"sft": 2e-4, "dpo": 2e-5}
@@ -150,11 +150,6 @@ class Case:
     threads: int
     device: str = "cpu"
     method: str = "lora"
-
-    @property
-    def ours(self) -> tuple[str, ...]:
-        """Luthier's settings, first the one that the peers are compared with."""
-        return (AUTOMATIC,) if self.device == "cpu" else COMPILED
 
     @property
     def objective(self) -> str:
@@ -658,7 +653,7 @@ def best_peer(runs: Runs) -> tuple[str, str] | None:
 
 def missed(case: Case, runs: Runs) -> list[str]:
     """The floors that are not kept, in words; none where one side was not measured."""
-    ours, peer = runs.get((OURS, case.ours[0])), best_peer(runs)
+    ours, peer = runs.get((OURS, COMPILED[0])), best_peer(runs)
     if ours is None or peer is None or case.device != "cpu":
         return []
     theirs, faults = runs[peer], []
@@ -710,7 +705,7 @@ def _print_case(case: Case, runs: Runs) -> None:
         "of the peak",
     )
     print(f"| trainer, setting | runs | {' | '.join(heads)} |\n|---|---|{'---|' * len(heads)}")
-    ours = runs.get((OURS, case.ours[0]))
+    ours = runs.get((OURS, COMPILED[0]))
     for key, some in sorted(runs.items(), key=lambda pair: (pair[0][0] != OURS, -middle(pair[1], "steady"))):
         cells = []
         for what in ("steady", "whole"):
@@ -813,7 +808,7 @@ def _turns(cases: list[Case], asked: argparse.Namespace) -> Iterator[tuple[Case,
     for case in cases:
         for number in range(asked.rounds):
             if OURS in asked.peer:
-                yield from ((case, number, OURS, setting) for setting in case.ours)
+                yield from ((case, number, OURS, setting) for setting in COMPILED)
             peers = SETTINGS[case.objective] if case.device == "cpu" else ON_GPU
             for peer, settings in peers.items():
                 for setting in settings:

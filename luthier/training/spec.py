@@ -105,8 +105,8 @@ class TrainingSpec(Value):
     )
     fused: bool = Field(
         default=False,
-        description="Compute layers of known kinds (Llama, Qwen2, Qwen3, GLM-4) by operations of our own; false: by the "
-        "library's.",
+        description="Compute layers of known kinds (Llama, Qwen2, Qwen3, GLM-4) by operations of our own, and update tensors in "
+        "one pass; false: by the library's.",
     )
     compiled: bool | None = Field(
         default=None,
