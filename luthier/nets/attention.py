@@ -6,6 +6,8 @@ Shapes: T tokens of all segments, H heads, K key heads, P positions of a learned
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -85,7 +87,24 @@ def over_tree(
     if torch.is_autocast_enabled("cpu"):  # as it does for torch's own attention
         given = [one.to(torch.get_autocast_dtype("cpu")) for one in given]
     scale = query_1HTD.shape[-1] ** -0.5 if scaling is None else scaling
-    return _OverTree.apply(segments, scale, *given)
+    return _OverTree.apply(_in_parts(tuple(segments)), scale, *given)
+
+
+_WHOLE = range(448, 768)
+"""Lengths of a segment for which torch's kernel computes nearly all that a causal mask hides: it takes keys 512 at a time."""
+_PART = 256
+
+
+@lru_cache(maxsize=16)
+def _in_parts(segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
+    """The same with those of such lengths as chains of shorter ones, each going on from the one before."""
+    found: list[Segment] = []
+    for one in segments:
+        length = one.end - one.begin
+        parts = round(length / _PART) if length in _WHOLE else 1
+        cuts = [one.begin + length * part // parts for part in range(parts + 1)]
+        found += [Segment(begin, end, one.last) for begin, end in pairwise(cuts)]
+    return tuple(found)
 
 
 def _by_paths(

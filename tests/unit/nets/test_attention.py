@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from luthier.nets.attention import Segment, _by_paths, attended, over_tree
+from luthier.nets.attention import Segment, _by_paths, _in_parts, attended, over_tree
 
 SEGMENTS = [
     Segment(0, 5, 20), Segment(5, 9, 14), Segment(9, 14, 14), Segment(14, 20, 20), Segment(20, 27, 27),
@@ -95,3 +95,19 @@ def test_values_and_gradients_are_those_of_a_softmax_written_out(compute, positi
     )
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_long_segments_are_computed_in_parts_and_give_the_same() -> None:
+    torch.manual_seed(0)
+    segments = (Segment(0, 500, 1150), Segment(500, 1120, 1150), Segment(1120, 1150, 1150), Segment(1150, 2000, 2000))
+    parts = _in_parts(segments)
+    assert [one.end - one.begin for one in parts] == [250, 250, 310, 310, 30, 850]
+    assert [one.last for one in parts] == [1150] * 5 + [2000]
+    given = [torch.randn(1, heads, 2000, 8, dtype=torch.float64, requires_grad=True) for heads in (2, 1, 1)]
+    gradient = torch.randn(1, 2, 2000, 8, dtype=torch.float64)
+    found, expected = (
+        (said, *torch.autograd.grad(said, given, gradient))
+        for said in (over_tree(*given, segments), _by_paths(*given, segments, None, None, None))
+    )
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
