@@ -32,9 +32,8 @@ from luthier.control.jobs.service import Jobs
 from luthier.control.scheduling.background import FileSweeper, Inspector, TokenCounter, UploadCleaner
 from luthier.control.scheduling.completions import AsyncCompleter
 from luthier.control.scheduling.deployments import DeploymentReconciler
-from luthier.control.scheduling.placement import Placement
 from luthier.control.scheduling.preparing import JobPreparer
-from luthier.control.scheduling.reconciler import Loop
+from luthier.control.scheduling.reconciler import Reconciler
 from luthier.control.scheduling.replicas import Pool, ReplicaReconciler
 from luthier.control.scheduling.training import Trainers, TrainingReconciler
 from luthier.core import logs
@@ -62,21 +61,19 @@ class Parts:
     sweeper: FileSweeper
     cleaner: UploadCleaner
     preparer: JobPreparer
-    placement: Placement
     training: TrainingReconciler
     deployments: DeploymentReconciler
     replicas: ReplicaReconciler
     completer: AsyncCompleter
 
     @property
-    def loops(self) -> list[Loop]:
+    def reconcilers(self) -> list[Reconciler]:
         return [
             self.inspector,
             self.counter,
             self.sweeper,
             self.cleaner,
             self.preparer,
-            self.placement,
             self.training,
             self.deployments,
             self.replicas,
@@ -154,7 +151,6 @@ def assemble(
         answer_within_seconds=settings.serving.answer_within_seconds,
         folder=data / "replicas",
     )
-    placement = Placement(db, executor, clock)
     return Parts(
         db=db,
         storage=storage,
@@ -167,10 +163,9 @@ def assemble(
         sweeper=FileSweeper(db, datasets, clock),
         cleaner=UploadCleaner(db, storage, clock),
         preparer=JobPreparer(db, jobs),
-        placement=placement,
-        training=TrainingReconciler(db, jobs, storage, placement, trainers, clock),
+        training=TrainingReconciler(db, jobs, storage, executor, trainers, clock),
         deployments=DeploymentReconciler(db, storage, clock),
-        replicas=ReplicaReconciler(db, placement, pool, clock),
+        replicas=ReplicaReconciler(db, executor, pool, clock),
         completer=AsyncCompleter(db, async_completions),
     )
 
@@ -194,7 +189,7 @@ def build(settings: Settings, *, parts: Parts | None = None, announce: Callable[
         if settings.models.embedded:
             await _bring_embedded(parts.installer)
         await asyncio.to_thread(parts.installer.refresh)
-        loops = [asyncio.create_task(one.run(), name=one.topic) for one in parts.loops]
+        loops = [asyncio.create_task(one.run(), name=one.topic) for one in parts.reconcilers]
         app.state.loops = loops
         try:
             yield
