@@ -22,7 +22,10 @@ BYTES = 2 * 4 * BLOCKS * BLOCK * 2 * 64 * 4  # of both, in all layers: 128 MiB
 
 
 def _pool() -> Pool:
-    return Pool.of(layers=4, heads=2, width=64, blocks=BLOCKS, dtype=torch.float32, device=torch.device("cpu"))
+    """On pages of its own: what others in this process have freed is there already, and may be given out again."""
+    given = Pool.of(layers=4, heads=2, width=64, blocks=BLOCKS, dtype=torch.float32, device=torch.device("cpu"))
+    shape = given.keys_LPKD.shape
+    return Pool(*(torch.frombuffer(mmap.mmap(-1, BYTES // 2), dtype=torch.float32).view(shape) for _ in range(2)))
 
 
 def _ready(pool: Pool) -> int:
