@@ -808,7 +808,8 @@ def _turns(cases: list[Case], asked: argparse.Namespace) -> Iterator[tuple[Case,
     for case in cases:
         for number in range(asked.rounds):
             if OURS in asked.peer:
-                yield from ((case, number, OURS, setting) for setting in COMPILED)
+                ours = [setting for setting in COMPILED if setting in (asked.setting or ())] or COMPILED
+                yield from ((case, number, OURS, setting) for setting in ours)
             peers = SETTINGS[case.objective] if case.device == "cpu" else ON_GPU
             for peer, settings in peers.items():
                 for setting in settings:
@@ -819,7 +820,7 @@ def _turns(cases: list[Case], asked: argparse.Namespace) -> Iterator[tuple[Case,
 def _asked() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", nargs="+", choices=[OURS, *PEERS], default=[OURS, *PEERS], help="trainers to run")
-    parser.add_argument("--setting", nargs="+", help="of the peers' settings only these")
+    parser.add_argument("--setting", nargs="+", help="only these; ours are both taken where none of them is named")
     parser.add_argument("--data", nargs="+", choices=[*DATA], default=[*DATA])
     parser.add_argument("--shape", choices=SHAPES, default=EMBEDDED, help="tiny: to try the program out")
     parser.add_argument("--precision", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"])

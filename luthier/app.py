@@ -32,8 +32,9 @@ from luthier.control.jobs.service import Jobs
 from luthier.control.scheduling.background import FileSweeper, Inspector, TokenCounter, UploadCleaner
 from luthier.control.scheduling.completions import AsyncCompleter
 from luthier.control.scheduling.deployments import DeploymentReconciler
+from luthier.control.scheduling.placement import Placement
 from luthier.control.scheduling.preparing import JobPreparer
-from luthier.control.scheduling.reconciler import Reconciler
+from luthier.control.scheduling.reconciler import Loop
 from luthier.control.scheduling.replicas import Pool, ReplicaReconciler
 from luthier.control.scheduling.training import Trainers, TrainingReconciler
 from luthier.core import logs
@@ -61,19 +62,21 @@ class Parts:
     sweeper: FileSweeper
     cleaner: UploadCleaner
     preparer: JobPreparer
+    placement: Placement
     training: TrainingReconciler
     deployments: DeploymentReconciler
     replicas: ReplicaReconciler
     completer: AsyncCompleter
 
     @property
-    def reconcilers(self) -> list[Reconciler]:
+    def loops(self) -> list[Loop]:
         return [
             self.inspector,
             self.counter,
             self.sweeper,
             self.cleaner,
             self.preparer,
+            self.placement,
             self.training,
             self.deployments,
             self.replicas,
@@ -151,6 +154,7 @@ def assemble(
         answer_within_seconds=settings.serving.answer_within_seconds,
         folder=data / "replicas",
     )
+    placement = Placement(db, executor, clock)
     return Parts(
         db=db,
         storage=storage,
@@ -163,9 +167,10 @@ def assemble(
         sweeper=FileSweeper(db, datasets, clock),
         cleaner=UploadCleaner(db, storage, clock),
         preparer=JobPreparer(db, jobs),
-        training=TrainingReconciler(db, jobs, storage, executor, trainers, clock),
+        placement=placement,
+        training=TrainingReconciler(db, jobs, storage, placement, trainers, clock),
         deployments=DeploymentReconciler(db, storage, clock),
-        replicas=ReplicaReconciler(db, executor, pool, clock),
+        replicas=ReplicaReconciler(db, placement, pool, clock),
         completer=AsyncCompleter(db, async_completions),
     )
 
@@ -189,7 +194,7 @@ def build(settings: Settings, *, parts: Parts | None = None, announce: Callable[
         if settings.models.embedded:
             await _bring_embedded(parts.installer)
         await asyncio.to_thread(parts.installer.refresh)
-        loops = [asyncio.create_task(one.run(), name=one.topic) for one in parts.reconcilers]
+        loops = [asyncio.create_task(one.run(), name=one.topic) for one in parts.loops]
         app.state.loops = loops
         try:
             yield
@@ -202,6 +207,7 @@ def build(settings: Settings, *, parts: Parts | None = None, announce: Callable[
                 loop.cancel()
             await asyncio.gather(*loops, return_exceptions=True)
             await parts.replicas.stop_all()
+            await parts.placement.leave_to_runs()
             await parts.services.datasets.workshop.close()
             await parts.db.close()
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.core.clock import Clock
 from luthier.core.settings import ExecutorSection, Section, ServerSection, Settings
-from luthier.executors.base import Executor, Handle, Launch, Observation, State
+from luthier.executors.base import Cores, Executor, Handle, Launch, Observation, State
 from luthier.storage import Storage
 from luthier.training.spec import DataFile, PluginChoice, TrainingSpec
 
@@ -174,6 +174,7 @@ class InlineProcess:
     is_killed: bool = False
     asked_at: float | None = None
     thread: threading.Thread | None = None
+    cores: Cores = ()
 
     def print(self, line: str) -> None:
         self.output.append(line + "\n")
@@ -183,7 +184,8 @@ class InlineExecutor(Executor):
     """Runs `script(process)` in a thread of its own instead of a process; what it returns is the exit code.
 
     A script that raises ends with 1 and its traceback in the log. A stop sets `process.stopping`; the force after it
-    cannot end a thread, so it only stops counting as running. `started` has every launch, in order.
+    cannot end a thread, so it only stops counting as running. `started` has every launch, in order; `cores` of a process are
+    those that it was given last.
     """
 
     def __init__(self, script: Callable[[InlineProcess], int], *, cores: int = 2) -> None:
@@ -201,10 +203,14 @@ class InlineExecutor(Executor):
         with self._lock:
             if launch.name not in self._processes:
                 self.started.append(launch)
-                process = self._processes[launch.name] = InlineProcess(launch)
+                process = self._processes[launch.name] = InlineProcess(launch, cores=launch.cores)
                 process.thread = threading.Thread(target=self._run, args=(process,), name=launch.name, daemon=True)
                 process.thread.start()
         return {"name": launch.name}
+
+    def move(self, handle: Handle, cores: Cores) -> None:
+        if (process := self._processes.get(handle["name"])) is not None:
+            process.cores = cores
 
     def observe(self, handle: Handle) -> Observation:
         process = self._processes.get(handle.get("name", ""))

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "2"
-os.environ["GOMP_SPINCOUNT"] = "20000"
+os.environ["GOMP_SPINCOUNT"] = "1000"
 
 
 @pytest.fixture(scope="session")

@@ -80,7 +80,7 @@ class DataSection(Section):
 class ExecutorSection(Section):
     name: str = Field(default="local", description="Where processes are started: a plugin of luthier.executors.")
     cores: int | None = Field(
-        default=None, ge=1, description="Cores to hand out; absent: all that this process may use."
+        default=None, ge=1, description="Cores to hand out, the first of those that this process may use; absent: all."
     )
 
 

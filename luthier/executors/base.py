@@ -1,4 +1,4 @@
-"""The Executor contract: capacity, start, observe, stop, logs."""
+"""The Executor contract: capacity, start, move, observe, stop, logs."""
 
 from __future__ import annotations
 
@@ -9,14 +9,21 @@ from typing import Any
 
 from luthier.core.registry import Registry
 
+Cores = tuple[int, ...]
+"""Cores of an executor, by their numbers from 0."""
+
 
 @dataclass(frozen=True)
 class Launch:
-    """What to run. `name` identifies it for good: starting a name twice starts one process."""
+    """What to run. `name` identifies it for good: starting a name twice starts one process.
+
+    `cores` are those that it may use, with all that it starts; libraries that ask the environment for a number of threads find
+    theirs. Where cores cannot be chosen, as on macOS, that number is all that it is told.
+    """
 
     name: str
     command: list[str]
-    cores: int
+    cores: Cores
     environment: dict[str, str] = field(default_factory=dict)
 
 
@@ -42,7 +49,7 @@ class Executor(ABC):
     @property
     @abstractmethod
     def cores(self) -> int:
-        """Cores that may be handed out in all."""
+        """How many cores may be handed out in all. Who hands them out sees to it that nobody is given another's."""
 
     @abstractmethod
     def start(self, launch: Launch) -> Handle:
@@ -50,6 +57,13 @@ class Executor(ABC):
 
         Calling again with the same `launch.name` returns the process already started, even when it has ended, so a
         scheduler that died between starting and writing it down can simply try again.
+        """
+
+    @abstractmethod
+    def move(self, handle: Handle, cores: Cores) -> None:
+        """Let a process use these cores from now on, with all that it has started; it keeps its threads.
+
+        Nothing happens to one that is there already or has ended, nor where cores cannot be chosen.
         """
 
     @abstractmethod

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from luthier.nets.adapters import Gated, Layers, Normed, Plain, Span, why_not
 from luthier.nets.attention import over_tree
 from luthier.nets.fusion import rotated
-from luthier.nets.packing import Packed, hidden_states, probe, unlike
+from luthier.nets.packing import Packed, Wide, hidden_states, probe, unlike
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -57,11 +57,15 @@ def fuse(model: PreTrainedModel, *, joins: bool = True) -> str | None:
 def _replaced(model: PreTrainedModel, layers: Any, *, joins: bool) -> str | None:
     """Put our forward passes into layers, and say how they differ from those that were there."""
     packed = probe(model.device)
-    with torch.no_grad():
+    with torch.no_grad(), Wide():
         expected = hidden_states(model, packed)[packed.chosen_N]
-        for layer in layers:
-            layer.forward = MethodType(_Fused(layer, joins=joins, is_last=layer is layers[-1]), layer)
-        return unlike(hidden_states(model, packed)[packed.chosen_N], expected)
+    for layer in layers:
+        layer.forward = MethodType(_Fused(layer, joins=joins, is_last=layer is layers[-1]), layer)
+    with torch.no_grad(), Wide():
+        why = unlike(hidden_states(model, packed)[packed.chosen_N], expected)
+    with torch.no_grad():
+        hidden_states(model, packed)  # in the type that it is in nothing is compared, but it has to be possible
+    return why
 
 
 def _why_not(layer: Any) -> str | None:

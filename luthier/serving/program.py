@@ -44,7 +44,7 @@ def _prepare(threads: int) -> None:
     """Set what torch and its libraries read when they are first imported, and keep new files to ourselves."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"):
         os.environ[name] = str(threads)
-    os.environ["GOMP_SPINCOUNT"] = "20000"  # as the trainer's: waiting threads neither burn a core nor sleep at once
+    os.environ["GOMP_SPINCOUNT"] = "20000"  # waiting threads neither burn a core nor sleep at once
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.umask(0o077)

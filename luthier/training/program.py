@@ -26,9 +26,8 @@ from luthier.training.events import Failed, RunEvent, attempts_key
 from luthier.training.spec import TrainingSpec
 
 SUPERSEDED = 3
-SPIN_COUNT = "20000"
-"""Rounds that a waiting thread of torch spins before it sleeps. Spinning for ever makes a busy machine eight times slower; not
-spinning at all makes a quiet one half as fast."""
+SPIN_COUNT = "1000"
+"""Rounds that a waiting thread of torch spins before it sleeps: few, so that a run goes on well with more threads than cores."""
 _LINGER_SECONDS = 10  # in which the other processes see that the first one has ended
 _log = logs.get("training")
 
@@ -103,8 +102,7 @@ def execute(
 def load_libraries(spec: TrainingSpec) -> None:
     """Import what computes, with the job's number of threads. Nothing may have imported torch before the first call."""
     os.environ.update(
-        OMP_NUM_THREADS=str(spec.threads),
-        MKL_NUM_THREADS=str(spec.threads),
+        dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(spec.threads)),
         GOMP_SPINCOUNT=SPIN_COUNT,
         HF_HUB_OFFLINE="1",
         HF_HUB_DISABLE_TELEMETRY="1",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ def local(folder: Path) -> Executor:
     return executors.load("local")(folder, cores=2)  # type: ignore[call-arg]
 
 
+CPUS = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 OPENED: dict[str, Callable[[Path], Executor]] = {"local": local}
 
 
@@ -27,7 +29,7 @@ def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Execu
 
 
 def python(source: str, name: str = "run-1-1", **environment: str) -> Launch:
-    return Launch(name, [sys.executable, "-c", source], cores=1, environment=environment)
+    return Launch(name, [sys.executable, "-c", source], cores=(0,), environment=environment)
 
 
 def ended(executor: Executor, handle: Handle, seconds: float = 10) -> Observation:
@@ -56,7 +58,7 @@ def test_exit_codes_and_output_arrive(opened: Callable[[], Executor], code: int)
 
 def test_a_command_that_does_not_exist_ends_with_its_reason_in_the_log(opened: Callable[[], Executor]) -> None:
     executor = opened()
-    handle = executor.start(Launch("run-1-1", ["/nowhere/at-all"], cores=1))
+    handle = executor.start(Launch("run-1-1", ["/nowhere/at-all"], cores=(0,)))
     assert ended(executor, handle).exit_code == 127
     assert "/nowhere/at-all" in executor.logs("run-1-1")
 
@@ -128,6 +130,30 @@ def test_the_launch_decides_about_environment_and_threads(
     )
     ended(executor, executor.start(python(source, GIVEN="this")))
     assert executor.logs("run-1-1") == "None 1 this \n"
+
+
+@pytest.mark.skipif(len(CPUS) < 2, reason="there are no cores to choose between")
+def test_a_process_uses_its_cores_and_those_it_is_moved_to(opened: Callable[[], Executor]) -> None:
+    executor = opened()
+    source = (
+        "import os, time\nseen = None\n"
+        "while True:\n"
+        "    if (now := sorted(os.sched_getaffinity(0))) != seen:\n"
+        "        print(*(seen := now), flush=True)\n"
+        "    time.sleep(0.01)"
+    )
+    handle = executor.start(Launch("run-1-1", [sys.executable, "-c", source], cores=(0,)))
+    expected = f"{CPUS[0]}\n"
+    printed(executor, "run-1-1", expected)
+    for cores, told in (((0, 1), f"{CPUS[0]} {CPUS[1]}\n"), ((0, 1), ""), ((1,), f"{CPUS[1]}\n")):
+        opened().move(handle, cores)
+        expected += told
+        printed(executor, "run-1-1", expected)
+    assert executor.logs("run-1-1") == expected
+    executor.stop(handle, grace_seconds=0)
+    executor.stop(handle, grace_seconds=0)
+    ended(executor, handle)
+    executor.move(handle, (0,))  # gone already: nothing happens
 
 
 def test_logs_give_the_end_of_a_long_output(opened: Callable[[], Executor]) -> None:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from luthier.executors.base import Launch, Observation, State
 from luthier.testing import InlineExecutor, InlineProcess
 
-LAUNCH = Launch("run-1", ["trainer"], cores=1)
+LAUNCH = Launch("run-1", ["trainer"], cores=(0,))
 
 
 def test_starting_a_name_twice_runs_it_once_also_when_it_has_ended() -> None:
@@ -27,7 +27,7 @@ def test_a_stop_is_graceful_first_and_by_force_once_the_grace_is_over() -> None:
     executor = InlineExecutor(
         lambda process: 3 if process.launch.name == "run-1" and process.stopping.wait(60) else deaf.wait(60)
     )
-    polite, rude = executor.start(LAUNCH), executor.start(Launch("run-2", [], cores=1))
+    polite, rude = executor.start(LAUNCH), executor.start(Launch("run-2", [], cores=(0,)))
     assert executor.observe(polite) == executor.observe(rude) == Observation(State.RUNNING)
     for handle in (polite, rude):
         executor.stop(handle, grace_seconds=60)

@@ -62,6 +62,10 @@ class ReplicaQueries(Queries):
         rows = self.visible(ReplicaRow).where(ReplicaRow.deployment_id == deployment_id, ReplicaRow.status != "gone")
         return list(await self.session.scalars(rows.order_by(ReplicaRow.place, ReplicaRow.id)))
 
+    async def alive(self) -> list[ReplicaRow]:
+        """All that are not gone."""
+        return list(await self.session.scalars(self.visible(ReplicaRow).where(ReplicaRow.status != "gone")))
+
     async def get(self, replica_id: str) -> ReplicaRow | None:
         return await self.session.scalar(self.visible(ReplicaRow).where(ReplicaRow.id == replica_id))
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Protocol
 from weakref import WeakValueDictionary
@@ -53,10 +53,11 @@ class Route:
 
 @dataclass
 class _Member:
-    """A replica that is ready, with the requests that this process has with it."""
+    """A replica that is ready, when its use was noted last, and the requests that this process has with it."""
 
     id: str
     client: ReplicaClient
+    noted_at: datetime
     in_flight: int = 0
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[TokenChunk | Finish]:
@@ -74,8 +75,8 @@ class Routing:
         self.db = db
         self.clock = clock
         self.ready_within_seconds = ready_within_seconds
-        # By deployment, or weights of the pool. No replica is stopped as idle behind a route that is kept: its use was noted no
-        # longer than _NOTED_EVERY before the route was read. One that is to go is drained for longer than a route is kept.
+        # By deployment, or weights of the pool. No replica is stopped as idle behind a route: its use was noted no longer than
+        # _NOTED_EVERY before it was given out. One that is to go is drained for longer than a route is kept.
         self._ready: Recent[str, list[_Member]] = Recent(seconds=1.0)
         self._members: WeakValueDictionary[str, _Member] = WeakValueDictionary()
 
@@ -88,7 +89,10 @@ class Routing:
         """
         ready = await self._ready.get(_pool_of(model), partial(self._find_ready, model))
         if ready:
-            return _route(model, ready, like)
+            route = await self._route(model, ready, like)
+            if route is not None:
+                return route
+            self._ready.forget(_pool_of(model))
         return await self._await_ready(model, waits=waits, like=like)
 
     async def is_ready(self, model: Servable) -> bool:
@@ -113,16 +117,43 @@ class Routing:
         assert row.socket is not None
         member = self._members.get(row.id)
         if member is None:
-            member = self._members[row.id] = _Member(row.id, ReplicaClient(row.socket))
+            member = self._members[row.id] = _Member(row.id, ReplicaClient(row.socket), row.last_used_at)
         return member
+
+    async def _route(self, model: Servable, ready: list[_Member], like: str) -> Route | None:
+        """The replica that a hash prefers for what is alike (rendezvous hashing: when one comes or goes, few others move); None
+        where it is about to end.
+        """
+        idlest = min(ready, key=lambda one: one.in_flight)
+        preferred = max(ready, key=lambda one: hashlib.sha256(f"{one.id} {like}".encode()).digest()) if like else idlest
+        chosen = preferred if preferred.in_flight <= idlest.in_flight + _BUSIER_BY else idlest
+        return Route(chosen, model.adapter, chosen.id) if await self._note(chosen) else None
+
+    async def _note(self, member: _Member) -> bool:
+        """Write down that a replica is used now, where that was not done of late; False where it is not ready any more."""
+        before, now = member.noted_at, self.clock.now()
+        if now - before <= _NOTED_EVERY:
+            return True
+        member.noted_at = now  # at once, so that others who come meanwhile do not write it too
+        try:
+            async with self.db.write("cores") as session:
+                row = await ReplicaQueries(session, SYSTEM).get(member.id)
+                if row is None or row.status != "ready":
+                    return False
+                row.last_used_at = now
+        except BaseException:
+            member.noted_at = before
+            raise
+        return True
 
     async def _await_ready(self, model: Servable, *, waits: bool, like: str) -> Route:
         """Look at least once, and have a replica of the pool started where there is none."""
         deadline = time.monotonic() + (self.ready_within_seconds if waits else 0.0)
         wanted: str | None = None  # the replica that was started for us: when it goes, another one would too
         while True:
-            if ready := await self._find_ready(model):
-                return _route(model, ready, like)
+            ready = await self._find_ready(model)
+            if ready and (route := await self._route(model, ready, like)) is not None:
+                return route
             if model.deployment is None:
                 wanted = await self._started(model, wanted, waits=waits)
             else:
@@ -160,11 +191,6 @@ class Routing:
             if model.deployment is not None:
                 return await queries.of_deployment(model.deployment)
             row = await queries.of_weights(model.weights)
-        if row is not None and row.status == "ready" and self.clock.now() - row.last_used_at > _NOTED_EVERY:
-            async with self.db.write() as session:
-                kept = await ReplicaQueries(session, SYSTEM).get(row.id)
-                if kept is not None:
-                    kept.last_used_at = self.clock.now()
         return [] if row is None else [row]
 
     async def _want(self, model: Servable) -> str | None:
@@ -191,11 +217,3 @@ class Routing:
 
 def _pool_of(model: Servable) -> str:
     return model.deployment or model.weights
-
-
-def _route(model: Servable, ready: list[_Member], like: str) -> Route:
-    """The replica that a hash prefers for what is alike (rendezvous hashing: when one comes or goes, few others move)."""
-    idlest = min(ready, key=lambda one: one.in_flight)
-    preferred = max(ready, key=lambda one: hashlib.sha256(f"{one.id} {like}".encode()).digest()) if like else idlest
-    chosen = preferred if preferred.in_flight <= idlest.in_flight + _BUSIER_BY else idlest
-    return Route(chosen, model.adapter, chosen.id)

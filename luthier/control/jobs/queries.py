@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 from sqlalchemy import ColumnElement, func, or_, select, type_coerce, update
 from sqlalchemy.dialects.postgresql import JSONB
 
+from luthier.control.jobs.lifecycle import ACTIVE
 from luthier.control.jobs.tables import CheckpointRow, EventRow, JobRow, RunRow
 from luthier.control.tenancy import Queries
 from luthier.core.pages import NumberedPage, Page, PageRequest
@@ -59,6 +61,12 @@ class JobQueries(Queries):
     async def last_run(self, job_id: str) -> RunRow | None:
         runs = self.visible(RunRow).where(RunRow.job_id == job_id).order_by(RunRow.attempt.desc()).limit(1)
         return await self.session.scalar(runs)
+
+    async def runs_alive(self) -> list[tuple[RunRow, dict[str, Any]]]:
+        """Runs that have not ended of jobs that have a process, each with its job's spec."""
+        runs = self.visible(RunRow).join(JobRow, JobRow.id == RunRow.job_id).add_columns(JobRow.spec)
+        alive = runs.where(RunRow.ended_at.is_(None), JobRow.status.in_(ACTIVE)).order_by(RunRow.id)
+        return [(run, spec) for run, spec in await self.session.execute(alive)]
 
     async def supersede(self, job_id: str, *, before_attempt: int, after_step: int) -> None:
         """Mark what earlier attempts told of steps after `after_step`: the new attempt takes them again."""

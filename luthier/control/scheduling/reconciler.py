@@ -18,16 +18,37 @@ _LONGEST_WAIT_SECONDS = 300.0  # before a row that fails again and again is look
 _ATTEMPTS = 8  # at a row, in a row, before it is given up where giving up is possible
 
 
-class Reconciler(ABC, Generic[R]):
-    """Looks after the rows of one table. A fault on one row is logged, the row is tried again, the others go on."""
+class Loop(ABC):
+    """Does the same again and again, woken by nudges on its topic. A fault is logged, and the next round tries again."""
 
     topic: str
     every_seconds = 1.0
-    at_once: int | None = None  # rows that are worked on side by side; None: any number
 
     def __init__(self, db: Database) -> None:
         self.db = db
         self.log = logs.get(self.topic)
+
+    async def run(self) -> None:
+        """Go round until cancelled."""
+        while True:
+            try:
+                await self.once()
+            except Exception:
+                self.log.exception("a round failed; going on")
+            await self.db.nudged(self.topic, within_seconds=self.every_seconds)
+
+    @abstractmethod
+    async def once(self) -> None:
+        """One round."""
+
+
+class Reconciler(Loop, Generic[R]):
+    """Looks after the rows of one table. A fault on one row is logged, the row is tried again, the others go on."""
+
+    at_once: int | None = None  # rows that are worked on side by side; None: any number
+
+    def __init__(self, db: Database) -> None:
+        super().__init__(db)
         self._failures: dict[str, int] = {}  # in a row, of rows that failed last
 
     @abstractmethod
@@ -44,15 +65,6 @@ class Reconciler(ABC, Generic[R]):
     async def give_up(self, lease: Lease[R], fault: Exception) -> bool:
         """Bring a row to an end whose work failed again and again by a fault of ours; False where it is to be tried on."""
         return False
-
-    async def run(self) -> None:
-        """Go round until cancelled."""
-        while True:
-            try:
-                await self.once()
-            except Exception:
-                self.log.exception("a round failed; going on")
-            await self.db.nudged(self.topic, within_seconds=self.every_seconds)
 
     async def once(self) -> None:
         """One round: claim rows that are due, and work on all of them side by side."""

@@ -23,7 +23,7 @@ from luthier.control.deployments.queries import DeploymentQueries, ReplicaQuerie
 from luthier.control.deployments.service import DEPLOYMENTS, servable
 from luthier.control.deployments.tables import DeploymentRow, ReplicaRow
 from luthier.control.scheduling.leases import Lease, apply, release
-from luthier.control.scheduling.placement import replica_cores
+from luthier.control.scheduling.placement import Placement
 from luthier.control.scheduling.reconciler import Reconciler
 from luthier.control.tenancy import SYSTEM
 from luthier.core.clock import Clock
@@ -35,7 +35,7 @@ from luthier.core.errors import (
     ReplicaUnavailable,
     Unavailable,
 )
-from luthier.executors.base import Executor, Handle, Launch, State
+from luthier.executors.base import Cores, Handle, Launch, State
 from luthier.serving.address import KEY_VARIABLE, Address, TcpAddress, announced, parse
 from luthier.serving.client import ReplicaClient
 from luthier.serving.protocol import GenerateRequest, Health, Sampling, Turn
@@ -45,6 +45,7 @@ from luthier.training.precision import precision
 GRACE_SECONDS = 10.0
 _LOOKED_AT_EVERY_SECONDS = 5.0  # a replica that is ready; who finds it silent says so by itself
 _LIVE = ("wanted", "starting", "ready", "draining", "stopping")
+_NOTED_SECONDS = 30.0  # after which it is asked whether it still answers; routing notes only that it is asked
 _OWN_GRACE_SECONDS = 5.0  # that a replica gives to running answers when it is asked to stop
 _ROUTED_FOR_SECONDS = 2.0  # after a replica began to drain a request may still be on its way to it
 _ANSWERS_WITHIN_SECONDS = 60.0  # the request that shows that a replica is ready
@@ -106,9 +107,10 @@ class ReplicaReconciler(Reconciler[ReplicaRow]):
     topic = "replicas"
     every_seconds = 0.5
 
-    def __init__(self, db: Database, executor: Executor, pool: Pool, clock: Clock) -> None:
+    def __init__(self, db: Database, placement: Placement, pool: Pool, clock: Clock) -> None:
         super().__init__(db)
-        self.executor = executor
+        self.placement = placement
+        self.executor = placement.executor
         self.pool = pool
         self.clock = clock
 
@@ -146,9 +148,12 @@ class ReplicaReconciler(Reconciler[ReplicaRow]):
                 return
             async with apply(self.db, lease, "replicas") as (_, row):
                 row.status = "stopping"
-        elif self._idle(row) and not await self._is_busy(row):
+        elif self._unused_seconds(row) > self._asked_after_seconds and await self._is_busy(row):
+            async with apply(self.db, lease) as (_, row):
+                row.last_used_at = self.clock.now()
+        elif self._idle(row):
             async with apply(self.db, lease, "replicas") as (_, row):  # first: from now on no request is sent there
-                if row.status == "ready":
+                if row.status == "ready" and self._idle(row):
                     row.status = "stopping"
         else:
             await release(self.db, lease, again_after_seconds=_LOOKED_AT_EVERY_SECONDS)
@@ -194,7 +199,6 @@ class ReplicaReconciler(Reconciler[ReplicaRow]):
                 self.executor.stop(handle, grace_seconds=within_seconds)
 
     async def _start(self, lease: Lease[ReplicaRow], row: ReplicaRow) -> None:
-        cores = replica_cores(self.executor.cores)
         spec = ReplicaSpec(
             replica=row.id,
             base_model=row.base_model,
@@ -204,20 +208,21 @@ class ReplicaReconciler(Reconciler[ReplicaRow]):
             backend=self.pool.backend,
             options=self.pool.options,
             precision=precision(),
-            threads=cores,
+            threads=await self.placement.replica_threads(),
             adapters=self.pool.adapters,
             cache_bytes=self.pool.cache_bytes,
             listen=str(self.pool.address(row.id)),
             grace_seconds=_OWN_GRACE_SECONDS if row.deployment_id is None else self._own_grace_seconds,
         )
-        handle, address = await asyncio.to_thread(self._launch, spec)
+        cores = (await self.placement.shares()).serving
+        handle, address = await asyncio.to_thread(self._launch, spec, cores)
         async with apply(self.db, lease, "replicas") as (_, row):
             row.handle, row.socket = handle, address.text
             if row.status == "wanted":  # and not taken away meanwhile
                 row.status = "starting"
         self.log.info("replica starting", replica=spec.replica, model=spec.base_model)
 
-    def _launch(self, spec: ReplicaSpec) -> tuple[Handle, Address]:
+    def _launch(self, spec: ReplicaSpec, cores: Cores) -> tuple[Handle, Address]:
         self.pool.folder.mkdir(parents=True, exist_ok=True)
         key = "" if self.pool.listen == "unix" else self.pool.key(spec.replica)
         path = self._spec_file(spec.replica)
@@ -226,7 +231,7 @@ class ReplicaReconciler(Reconciler[ReplicaRow]):
         places = ["--storage", self.pool.storage_url, "--cache", str(self.pool.cache)]
         places += ["--engines", str(self.pool.engines)]
         told = {KEY_VARIABLE: key} if key else {}
-        launch = Launch(name=spec.replica, command=[*program, *places], cores=spec.threads, environment=told)
+        launch = Launch(name=spec.replica, command=[*program, *places], cores=cores, environment=told)
         return self.executor.start(launch), self.pool.address(spec.replica, key)
 
     def _spec_file(self, replica: str) -> Path:
@@ -372,10 +377,17 @@ class ReplicaReconciler(Reconciler[ReplicaRow]):
         except LuthierError:
             return False
 
+    @property
+    def _asked_after_seconds(self) -> float:
+        return min(_NOTED_SECONDS, self.pool.idle_after_seconds)
+
     def _idle(self, row: ReplicaRow) -> bool:
         if row.deployment_id is not None:
             return False
-        return (self.clock.now() - row.last_used_at).total_seconds() > self.pool.idle_after_seconds
+        return self._unused_seconds(row) > self.pool.idle_after_seconds
+
+    def _unused_seconds(self, row: ReplicaRow) -> float:
+        return (self.clock.now() - row.last_used_at).total_seconds()
 
 
 def _deployment_of(row: ReplicaRow) -> Callable[[AsyncSession], Awaitable[DeploymentRow | None]]:

@@ -10,19 +10,19 @@ from pathlib import Path
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from luthier.control.db import Database
-from luthier.control.jobs.lifecycle import ACTIVE, TERMINAL, Status, Wish
+from luthier.control.jobs.lifecycle import TERMINAL, Status, Wish
 from luthier.control.jobs.queries import JobQueries
 from luthier.control.jobs.service import EVENTS, Jobs
 from luthier.control.jobs.tables import JobRow, RunRow
 from luthier.control.jobs.values import Error, Job
 from luthier.control.scheduling.leases import Lease, apply, release
-from luthier.control.scheduling.placement import fits
+from luthier.control.scheduling.placement import Placement
 from luthier.control.scheduling.reconciler import Reconciler
 from luthier.control.tenancy import SYSTEM
 from luthier.core import ids
 from luthier.core.clock import Clock
 from luthier.core.errors import AlreadyExists, LuthierError, RunLost, Unavailable
-from luthier.executors.base import Executor, Handle, Launch, State
+from luthier.executors.base import Cores, Handle, Launch, State
 from luthier.storage import Storage
 from luthier.training.events import Cancelled, RunEvent, attempts_key, pause_key, read_events
 from luthier.training.spec import TrainingSpec
@@ -51,12 +51,13 @@ class TrainingReconciler(Reconciler[JobRow]):
     topic = "jobs"
 
     def __init__(
-        self, db: Database, jobs: Jobs, storage: Storage, executor: Executor, trainers: Trainers, clock: Clock
+        self, db: Database, jobs: Jobs, storage: Storage, placement: Placement, trainers: Trainers, clock: Clock
     ) -> None:
         super().__init__(db)
         self.jobs = jobs
         self.storage = storage
-        self.executor = executor
+        self.placement = placement
+        self.executor = placement.executor
         self.trainers = trainers
         self.clock = clock
 
@@ -77,10 +78,9 @@ class TrainingReconciler(Reconciler[JobRow]):
         """Start the oldest queued job when its cores are free. The run's row is written before the process is started."""
         assert job.spec is not None
         async with self.db.read() as session:
-            others = await JobQueries(session, SYSTEM).in_status(ACTIVE | {Status.QUEUED})
-        active = [TrainingSpec.model_validate(row.spec).threads for row in others if row.status in ACTIVE]
-        oldest = min((row.id for row in others if row.status == Status.QUEUED), default=None)
-        if oldest != job.id or not fits(job.spec.threads, self.executor.cores, active):
+            queued = await JobQueries(session, SYSTEM).in_status({Status.QUEUED})
+        oldest = min((row.id for row in queued), default=None)
+        if oldest != job.id or not await self.placement.has_room(job.spec):
             await release(self.db, lease)
             return
         async with apply(self.db, lease, "jobs", EVENTS) as (session, row):
@@ -107,7 +107,7 @@ class TrainingReconciler(Reconciler[JobRow]):
             run = await JobQueries(session, SYSTEM).last_run(job.id)
         assert run is not None and job.spec is not None
         try:
-            handle = run.handle or await asyncio.to_thread(self._start, job.spec, run.attempt)
+            handle = run.handle or await self._started(job.spec, run.attempt)
         except Unavailable:
             raise  # no device or no storage now says nothing about the trainer: it is tried again
         except (LuthierError, OSError) as fault:
@@ -146,7 +146,10 @@ class TrainingReconciler(Reconciler[JobRow]):
         last = told or read_events(self.storage, spec.run_key, run.attempt, run.last_event - 1)
         return bool(last) and isinstance(last[-1], Cancelled)
 
-    def _start(self, spec: TrainingSpec, attempt: int) -> Handle:
+    async def _started(self, spec: TrainingSpec, attempt: int) -> Handle:
+        return await asyncio.to_thread(self._start, spec, attempt, (await self.placement.shares()).training)
+
+    def _start(self, spec: TrainingSpec, attempt: int, cores: Cores) -> Handle:
         """Start the trainer of an attempt; again is harmless."""
         key = f"{spec.run_key}/spec.json"
         self.storage.write(key, spec.model_dump_json(indent=2).encode())
@@ -160,7 +163,7 @@ class TrainingReconciler(Reconciler[JobRow]):
             Launch(
                 name=f"{spec.job}-{attempt}",
                 command=[*program, *places],
-                cores=spec.threads,
+                cores=cores,
             )
         )
 

@@ -68,10 +68,12 @@ def has_full_line(server: RunningServer) -> bool:
 
 
 @contextmanager
-def asked(server: RunningServer, dialect: str = "openai", *, stream: bool = True) -> Iterator[socket.socket]:
-    """A connection on which a long answer has been asked for."""
+def asked(
+    server: RunningServer, dialect: str = "openai", *, stream: bool = True, content: str = LONG
+) -> Iterator[socket.socket]:
+    """A connection on which an answer has been asked for, by default a long one."""
     path, more = PATHS[dialect]
-    body = json.dumps({"model": "toy", "stream": stream} | more).encode()
+    body = json.dumps({"model": "toy", "stream": stream} | more).replace(LONG, content).encode()
     lines = [f"POST {path} HTTP/1.1", "Host: localhost", f"Authorization: Bearer {KEY}"]
     lines += ["Content-Type: application/json", f"Content-Length: {len(body)}"]
     lines += ["X-DashScope-SSE: enable"] if stream else []
@@ -95,9 +97,9 @@ def is_refused(line: socket.socket) -> bool:
 
 @contextmanager
 def waiting(server: RunningServer) -> Iterator[None]:
-    """A long answer that waits in the line. Who looks whether it does may have been there before it: it asks again then."""
+    """An answer that waits in the line. Who looks whether it does may have been there before it: it asks again then."""
     while True:
-        with asked(server) as line:
+        with asked(server, content="Hi") as line:
             while not is_refused(line):
                 if has_full_line(server):
                     yield

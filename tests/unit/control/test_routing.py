@@ -103,3 +103,24 @@ async def test_that_a_replica_is_used_is_noted_while_requests_come(routing: Rout
     await asyncio.sleep(1.0)
     await routing.choose(TOY)
     assert (await row(routing)).last_used_at == clock.now()
+
+
+async def test_a_replica_that_is_about_to_end_is_not_chosen_after_a_pause(routing: Routing, clock: FakeClock) -> None:
+    await routing.choose(TOY)
+    clock.advance(60)
+    await becomes(routing, "stopping")
+    with pytest.raises(ReplicaUnavailable):
+        await routing.choose(TOY)
+
+
+async def test_use_that_could_not_be_noted_is_noted_by_the_next(
+    routing: Routing, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await routing.choose(TOY)
+    clock.advance(60)
+    with monkeypatch.context() as patch:
+        patch.setattr(routing.db, "write", lambda *_: (_ for _ in ()).throw(OSError("full")))
+        with pytest.raises(OSError, match="full"):
+            await routing.choose(TOY)
+    await routing.choose(TOY)
+    assert (await row(routing)).last_used_at == clock.now()

@@ -9,16 +9,18 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, inject_adapter_in_model
+from peft.functional import cast_adapter_dtype
 from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from luthier.nets import layers
+from luthier.nets import fusion, layers
 from luthier.nets.layers import fuse
 from luthier.nets.losses import learned_tokens
 from luthier.nets.packing import hidden_states, pack, prepare
 from luthier.nets.prefix import Prefix, put_prefix, seen
 from luthier.nets.quantised import Nf4Linear, quantise
 from luthier.training.methods.base import method_of
-from tests.unit.nets.families import model_of
+from tests.unit.nets.families import SMALL, model_of
 
 KNOWN = ["smollm2", "biases", "qwen2.5", "qwen2.5, window", "qwen3", "glm4"]
 CPU = torch.device("cpu")
@@ -256,6 +258,67 @@ def test_known_models_go_through_our_layers_in_every_pass(
     with torch.no_grad():
         learned_tokens(model.eval(), packed)
     assert len(calls) == 3 * len(model.get_decoder().layers)
+
+
+def error(found: nn.Module, exact: nn.Module) -> float:
+    """How far the gradients of adapters are from the exact ones, relative."""
+    one, other = (
+        torch.cat([parameter.grad.double().flatten() for parameter in model.parameters() if parameter.grad is not None])
+        for model in (found, exact)
+    )
+    return float((one - other).norm() / other.norm())
+
+
+@pytest.mark.parametrize("std", [0.0, 0.05, 0.3])
+def test_adapters_over_bf16_are_as_exact_as_plain_pefts(std: float) -> None:
+    """Both round what passes between layers to bf16, which is nearly all of either error."""
+    errors: dict[str, float] = {"plain": 0.0, "ours": 0.0}
+    for seed in range(4):
+        ids = [
+            torch.randint(3, 50, (20,), generator=torch.Generator().manual_seed(seed + place)).tolist()
+            for place in (0, 9)
+        ]
+        rows = [(row, [0.0, *[1.0] * 19]) for row in (*ids, ids[0][:9] + ids[1][:11])]
+        plain: Any = adapted("smollm2", "default").to(torch.bfloat16)
+        cast_adapter_dtype(plain, "default")
+        torch.manual_seed(seed)
+        for name, parameter in plain.named_parameters():
+            if "lora_" in name:
+                nn.init.normal_(parameter, std=0.2 if "lora_A" in name else std)
+        exact, model = copy.deepcopy(plain).double(), copy.deepcopy(plain)
+        plainly(exact, rows).backward()
+        plainly(plain, rows).backward()
+        prepare(model)
+        assert fuse(model) is None
+        ours(model, rows, shared=2).backward()
+        errors["plain"] += error(plain, exact) ** 2
+        errors["ours"] += error(model, exact) ** 2
+    assert 0.01**2 < errors["plain"] / 4 < 0.2**2
+    assert errors["ours"] <= 1.3**2 * errors["plain"]
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+def test_a_model_in_which_rounding_grows_is_proved_as_strictly(precision: torch.dtype) -> None:
+    torch.manual_seed(0)
+    config = LlamaConfig(**SMALL | {"initializer_range": 1.0})
+    model: Any = LlamaForCausalLM(config).to(precision).requires_grad_(False)
+    prepare(model)
+    before = hidden_states(model, pack(ROWS, CPU))
+    first = model.get_decoder().layers[0].self_attn
+    assert fuse(model) is None
+    assert first.q_proj.weight.dtype == precision
+    assert first.q_proj.weight.untyped_storage().data_ptr() == first.k_proj.weight.untyped_storage().data_ptr()
+    after = hidden_states(model, pack(ROWS, CPU))
+    assert after.dtype == precision
+    assert after.isfinite().all() and before.isfinite().all()
+
+
+def test_a_difference_smaller_than_rounding_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = adapted("smollm2", "default").to(torch.bfloat16)
+    prepare(model)
+    plain = fusion.norm
+    monkeypatch.setattr(fusion, "norm", lambda x, weight, eps: plain(x, weight * 1.004, eps))
+    assert re.match("the difference is ", fuse(model) or "")
 
 
 def _renamed(layer: nn.Module, name: str, to: str) -> None:

@@ -24,6 +24,7 @@ from luthier.nets.losses import learned_tokens
 from luthier.nets.packing import prepare
 from luthier.storage import Storage
 from luthier.testing import jsonl, toy_model, toy_rows, toy_spec
+from luthier.training import precision
 from luthier.training.data import micro_batches, packed, read_rows
 from luthier.training.events import Evaluated, Sampled, Succeeded
 from luthier.training.forward import Forward
@@ -152,6 +153,33 @@ def test_four_micro_batches_of_two_give_the_gradients_of_eight_rows(objective: s
         )
     for other in found[1:]:
         assert (found[0] - other).norm() <= 1e-5 * found[0].norm()
+
+
+def test_losses_in_bf16_are_as_near_to_those_in_fp32_as_the_librarys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "computes_in_bf16", lambda: True)
+    storage = Storage((tmp_path / "objects").as_uri())
+    begin = [{"role": "system", "content": "twice"}]
+    rows = [{"messages": begin + row["messages"]} for row in toy_rows(24)]
+
+    def losses(wish: str, seed: int, *, faster: bool) -> torch.Tensor:
+        found: list[float] = []
+        settled = {"precision": wish, "seed": seed, "share_prefixes": faster, "fused": faster}
+        spec = toy_spec(
+            storage, job=f"ftjob-{wish}-{seed}-{faster}", rows=rows, epochs=2, micro_batch_tokens=200, **settled
+        )
+        last = run(spec, storage, emit=lambda event: found.append(event.loss) if event.type == "progress" else None)
+        assert last.type == "succeeded"
+        return torch.tensor(found)
+
+    seeds = range(4)
+    exact = torch.stack([losses("fp32", seed, faster=False) for seed in seeds])
+    plain, ours = (torch.stack([losses("bf16", seed, faster=faster) for seed in seeds]) for faster in (False, True))
+    spread = (plain - exact).square().mean().sqrt()  # what rounding does to a curve
+    assert 1e-3 < spread < 0.05
+    assert (ours - exact).square().mean().sqrt() <= 1.4 * spread
+    assert (ours - plain).square().mean().sqrt() <= 2 * spread
 
 
 def test_rows_that_each_go_on_from_the_one_before_say_what_each_says_alone() -> None:
