@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import select
 import socket
 import threading
 from collections.abc import AsyncGenerator, Iterator
@@ -63,13 +64,9 @@ def is_busy(server: RunningServer) -> bool:
     return said(server, within_seconds=0.3) == 0
 
 
-def has_full_line(server: RunningServer) -> bool:
-    return said(server, within_seconds=0.3) == 429
-
-
 @contextmanager
 def asked(
-    server: RunningServer, dialect: str = "openai", *, stream: bool = True, content: str = LONG
+    server: RunningServer, dialect: str = "openai", *, stream: bool = True, content: str = LONG, buffer: int = 4096
 ) -> Iterator[socket.socket]:
     """A connection on which an answer has been asked for, by default a long one."""
     path, more = PATHS[dialect]
@@ -78,43 +75,43 @@ def asked(
     lines += ["Content-Type: application/json", f"Content-Length: {len(body)}"]
     lines += ["X-DashScope-SSE: enable"] if stream else []
     with closing(socket.socket()) as line:
-        line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
         line.settimeout(60)
         line.connect(("127.0.0.1", server.port))
         line.sendall("\r\n".join([*lines, "", ""]).encode() + body)
         yield line
 
 
-def is_refused(line: socket.socket) -> bool:
-    line.setblocking(False)
-    try:
-        return b" 429 " in line.recv(100, socket.MSG_PEEK)
-    except BlockingIOError:
-        return False
-    finally:
-        line.settimeout(60)
+def refused(*lines: socket.socket, within_seconds: float = 60) -> list[socket.socket]:
+    """Those of the connections that have been sent away, once one has been answered; none where none is in that time."""
+    heard, _, _ = select.select(lines, [], [], within_seconds)
+    for line in heard:
+        assert b" 429 " in line.recv(100, socket.MSG_PEEK), "it was let in: nobody talks any more"
+    return heard
 
 
 @contextmanager
 def waiting(server: RunningServer) -> Iterator[None]:
-    """An answer that waits in the line. Who looks whether it does may have been there before it: it asks again then."""
-    while True:
-        with asked(server, content="Hi") as line:
-            while not is_refused(line):
-                if has_full_line(server):
-                    yield
-                    return
+    """An answer that waits in the line: of two that are asked for at once, while a third is made, that which is not refused."""
+    with asked(server, content="Hi") as one, asked(server, content="Hi") as other:
+        assert len(refused(one, other)) == 1
+        yield
+
+
+def has_room_in_line(server: RunningServer) -> bool:
+    with asked(server, content="Hi") as line:
+        return not refused(line, within_seconds=2)
 
 
 @contextmanager
 def talking(server: RunningServer) -> Iterator[None]:
-    """A long answer that is read as it comes."""
-    with asked(server) as line:
+    """A long answer that is read on and on, but so slowly that it outlasts what is looked at."""
+    with asked(server, buffer=1 << 18) as line:
         assert b" 200 " in line.recv(1000)
         gone = threading.Event()
 
         def read() -> None:
-            while not gone.is_set() and line.recv(1 << 16):
+            while not gone.wait(0.02) and line.recv(1 << 14):
                 pass
 
         reading = threading.Thread(target=read)
@@ -181,7 +178,7 @@ def test_who_leaves_the_line_is_not_counted_any_more(server: RunningServer) -> N
     with talking(server):
         with waiting(server):
             pass
-        wait_for(lambda: not has_full_line(server))
+        wait_for(lambda: has_room_in_line(server))
     assert said(server) == 200
 
 
