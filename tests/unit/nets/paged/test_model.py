@@ -112,10 +112,10 @@ def test_all_at_once_and_one_after_the_other_are_the_same(kind: str, monkeypatch
 def test_what_nobody_uses_any_more_takes_no_room() -> None:
     model = model_of("llama")
     bank = Bank(model, places=2)
-    bank.put(0, adapter_of(model, rank=24, is_decomposed=True))
+    bank.put(0, adapter_of(model, rank=32, is_decomposed=True))
     bank.put(1, adapter_of(model, rank=2))
     bank.put(0, {})
-    assert {places.rank for places in bank.layers.values()} == {24}
+    assert {places.rank for places in bank.layers.values()} == {32}
     bank.put(1, {})
     assert not bank.layers
 
