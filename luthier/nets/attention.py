@@ -87,12 +87,18 @@ def over_tree(
     if torch.is_autocast_enabled("cpu"):  # as it does for torch's own attention
         given = [one.to(torch.get_autocast_dtype("cpu")) for one in given]
     scale = query_1HTD.shape[-1] ** -0.5 if scaling is None else scaling
-    return _OverTree.apply(_in_parts(tuple(segments)), scale, *given)
+    if given[0].dtype != torch.bfloat16:
+        segments = _in_parts(tuple(segments))
+    return _OverTree.apply(segments, scale, *given)
 
 
-_WHOLE = range(448, 768)
-"""Lengths of a segment for which torch's kernel computes nearly all that a causal mask hides: it takes keys 512 at a time."""
+_WHOLE = range(320, 768)
+"""Lengths of a segment for which torch's kernel computes nearly all that a causal mask hides: it takes keys 512 at a time. In
+bf16 what it does beside its products costs more than these.
+"""
 _PART = 256
+_LEAST_BF16 = 192
+"""Tokens of a segment from which the backward pass of torch's kernel is faster in bf16 than in fp32."""
 
 
 @lru_cache(maxsize=16)
@@ -186,16 +192,11 @@ class _OverTree(torch.autograd.Function):
         of_query, of_keys, of_values = (torch.empty_like(one) for one in (query, keys, values))
 
         def of(later: slice, seen: slice, keys: Tensor, values: Tensor, *, is_causal: bool) -> tuple[Tensor, ...]:
+            given = [gradient[:, :, later], query[:, :, later], keys[:, :, seen], values[:, :, seen], said[:, :, later]]
+            if is_causal and query.dtype == torch.bfloat16 and later.stop - later.start < _LEAST_BF16:
+                given = [one.float() for one in given]
             return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                gradient[:, :, later],
-                query[:, :, later],
-                keys[:, :, seen],
-                values[:, :, seen],
-                said[:, :, later],
-                sums[:, :, later],
-                0.0,
-                is_causal,
-                scale=ctx.scale,
+                *given, sums[:, :, later], 0.0, is_causal, scale=ctx.scale
             )
 
         for one in ctx.segments:

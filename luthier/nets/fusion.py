@@ -62,7 +62,8 @@ def rotated(x_THW: Tensor, cos_TR: Tensor, sin_TR: Tensor, *, interleaved: bool)
     apart, or side by side; what is beyond R stays as it is.
     """
     half = cos_TR.shape[-1] // 2
-    return _Rotated.apply(x_THW, cos_TR[:, None, :half], sin_TR[:, None, :half], interleaved)
+    cos_T1R, sin_T1R = (one[:, None, :half].contiguous() for one in (cos_TR, sin_TR))  # strided as in the backward pass
+    return _Rotated.apply(x_THW, cos_T1R, sin_T1R, interleaved)
 
 
 class _Rotated(torch.autograd.Function):
