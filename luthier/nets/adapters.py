@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from luthier.nets import fusion
+from luthier.nets.products import linear, times
 from luthier.nets.quantised import Nf4Linear
 
 
@@ -150,8 +150,6 @@ class Layers:
             said = linear(read, self._joined, self._bias())
         elif len(self._bases) > 1:
             said = torch.cat([linear(read, base.weight.to(read.dtype), base.bias) for base in self._bases], 1)
-        elif residual is not None and self._bases[0].bias is None:
-            return torch.addmm(residual, read, self._bases[0].weight.to(read.dtype).T)
         else:
             said = linear(read, self._bases[0].weight.to(read.dtype), self._bases[0].bias)
         return said if residual is None else said.add_(residual)
@@ -159,11 +157,11 @@ class Layers:
     def back(self, gradient: Tensor) -> Tensor:
         """The gradient of what was read, through the weights alone."""
         if self._joined is not None:
-            return gradient @ self._joined
+            return times(gradient, self._joined)
         found: Tensor | None = None
         for base, columns in zip(self._bases, self._columns, strict=True):  # one weight of 4 bits is whole at a time
             part, weight = gradient[:, columns], base.weight.to(gradient.dtype)
-            found = part @ weight if found is None else found.addmm_(part, weight)
+            found = times(part, weight) if found is None else found.add_(times(part, weight))
         assert found is not None
         return found
 
@@ -195,7 +193,7 @@ class _Adapted(torch.autograd.Function):
         inner: list[Tensor] = []
         for tokens, members in _by_tokens(parts):
             first = torch.cat([learned[2 * one] for one in members]).to(read.dtype)
-            inner.append(read[tokens] @ first.T)
+            inner.append(linear(read[tokens], first))
             for one, between in zip(
                 members, inner[-1].split([len(learned[2 * one]) for one in members], 1), strict=True
             ):
@@ -222,10 +220,9 @@ class _Adapted(torch.autograd.Function):
             for one, said, of_said in zip(members, between.split(ranks, 1), of_between.split(ranks, 1), strict=True):
                 second = learned[2 * one + 1]
                 part = gradient[tokens, parts[one].columns]
-                torch.mm(part, second.to(part.dtype), out=of_said)
-                of_said.mul_(parts[one].scale)
-                found[2 * one + 1] = (part.T @ said).mul_(parts[one].scale).to(second.dtype)
-            for one, of_first in zip(members, (of_between.T @ read[tokens]).split(ranks), strict=True):
+                torch.mul(times(part, second.to(part.dtype)), parts[one].scale, out=of_said)
+                found[2 * one + 1] = (times(said.T, part).T * parts[one].scale).to(second.dtype)
+            for one, of_first in zip(members, times(of_between.T, read[tokens]).split(ranks), strict=True):
                 found[2 * one] = of_first.to(learned[2 * one].dtype)
             if of_read is not None:
                 first = torch.cat([learned[2 * one] for one in members]).to(between.dtype)

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from luthier.nets.kernels import replaceable
+from luthier.nets.kernels import is_taken, replaceable
+from luthier.nets.products import linear
 
 if TYPE_CHECKING:
     from luthier.nets.packing import Packed
@@ -99,6 +100,10 @@ bf16 what it does beside its products costs more than these.
 _PART = 256
 _LEAST_BF16 = 192
 """Tokens of a segment from which the backward pass of torch's kernel is faster in bf16 than in fp32."""
+_LEAST_PAIRS = 128 * 128
+"""Queries times keys from which a backward pass by products of oneDNN is faster than torch's kernel, for which MKL multiplies."""
+_BLOCK = 160
+"""Queries that such a pass takes at a time."""
 
 
 @lru_cache(maxsize=16)
@@ -189,24 +194,28 @@ class _OverTree(torch.autograd.Function):
         (gradient,) = gradients
         query, key, value, said, sums, *root = ctx.saved_tensors
         keys, values = _for_all_heads(query, key), _for_all_heads(query, value)
-        of_query, of_keys, of_values = (torch.empty_like(one) for one in (query, keys, values))
+        of_query, of_key, of_value = (torch.empty_like(one) for one in (query, key, value))
 
         def of(later: slice, seen: slice, keys: Tensor, values: Tensor, *, is_causal: bool) -> tuple[Tensor, ...]:
             given = [gradient[:, :, later], query[:, :, later], keys[:, :, seen], values[:, :, seen], said[:, :, later]]
+            pairs = (later.stop - later.start) * (seen.stop - seen.start)
+            if pairs >= _LEAST_PAIRS and query.dtype != torch.float64 and is_taken(linear, query):
+                return _by_products(given, sums[:, :, later], key.shape[1], ctx.scale, is_causal=is_causal)
             if is_causal and query.dtype == torch.bfloat16 and later.stop - later.start < _LEAST_BF16:
                 given = [one.float() for one in given]
-            return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            first, *both = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
                 *given, sums[:, :, later], 0.0, is_causal, scale=ctx.scale
             )
+            return first, *(_of_key_heads(one, key.shape[1]) for one in both)
 
         for one in ctx.segments:
             own = slice(one.begin, one.end)
-            of_query[:, :, own], of_keys[:, :, own], of_values[:, :, own] = of(own, own, keys, values, is_causal=True)
+            of_query[:, :, own], of_key[:, :, own], of_value[:, :, own] = of(own, own, keys, values, is_causal=True)
         for one in ctx.segments:
             if one.last > one.end:
                 later, own = slice(one.end, one.last), slice(one.begin, one.end)
                 for whole, at, part in zip(
-                    (of_query, of_keys, of_values),
+                    (of_query, of_key, of_value),
                     (later, own, own),
                     of(later, own, keys, values, is_causal=False),
                     strict=True,
@@ -216,11 +225,44 @@ class _OverTree(torch.autograd.Function):
         if root:
             everything, positions = slice(0, query.shape[2]), slice(0, root[0].shape[2])
             first, second = (_for_all_heads(query, one) for one in root)
-            part, *both = of(everything, positions, first, second, is_causal=False)
+            part, *of_root = of(everything, positions, first, second, is_causal=False)
             of_query += part
-            of_root = [_of_key_heads(one, root[0].shape[1]) for one in both]
-        of_both = (_of_key_heads(one, key.shape[1]) for one in (of_keys, of_values))
-        return None, None, of_query, *of_both, *of_root
+        return None, None, of_query, of_key, of_value, *of_root
+
+
+def _by_products(
+    given: Sequence[Tensor], sums_1HT: Tensor, heads: int, scale: float, *, is_causal: bool
+) -> tuple[Tensor, ...]:
+    """The gradients of queries, (1, H, T, D), and of the keys and values of `heads` heads that they see, (1, K, S, D), in fp32:
+    Dao, FlashAttention-2 (arXiv 2307.08691), section 3.1.2. `given` is what torch's kernel is given.
+
+    Scores stand transposed, (S, G x B) of B queries under the G heads that share a key: what is subtracted of a query's is then a
+    bias of the product.
+    """
+    gradient_1HTD, query_1HTD, keys_1HSD, values_1HSD, said_1HTD = given
+    group = query_1HTD.shape[1] // heads
+    gradient_HTD, query_HTD, said_HTD = (one[0].float().contiguous() for one in (gradient_1HTD, query_1HTD, said_1HTD))
+    key_KSD, value_KSD = (one[0, ::group].float().contiguous() for one in (keys_1HSD, values_1HSD))
+    query_HTD = query_HTD * scale
+    less_HT, along_HT = -sums_1HT[0], (gradient_HTD * said_HTD).sum(-1).neg_()
+    of_query_HTD, of_key_KSD, of_value_KSD = torch.empty_like(query_HTD), *map(torch.zeros_like, (key_KSD, value_KSD))
+    (_, new, width), held = query_HTD.shape, key_KSD.shape[1]
+    cuts = [*range(0, max(new - _BLOCK // 2, 1), _BLOCK), new]
+    for begin, end in pairwise(cuts):
+        seen = end if is_causal else held
+        for head in range(heads):
+            at = (slice(head * group, (head + 1) * group), slice(begin, end))
+            query_BD, gradient_BD = (one[at].reshape(-1, width) for one in (query_HTD, gradient_HTD))
+            key_SD, value_SD = key_KSD[head, :seen], value_KSD[head, :seen]
+            shares_SB = linear(key_SD, query_BD, less_HT[at].reshape(-1)).exp_()
+            if is_causal:
+                shares_SB.view(seen, group, -1)[begin:].transpose(0, 1).triu_()
+            of_scores_SB = linear(value_SD, gradient_BD, along_HT[at].reshape(-1)).mul_(shares_SB)
+            of_value_KSD[head, :seen] += linear(shares_SB, gradient_BD.T)
+            of_key_KSD[head, :seen] += linear(of_scores_SB, query_BD.T)
+            of_query_DB = linear(key_SD.T.contiguous(), of_scores_SB.T)
+            of_query_HTD[at] = of_query_DB.view(width, group, -1).permute(1, 2, 0)
+    return tuple(one[None] for one in (of_query_HTD.mul_(scale), of_key_KSD, of_value_KSD))
 
 
 def _flash(

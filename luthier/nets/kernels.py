@@ -27,6 +27,11 @@ def replaceable(ours: Operation) -> Operation:
     return either  # pyright: ignore[reportReturnType]
 
 
+def is_taken(operation: Callable[..., Any], first: Tensor) -> bool:
+    """Whether a kernel stands in for an operation on such a tensor's device."""
+    return (operation.__name__, first.device.type) in taken
+
+
 def own(operation: Callable[..., Any]) -> Callable[..., Any]:
     """Our own of an operation that may be replaced."""
     untyped: Any = operation

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from luthier.core.errors import InvalidRequest
 from luthier.nets.kernels import replaceable
 from luthier.nets.packing import Packed, hidden_states
+from luthier.nets.products import linear, times
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -110,14 +111,14 @@ def frozen_head(
     for hidden_CD, targets_C, slopes_CD in zip(
         hidden_ND.split(size), targets_N.split(size), slopes_ND.split(size), strict=True
     ):
-        logits_CV = output(hidden_CD)
+        logits_CV = linear(hidden_CD, output.weight, output.bias)
         logits_CV = (logits_CV if factor == 1.0 else logits_CV * factor).float()
         correct.append(logits_CV.argmax(-1) == targets_C)
         shares_CV = torch.log_softmax(logits_CV, -1)
         logprobs.append(shares_CV.gather(-1, targets_C[:, None])[:, 0])
         torch.exp(shares_CV, out=shares_CV)
         shares_CV[torch.arange(len(targets_C), device=targets_C.device), targets_C] -= 1
-        torch.mm(shares_CV.to(hidden_CD.dtype), output.weight, out=slopes_CD).mul_(-factor)
+        torch.mul(times(shares_CV.to(hidden_CD.dtype), output.weight), -factor, out=slopes_CD)
     return torch.cat(logprobs), torch.cat(correct), slopes_ND
 
 

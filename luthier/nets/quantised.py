@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
 from luthier.core.registry import MissingLibrary
+from luthier.nets.products import linear, times
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -63,12 +64,13 @@ class _Product(torch.autograd.Function):
     def forward(ctx: FunctionCtx, input: Tensor, layer: Nf4Linear) -> Tensor:
         untyped: Any = ctx
         untyped.layer = layer
-        return nn.functional.linear(input, layer.weight.to(input.dtype))
+        return linear(input, layer.weight.to(input.dtype))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (gradient,) = gradients
-        return gradient @ ctx.layer.weight.to(gradient.dtype), None
+        weight = ctx.layer.weight.to(gradient.dtype)
+        return times(gradient.flatten(0, -2), weight).unflatten(0, gradient.shape[:-1]), None
 
 
 def quantise(model: PreTrainedModel, device: torch.device) -> None:

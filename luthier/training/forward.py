@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from luthier.nets.compiled.choice import ON_CPU, ROOMS, choose
+from luthier.nets.compiled.choice import ON_CPU, ROOMS, WITHOUT_MKL, choose
 from luthier.nets.dropout import draw_of
 from luthier.training import precision
 from luthier.training.data import packed
@@ -40,7 +40,8 @@ def chosen_kernels(
     model: PreTrainedModel, dtype: torch.dtype, *, why_eager: str | None, why_plain: str | None
 ) -> dict[str, str | None]:
     """The kernels that could stand in for our own operations on the model's device: None where one now does, else why not."""
-    rooms = ON_CPU if model.device.type == "cpu" else ROOMS
+    on_cpu = ON_CPU | (WITHOUT_MKL if precision.is_narrow_to_mkl() else {})
+    rooms = on_cpu if model.device.type == "cpu" else ROOMS
     return choose(model, dtype, why_eager=why_eager, why_plain=why_plain, rooms=rooms)
 
 

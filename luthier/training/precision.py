@@ -24,3 +24,10 @@ def computes_in_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     if not cpuinfo.is_file():
         return False
     return bool({"avx512_bf16", "amx_bf16"} & set(cpuinfo.read_text().split()))
+
+
+def is_narrow_to_mkl(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether the processor has AVX-512, and MKL does not take it because it is not Intel's."""
+    if not cpuinfo.is_file():
+        return False
+    return {"AuthenticAMD", "avx512f"} <= set(cpuinfo.read_text().split())

@@ -12,16 +12,24 @@ from torch import Tensor
 from luthier.nets.compiled.probes import Shape
 from luthier.nets.kernels import own, taken
 from luthier.nets.losses import is_frozen
+from luthier.nets.products import through
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-ATTENTION, SMALL, HEAD = "flex attention", "compiled norms and gates", "Liger's cross entropy"
+ATTENTION, SMALL, HEAD, PRODUCTS = (
+    "flex attention",
+    "compiled norms and gates",
+    "Liger's cross entropy",
+    "oneDNN's products",
+)
 """What a run says of them when it begins."""
 
 ROOMS = {ATTENTION: "attention", SMALL: "small", HEAD: "head"}
 """The files beside this one that have them."""
 ON_CPU = {SMALL: ROOMS[SMALL]}
+WITHOUT_MKL = {PRODUCTS: "products"}
+"""Beside these where MKL does not take all of the processor."""
 _NEAR, _ROUNDED = 1e-3, 0.03  # of the largest number, in fp32 and in types of 16 bits
 
 
@@ -45,7 +53,10 @@ def choose(
         SMALL: "the layers are the library's" if why_plain else why_eager,
         HEAD: None if is_frozen(model) else "the output layer learns, or does more than a product",
     }
-    return {name: not_now[name] or _why_not(room, shape) for name, room in rooms.items()}
+    found = {name: not_now.get(name) or _why_not(room, shape) for name, room in rooms.items()}
+    if found.get(PRODUCTS, "") is None:
+        through(model)
+    return found
 
 
 def _why_not(room: str, shape: Shape) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from luthier.nets import attention
 from luthier.nets.attention import Segment, _by_paths, _in_parts, attended, over_tree
 
 SEGMENTS = [
@@ -95,6 +96,36 @@ def test_values_and_gradients_are_those_of_a_softmax_written_out(compute, positi
     )
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 1e-5), (torch.bfloat16, 0.02)])
+@pytest.mark.parametrize("positions", [0, 30])
+def test_gradients_by_products_are_those_of_every_path(dtype, near, positions, by_onednn, monkeypatch) -> None:
+    by_onednn()
+    torch.manual_seed(0)
+    segments = (Segment(0, 330, 700), Segment(330, 450, 700), Segment(450, 700, 700), Segment(700, 1000, 1000))
+    shapes = [(1, 6, 1000, 16), (1, 2, 1000, 16), (1, 2, 1000, 16), *([(2, 1, 2, positions, 16)] if positions else [])]
+    given = [(2 * torch.randn(shape)).to(dtype).requires_grad_() for shape in shapes]
+    exact = [one.detach().double().requires_grad_() for one in given]
+    gradient = torch.randn(1, 6, 1000, 16).to(dtype)
+    written_out, sizes = attention._by_products, []
+    monkeypatch.setattr(
+        attention,
+        "_by_products",
+        lambda *all_of, **named: sizes.append(named["is_causal"]) or written_out(*all_of, **named),
+    )
+    found, expected = (
+        torch.autograd.grad(
+            compute(*these[:3], segments, these[3] if positions else None, None, None),
+            these,
+            gradient.to(these[0].dtype),
+        )
+        for compute, these in ((over_tree, given), (_by_paths, exact))
+    )
+    assert set(sizes) == {True, False}
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == dtype
+        assert (one.double() - other).norm() <= near * other.norm()
 
 
 def test_long_segments_are_computed_in_parts_and_give_the_same() -> None:

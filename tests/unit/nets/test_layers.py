@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -30,6 +31,13 @@ ROWS = [
     ([2, 3, 4, 9, 9, 9, 7, 5], [0.0, 1, 1, 1, 1, 1, 1, 1]),
     ([1, 5, 6, 7, 8, 9, 11, 12], [0.0, 0, 0, 0, 1, 1, 1, 1]),
 ]
+
+
+@pytest.fixture(params=["torch's", "oneDNN's"], autouse=True)
+def _products(request: pytest.FixtureRequest, by_onednn: Callable[[], None]) -> None:
+    """Every test holds whoever multiplies."""
+    if request.param == "oneDNN's":
+        by_onednn()
 
 
 def adapted(

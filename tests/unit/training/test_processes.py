@@ -16,9 +16,10 @@ from safetensors.torch import load_file
 
 from luthier.chat.renderers.base import renderer_for
 from luthier.chat.tokenizer import Tokenizer
+from luthier.nets.compiled.choice import PRODUCTS
 from luthier.storage import Storage
 from luthier.testing import jsonl, toy_rows, toy_spec
-from luthier.training import processes
+from luthier.training import precision, processes
 from luthier.training.data import BatchPlan, micro_batches, read_rows, shared_from, tokens_of
 from luthier.training.events import read_events
 from luthier.training.objectives.base import objectives
@@ -130,7 +131,8 @@ def test_processes_share_beginnings_and_take_our_layers(played, sharding):
     storage, _ = played
     spec = spec_of(storage, "lora_fused", sharding, 2)
     started = read_events(storage, spec.run_key, 1, -1)[0]
-    assert started.active == ["shared prefixes", "fused layers"]
+    assert [name for name in started.active if name != PRODUCTS] == ["shared prefixes", "fused layers"]
+    assert (PRODUCTS in started.active) is precision.is_narrow_to_mkl()
     assert started.inactive == {"compiled norms and gates": "the job is too short to repay compiling"}
     objective, renderer = objectives.load("sft"), renderer_for(Tokenizer(storage.folder(spec.weights)))
     rows = read_rows(storage, spec.training, objective(objective.Options()), renderer, max_length=64).rows

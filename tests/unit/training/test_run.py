@@ -15,6 +15,7 @@ from luthier.chat.renderers.base import renderer_for
 from luthier.chat.tokenizer import Tokenizer
 from luthier.core.errors import StorageUnavailable
 from luthier.nets import losses
+from luthier.nets.compiled.choice import PRODUCTS
 from luthier.nets.loading import load_model, weights_sha256
 from luthier.storage import Storage
 from luthier.testing import jsonl, toy_rows, toy_spec
@@ -61,7 +62,10 @@ def test_a_run_tells_what_is_faster_and_why_something_is_not(storage, told, meth
         "the layers are the library's" if "fused layers" in inactive else "the job is too short to repay compiling"
     )
     assert started.inactive == inactive | {"compiled norms and gates": why_eager}
-    assert started.active == [name for name in ("shared prefixes", "fused layers") if name not in inactive]
+    assert [name for name in started.active if name != PRODUCTS] == [
+        name for name in ("shared prefixes", "fused layers") if name not in inactive
+    ]
+    assert (PRODUCTS in started.active) is precision.is_narrow_to_mkl()
 
 
 def test_a_spec_that_was_stored_before_a_field_was_there_runs_as_it_did(storage, told):

@@ -9,8 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from luthier.nets import kernels
-
 
 def fused_linear_cross_entropy_forward(
     _input: torch.Tensor,
@@ -56,10 +54,3 @@ def liger(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.delitem(sys.modules, "luthier.nets.compiled.head", raising=False)
     return module
-
-
-@pytest.fixture(autouse=True)
-def _nothing_taken() -> Any:
-    kernels.taken.clear()
-    yield
-    kernels.taken.clear()

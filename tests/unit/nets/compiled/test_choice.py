@@ -156,7 +156,7 @@ def test_a_short_run_on_a_cpu_imports_none_of_them() -> None:
         "from luthier.training.forward import chosen_kernels\n"
         "from tests.unit.nets.families import model_of\n"
         "told = chosen_kernels(model_of('llama'), torch.float32, why_eager='it is short', why_plain=None)\n"
-        "assert told == {'compiled norms and gates': 'it is short'}, told\n"
+        "assert told.pop(\"oneDNN's products\", None) is None and told == {'compiled norms and gates': 'it is short'}, told\n"
         "rooms = ['luthier.nets.compiled.' + room for room in ('attention', 'small', 'head')]\n"
         "print([name for name in sys.modules if name.startswith((*rooms, 'liger_kernel', 'triton'))])\n"
     )
