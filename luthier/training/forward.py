@@ -37,10 +37,13 @@ def computed(wish: Precision, device: torch.device) -> tuple[Precision, str | No
 
 
 def chosen_kernels(
-    model: PreTrainedModel, dtype: torch.dtype, *, why_eager: str | None, why_plain: str | None
+    model: PreTrainedModel, dtype: torch.dtype, *, why_eager: str | None, why_plain: str | None, by_onednn: bool = True
 ) -> dict[str, str | None]:
-    """The kernels that could stand in for our own operations on the model's device: None where one now does, else why not."""
-    on_cpu = ON_CPU | (WITHOUT_MKL if precision.is_narrow_to_mkl() else {})
+    """The kernels that could stand in for our own operations on the model's device: None where one now does, else why not.
+
+    `by_onednn` lets oneDNN multiply on a processor of which MKL takes half.
+    """
+    on_cpu = ON_CPU | (WITHOUT_MKL if by_onednn and precision.is_narrow_to_mkl() else {})
     rooms = on_cpu if model.device.type == "cpu" else ROOMS
     return choose(model, dtype, why_eager=why_eager, why_plain=why_plain, rooms=rooms)
 

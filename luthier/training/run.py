@@ -158,7 +158,8 @@ def _play(
     why_plain = fuse(model, joins=not processes.is_sharded) if spec.fused else "it was not asked for"
     mixed = DTYPES[precision] if method.mixes_precision and precision != "fp32" else None
     why_uncompiled = why_eager(spec, training.tokens, weights)
-    kernels = chosen_kernels(model, mixed or DTYPES[precision], why_eager=why_uncompiled, why_plain=why_plain)
+    computes_in = mixed or DTYPES[precision]
+    kernels = chosen_kernels(model, computes_in, why_eager=why_uncompiled, why_plain=why_plain, by_onednn=spec.fused)
     if processes.is_sharded:
         sharded(model, processes)
     optimizer = Optimizer(
