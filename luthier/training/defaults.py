@@ -8,7 +8,8 @@ from pydantic import Field
 
 from luthier.training.methods.base import methods
 from luthier.training.objectives.base import objectives
-from luthier.training.precision import Precision, has_gpu, precision
+from luthier.training.precision import Precision, has_gpu
+from luthier.training.precision import precision as precision_here
 from luthier.training.spec import Value
 
 _TUNED_ON = 135e6  # parameters of the model for which the rates of methods were found, by steps of so many rows
@@ -33,7 +34,9 @@ class Resolved(Value):
     batch_size: int = Field(
         description="The power of two at or below a 32nd of the rows, from 4 to 64, and never more than the rows."
     )
-    micro_batch_tokens: int = Field(description="8,192 where there is a GPU, otherwise 1,024.")
+    micro_batch_tokens: int = Field(
+        description="8,192 where there is a GPU; on a processor 2,048 in bf16, 1,024 in fp32."
+    )
     learning_rate: float = Field(
         description="The method's at 135 million parameters (4e-3 for lora), times the objective's share (a tenth for dpo); "
         "for steps of fewer than 8 rows less in proportion; falling with the size to the power of 3/8 (a model 60 times as "
@@ -71,6 +74,7 @@ def resolve(
     seed: int | None = None,
     max_length: int | None = None,
     processes: int = 1,
+    precision: Precision | None = None,
     drops: bool = False,
 ) -> Resolved:
     """Numbers for what is None, as Resolved says; what is given is kept. `rows` are those that are trained.
@@ -84,15 +88,15 @@ def resolve(
     by_size = min((_TUNED_ON / parameters) ** _BY_SIZE, 10.0)
     rate = learning_rate or float(f"{tuned * by_batch * by_size:.1e}")
     steps = epochs * -(-rows // batch_size)
-    is_gpu = has_gpu()
+    precision = precision or precision_here()
     return Resolved(
         max_length=min(context_length, LONGEST) if max_length is None else max_length,
         epochs=epochs,
         batch_size=batch_size,
-        micro_batch_tokens=8192 if is_gpu else 1024,
+        micro_batch_tokens=8192 if has_gpu() else 2048 if precision == "bf16" else 1024,
         learning_rate=rate * (learning_rate_multiplier or 1.0),
         seed=secrets.randbelow(2**31) if seed is None else seed,
-        precision=precision(),
+        precision=precision,
         threads=max(cores // processes, 1),
         evaluate_every_steps=-(-steps // _EVALUATIONS),
         save_every_steps=-(-steps // _EVALUATIONS),

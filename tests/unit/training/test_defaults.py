@@ -41,6 +41,15 @@ def test_what_is_given_is_kept():
     assert (found.epochs, found.batch_size, found.learning_rate, found.seed) == (3, 5, 5e-4, 0)
 
 
+@pytest.mark.parametrize(
+    ("computes", "given", "tokens"), [("bf16", None, 2048), ("fp32", None, 1024), ("bf16", "fp32", 1024)]
+)
+def test_more_tokens_go_through_at_once_where_they_are_multiplied_faster(monkeypatch, computes, given, tokens):
+    monkeypatch.setattr(defaults, "precision_here", lambda: computes)
+    found = resolve(**SMALL, rows=300, precision=given)
+    assert (found.micro_batch_tokens, found.precision) == (tokens, given or computes)
+
+
 def test_a_run_is_evaluated_and_saved_about_four_times():
     found = resolve(**SMALL, rows=300)  # 2 epochs of 38 steps
     assert (found.evaluate_every_steps, found.save_every_steps) == (19, 19)
