@@ -28,7 +28,7 @@ from luthier.core.errors import LossDiverged
 from luthier.storage import Storage
 from luthier.training import defaults
 from luthier.training.events import Evaluated, Failed, Started, Succeeded, read_events
-from luthier.training.precision import has_gpu
+from luthier.training.precision import has_gpu, precision
 from luthier.training.spec import DataFile, PluginChoice, TrainingSpec
 
 LIBRARIES = ("torch", "transformers", "peft")
@@ -165,7 +165,7 @@ def machine(threads: int) -> str:
     return (
         f"{processor or platform.machine()}, {threads} of {os.cpu_count()} cores, {memory:.0f} GiB, "
         f"{'a GPU' if has_gpu() else 'no GPU'}; {platform.system()}, "
-        f"Python {platform.python_version()}, {libraries}; {defaults.precision()}"
+        f"Python {platform.python_version()}, {libraries}; {precision()}"
     )
 
 
